@@ -1,0 +1,1 @@
+"""Errors, logging, progress, files, names: what every other package stands on."""

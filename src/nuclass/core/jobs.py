@@ -1,0 +1,47 @@
+"""The frame around every script that Snakemake runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nuclass
+from nuclass.core.errors import UserError
+from nuclass.core.log import configure, get_logger
+
+_log = get_logger("nuclass.job")
+
+
+@contextmanager
+def snakemake_job(snakemake: Any) -> Iterator[None]:
+    """Run a script's body with logging to standard error and to the rule's log file.
+
+    A :class:`UserError` ends the job with its message alone. Any other error leaves its traceback in
+    the log. Both exit with status 1. ``threads`` is passed on to the numerical libraries, which read
+    it from the environment when they are first imported, so import them inside the body.
+    """
+    configure(snakemake.log[0] if snakemake.log else None)
+    threads = str(snakemake.threads)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = threads
+    start = time.monotonic()
+    host = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {threads} threads"
+    wildcards = ", ".join(f"{key}={value}" for key, value in snakemake.wildcards.items())
+    _log.info(
+        "%s%s | nuclass %s, %s", snakemake.rule, f" ({wildcards})" if wildcards else "", nuclass.__version__, host
+    )
+    try:
+        yield
+    except UserError as error:
+        _log.error("%s", error)
+        sys.exit(1)
+    except Exception:
+        _log.error("The job failed:\n%s", traceback.format_exc())
+        sys.exit(1)
+    _log.info("%s finished in %.1f s", snakemake.rule, time.monotonic() - start)
