@@ -1,0 +1,106 @@
+"""What a result was made from: settings, code, packages, machine, inputs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nuclass
+from nuclass.core.files import read_json, sha256
+
+PACKAGES = (
+    "anndata",
+    "h5py",
+    "igraph",
+    "leidenalg",
+    "lightning",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scanpy",
+    "scikit-learn",
+    "scipy",
+    "snakemake",
+    "tifffile",
+    "timm",
+    "torch",
+    "transformers",
+    "zarr",
+)
+
+
+def run_record(
+    config: Mapping[str, Any], tables: Iterable[str | Path], bundles: Mapping[str, str | Path], root: str | Path = "."
+) -> dict[str, Any]:
+    """Return what is needed to say later how a run came about.
+
+    Parameters
+    ----------
+    config
+        The settings in force.
+    tables
+        Small input files: sheets, ontology, markers, model settings. Their SHA-256 is recorded.
+    bundles
+        The inventory (``bundle.json``) of every slide; the SHA-256 of each of its files is taken from there.
+    root
+        The repository, for the state of its version control.
+    """
+    inventories = {slide: read_json(path) for slide, path in bundles.items()}
+    return {
+        "study": config["study"],
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": {"nuclass": nuclass.__version__, **git_state(root)},
+        "machine": {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.release()}",
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "packages": package_versions(),
+        "inputs": {str(path): sha256(path) for path in tables},
+        "bundles": {slide: _bundle_summary(inventory) for slide, inventory in inventories.items()},
+        "config": dict(config),
+    }
+
+
+def _bundle_summary(inventory: Mapping[str, Any]) -> dict[str, Any]:
+    files = inventory.get("files", {})
+    return {
+        "source": inventory.get("source"),
+        "xoa_version": inventory.get("xoa_version"),
+        "files": {name: entry.get("sha256") for name, entry in files.items()},
+        "bytes": sum(int(entry.get("bytes", 0)) for entry in files.values()),
+    }
+
+
+def git_state(root: str | Path) -> dict[str, Any]:
+    """Return the commit of the repository and whether tracked files differ from it (None: not known)."""
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: str | Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """Return the installed version of each package (None where it is not installed)."""
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions

@@ -1,0 +1,274 @@
+"""Check nested settings against a JSON schema and tell every fault at once, in words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nuclass.core.errors import UserError, closest
+
+Locate = Callable[[Sequence[str | int]], str]
+"""Gives the place (file, line, key) of a path into the settings."""
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file; a missing or broken file and a repeated key are :class:`UserError`."""
+    import yaml
+
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except FileNotFoundError as error:
+        raise UserError("A file is missing", where=file, fix="check the path in the configuration") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
+        raise UserError(
+            "A file is not valid YAML",
+            where=place,
+            found=getattr(error, "problem", None) or str(error),
+            fix="compare the indentation, colons and quotes of that line with the lines around it",
+        ) from error
+    _refuse_repeated_keys(root, file)
+    return data
+
+
+def _refuse_repeated_keys(node: Any, file: Path) -> None:
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            line = key.start_mark.line + 1
+            if name in seen:
+                raise UserError(
+                    f"The key '{name}' stands twice",
+                    where=f"{file}, lines {seen[name]} and {line}",
+                    expected="each key once; of two, only the last would count",
+                    fix="delete one of the two lines",
+                )
+            seen[name] = line
+            _refuse_repeated_keys(value, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, file)
+
+
+def key_lines(path: str | Path) -> dict[tuple[str | int, ...], int]:
+    """Return the line (from 1) of every key and list item of a YAML file, by its path."""
+    import yaml
+
+    lines: dict[tuple[str | int, ...], int] = {}
+
+    def walk(node: Any, at: tuple[str | int, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here = (*at, str(key.value))
+                lines[here] = key.start_mark.line + 1
+                walk(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, item in enumerate(node.value):
+                lines[(*at, number)] = item.start_mark.line + 1
+                walk(item, (*at, number))
+
+    walk(yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())
+    return lines
+
+
+def locator(files: Sequence[str | Path], otherwise: str, settings: Mapping[str, Any] | None = None) -> Locate:
+    """Return a function that names file and line of a key: the last of ``files`` that sets it.
+
+    A key stands in ``otherwise`` (the command line, or the file as a whole) when no file sets it, or when
+    ``settings``, the merged values, differ from what the last file says.
+    """
+    known = [(str(file), key_lines(file), read_yaml(file)) for file in files if Path(file).is_file()]
+
+    def locate(path: Sequence[str | int]) -> str:
+        for file, lines, data in reversed(known):
+            if tuple(path) in lines:
+                if settings is not None and _at(settings, path) != _at(data, path):
+                    return otherwise
+                return f"{file}, line {lines[tuple(path)]}"
+        return otherwise
+
+    return locate
+
+
+def _at(data: Any, path: Sequence[str | int]) -> Any:
+    for part in path:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def check_settings(
+    settings: Mapping[str, Any], schema: Mapping[str, Any], locate: Locate
+) -> tuple[dict[str, Any], list[UserError]]:
+    """Return a copy of ``settings`` with the schema's defaults filled in, and all faults found.
+
+    Text that spells a value of the wanted type is read as that value (``"7"`` for an integer, ``1e-3``
+    for a number, ``"false"`` for a switch): the command line and YAML 1.1 both hand such text over.
+    """
+    import jsonschema
+
+    checked = _complete(copy.deepcopy(dict(settings)), schema, schema)
+    faults = []
+    validator = jsonschema.Draft202012Validator(schema)
+    for error in sorted(validator.iter_errors(checked), key=lambda item: [str(part) for part in item.absolute_path]):
+        faults.extend(_faults(error, locate))
+    return checked, faults
+
+
+def raise_faults(faults: Sequence[UserError], what: str) -> None:
+    """Raise one :class:`UserError` that tells all ``faults``; do nothing when there is none."""
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise faults[0]
+    blocks = [f"{number}. " + str(fault).replace("\n", "\n ") for number, fault in enumerate(faults, start=1)]
+    raise UserError(f"{what}: {len(faults)} faults\n" + "\n".join(blocks))
+
+
+def _complete(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    """Fill in defaults and read text as the wanted type, from the top down."""
+    schema = _resolve(schema, root)
+    if isinstance(value, dict):
+        for name, part in schema.get("properties", {}).items():
+            part = _resolve(part, root)
+            if name not in value and "default" in part:
+                value[name] = copy.deepcopy(part["default"])
+            if name in value:
+                value[name] = _complete(value[name], part, root)
+        others = schema.get("additionalProperties")
+        if isinstance(others, dict):
+            for name in value.keys() - schema.get("properties", {}).keys():
+                value[name] = _complete(value[name], others, root)
+        return value
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        return [_complete(item, items, root) for item in value]
+    return _read_text(value, schema.get("type"))
+
+
+def _resolve(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follow a reference to ``#/$defs/name``; keys beside it (a default) go before the definition's."""
+    if "$ref" not in schema:
+        return schema
+    target = root["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+    return {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
+
+
+def _read_text(value: Any, wanted: str | list[str] | None) -> Any:
+    if not isinstance(value, str) or wanted is None:
+        return value
+    kinds = [wanted] if isinstance(wanted, str) else wanted
+    if "string" in kinds:
+        return value
+    text = value.strip().lower()
+    if "boolean" in kinds and text in ("true", "false"):
+        return text == "true"
+    if "null" in kinds and text in ("", "null", "none", "~"):
+        return None
+    for kind, read in (("integer", int), ("number", float)):
+        if kind in kinds:
+            try:
+                return read(text)
+            except ValueError:
+                continue
+    return value
+
+
+def _faults(error: Any, locate: Locate) -> Iterator[UserError]:
+    path = list(error.absolute_path)
+    key = dotted(path)
+    where = f"{locate(path)}, key {key}" if key else locate(path)
+    about = error.schema.get("description")
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        valid = sorted(error.schema.get("properties", {}))
+        for name in sorted(set(error.instance) - set(valid)):
+            inside = f" in {key}" if key else ""
+            yield UserError(
+                f"unknown key '{name}'{inside}.{closest(str(name), valid)}",
+                where=locate([*path, name]),
+                expected="one of " + ", ".join(valid),
+                fix="correct the spelling, or delete the line",
+            )
+    elif error.validator == "required":
+        for name in error.validator_value:
+            if isinstance(error.instance, dict) and name not in error.instance:
+                part = error.schema.get("properties", {}).get(name, {})
+                inside = f" in {key}" if key else ""
+                yield UserError(
+                    f"the key '{name}' is missing{inside}",
+                    where=where,
+                    expected=part.get("description"),
+                    fix=f"add the line '{name}: ...'",
+                )
+    elif error.validator in ("anyOf", "oneOf") and error.context:
+        yield UserError(f"the value of {key} does not fit", where=where, found=repr(error.instance), expected=about)
+    else:
+        hint = ""
+        if error.validator == "enum":
+            hint = closest(str(error.instance), [str(item) for item in error.validator_value])
+        expected = _rule(error)
+        yield UserError(
+            f"the value of {key} is not valid.{hint}" if hint else f"the value of {key} is not valid",
+            where=where,
+            found=_shown(error.instance),
+            expected=f"{expected} ({about})" if about else expected,
+        )
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """Write a path into nested settings as ``a.b[2]``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _shown(value: Any) -> str:
+    kinds = {str: "text", int: "a whole number", float: "a number", bool: "a switch", list: "a list", dict: "a section"}
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    if len(text) > 120:
+        text = text[:117] + "..."
+    return f"{text} ({kinds.get(type(value), type(value).__name__)})"
+
+
+def _rule(error: Any) -> str:
+    value = error.validator_value
+    names = {
+        "string": "text",
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a section of keys",
+        "null": "nothing",
+    }
+    if error.validator == "type":
+        kinds = [value] if isinstance(value, str) else value
+        return " or ".join(names.get(kind, kind) for kind in kinds)
+    rules = {
+        "enum": lambda: "one of " + ", ".join(str(item) for item in value),
+        "const": lambda: repr(value),
+        "minimum": lambda: f"at least {value}",
+        "maximum": lambda: f"at most {value}",
+        "exclusiveMinimum": lambda: f"more than {value}",
+        "exclusiveMaximum": lambda: f"less than {value}",
+        "multipleOf": lambda: f"a multiple of {value}",
+        "minItems": lambda: f"at least {value} entries",
+        "minLength": lambda: "text that is not empty",
+        "uniqueItems": lambda: "each entry once",
+        "pattern": lambda: f"text of the form {value}",
+    }
+    return rules[error.validator]() if error.validator in rules else str(error.message)

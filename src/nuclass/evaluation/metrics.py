@@ -1,0 +1,233 @@
+"""Metrics of one model on one set of cells, each by scikit-learn where it has the metric."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    recall_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
+
+from nuclass.core.errors import UserError
+
+MACRO_RULE = (
+    "Macro means run over the classes with at least {n} labelled cells in the evaluated set; "
+    "a class that is never predicted has F1 = 0 and counts. Predictions may fall on any class of the model."
+)
+
+
+def check_probabilities(y: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return the probabilities as float64 rows that sum to one; raise on anything that is not that.
+
+    ``y`` (N,) holds indices into ``classes``, ``probs`` (N, C).
+    """
+    values = np.asarray(probs, dtype=np.float64)
+    if values.shape != (len(y), len(classes)) or len(y) == 0:
+        raise UserError(
+            "Probabilities and labels do not fit together",
+            found=f"{values.shape} probabilities, {len(y)} labels, {len(classes)} classes",
+            expected="at least one cell, one row a cell, one column a class",
+        )
+    sums = values.sum(axis=1)
+    if not np.isfinite(values).all() or values.min() < 0 or np.abs(sums - 1).max() > 1e-3:
+        bad = int(np.flatnonzero(~np.isfinite(sums) | (values.min(axis=1) < 0) | (np.abs(sums - 1) > 1e-3))[0])
+        raise UserError(
+            "Probabilities are not valid",
+            where=f"row {bad}",
+            found=values[bad].round(4).tolist(),
+            expected="finite, not negative, summing to 1",
+        )
+    return values / sums[:, None]
+
+
+def macro_classes(y: np.ndarray, n_classes: int, min_support: int) -> np.ndarray:
+    """Return the indices of the classes that macro means run over."""
+    return np.flatnonzero(np.bincount(y, minlength=n_classes) >= max(min_support, 1))
+
+
+def metrics(
+    y: np.ndarray, probs: np.ndarray, classes: Sequence[str], *, bins: int = 15, min_support: int = 1
+) -> dict[str, Any]:
+    """Return the summary metrics of an open-set and a closed-set reading of the same probabilities.
+
+    Parameters
+    ----------
+    y
+        True classes (N,), indices into ``classes``.
+    probs
+        Probabilities (N, C).
+    classes
+        The model's classes, in column order.
+    bins
+        Bins of the expected calibration error.
+    min_support
+        Labelled cells a class needs to enter the macro means.
+
+    Returns
+    -------
+    dict
+        Open set: the arg max over all classes of the model. ``closed_set`` holds the same hard metrics
+        with the arg max taken within the classes that occur in ``y``, which flatters a model because
+        errors into absent classes become impossible. The Brier score is the mean over cells of the
+        sum over classes of (p - t)^2, between 0 and 2.
+    """
+    p = check_probabilities(y, probs, classes)
+    n_classes = len(classes)
+    chosen = macro_classes(y, n_classes, min_support)
+    present = np.flatnonzero(np.bincount(y, minlength=n_classes))
+    predicted = p.argmax(axis=1)
+    closed = present[p[:, present].argmax(axis=1)]
+    target = np.eye(n_classes)[y]
+    auroc, ap = _ranking(y, p, chosen)
+    every = np.arange(n_classes)
+    top2 = 1.0 if n_classes <= 2 else float(top_k_accuracy_score(y, p, k=2, labels=every))
+    return {
+        "n_cells": len(y),
+        "classes": list(classes),
+        "macro_classes": [classes[i] for i in chosen],
+        "macro_rule": MACRO_RULE.format(n=max(min_support, 1)),
+        **_hard(y, predicted, present, chosen),
+        "top2_accuracy": top2,
+        "log_loss": float(log_loss(y, p, labels=every)) if n_classes > 1 else 0.0,
+        "brier": float(((p - target) ** 2).sum(axis=1).mean()),
+        "ece": ece(y, p, bins=bins),
+        "ece_equal_mass": ece(y, p, bins=bins, equal_mass=True),
+        "auroc_macro": _mean(auroc),
+        "average_precision_macro": _mean(ap),
+        "mean_confidence": float(p.max(axis=1).mean()),
+        "closed_set": {"classes": [classes[i] for i in present], **_hard(y, closed, present, chosen)},
+    }
+
+
+def _hard(y: np.ndarray, predicted: np.ndarray, present: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    some = len(chosen) > 0
+    return {
+        "accuracy": float(accuracy_score(y, predicted)),
+        "macro_f1": (
+            float(f1_score(y, predicted, labels=chosen, average="macro", zero_division=0)) if some else float("nan")
+        ),
+        "macro_f1_all_present": float(f1_score(y, predicted, labels=present, average="macro", zero_division=0)),
+        "weighted_f1": float(f1_score(y, predicted, labels=present, average="weighted", zero_division=0)),
+        "balanced_accuracy": float(recall_score(y, predicted, labels=present, average="macro", zero_division=0)),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _ranking(y: np.ndarray, p: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One-versus-rest AUROC and average precision of each class; NaN where one side is empty."""
+    auroc = np.full(len(indices), np.nan)
+    ap = np.full(len(indices), np.nan)
+    for row, index in enumerate(indices):
+        positive = y == index
+        if 0 < positive.sum() < len(y):
+            auroc[row] = roc_auc_score(positive, p[:, index])
+            ap[row] = average_precision_score(positive, p[:, index])
+    return auroc, ap
+
+
+def per_class(y: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Return one row a class of the model: precision, recall, F1, support, AUROC and average precision.
+
+    A class without cells has support 0 and NaN for everything that needs cells.
+    """
+    p = check_probabilities(y, probs, classes)
+    every = np.arange(len(classes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        precision, recall, f1, support = precision_recall_fscore_support(
+            y, p.argmax(axis=1), labels=every, zero_division=0
+        )
+    auroc, ap = _ranking(y, p, every)
+    table = pd.DataFrame(
+        {
+            "class": list(classes),
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "support": support.astype(int),
+            "predicted": np.bincount(p.argmax(axis=1), minlength=len(classes)),
+            "auroc": auroc,
+            "average_precision": ap,
+        }
+    )
+    table.loc[table["support"] == 0, ["recall", "f1"]] = np.nan
+    table.loc[table["predicted"] == 0, "precision"] = np.nan
+    return table
+
+
+def confusion(y: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the confusion matrix as a long table: ``true``, ``predicted``, ``cells``, ``rate``.
+
+    ``rate`` is the share of the true class's cells (a row of the matrix sums to one); NaN where the
+    class has no cells.
+    """
+    counts = confusion_matrix(y, predicted, labels=np.arange(len(classes)))
+    support = counts.sum(axis=1, keepdims=True)
+    rates = np.divide(counts, support, out=np.full(counts.shape, np.nan), where=support > 0)
+    return pd.DataFrame(
+        {
+            "true": np.repeat(list(classes), len(classes)),
+            "predicted": np.tile(list(classes), len(classes)),
+            "cells": counts.ravel(),
+            "rate": rates.ravel(),
+        }
+    )
+
+
+def reliability(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass: bool = False) -> pd.DataFrame:
+    """Return confidence against accuracy in bins of the top probability.
+
+    Bins are of equal width on [0, 1], or hold equally many cells. Columns: ``low``, ``high``,
+    ``cells``, ``confidence`` and ``accuracy`` (means within the bin, NaN where it is empty).
+    """
+    confidence = np.asarray(probs, dtype=np.float64).max(axis=1)
+    right = (np.asarray(probs).argmax(axis=1) == y).astype(np.float64)
+    if equal_mass:
+        order = np.argsort(confidence, kind="stable")
+        bin_of = np.empty(len(y), dtype=np.int64)
+        bin_of[order] = np.arange(len(y)) * bins // len(y)
+        low = np.array([confidence[bin_of == b].min() if (bin_of == b).any() else np.nan for b in range(bins)])
+        high = np.array([confidence[bin_of == b].max() if (bin_of == b).any() else np.nan for b in range(bins)])
+    else:
+        edges = np.linspace(0, 1, bins + 1)
+        bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+        low, high = edges[:-1], edges[1:]
+    cells = np.bincount(bin_of, minlength=bins)
+    safe = np.maximum(cells, 1)
+    mean_confidence = np.bincount(bin_of, weights=confidence, minlength=bins) / safe
+    accuracy = np.bincount(bin_of, weights=right, minlength=bins) / safe
+    empty = cells == 0
+    mean_confidence[empty], accuracy[empty] = np.nan, np.nan
+    return pd.DataFrame({"low": low, "high": high, "cells": cells, "confidence": mean_confidence, "accuracy": accuracy})
+
+
+def ece(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass: bool = False) -> float:
+    """Return the expected calibration error of the top probability.
+
+    The mean over bins of |accuracy - confidence|, weighted by the share of cells (Guo et al. 2017).
+    """
+    table = reliability(y, probs, bins=bins, equal_mass=equal_mass).dropna()
+    gap = (table["accuracy"] - table["confidence"]).abs()
+    return float((gap * table["cells"]).sum() / table["cells"].sum())
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return row-wise softmax in float64."""
+    from scipy.special import softmax as scipy_softmax
+
+    return np.asarray(scipy_softmax(np.asarray(logits, dtype=np.float64), axis=1))

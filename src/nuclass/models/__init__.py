@@ -1,0 +1,1 @@
+"""Plain torch: backbones, the local, global and gate models, losses. No data, no files but weights."""

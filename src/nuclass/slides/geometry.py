@@ -1,0 +1,211 @@
+"""The frames of a slide and the one truth for its scale.
+
+Four frames, all continuous, origin in the top-left corner, x = column and y = row. Pixel ``i`` covers
+``[i, i + 1)`` and its centre lies at ``i + 0.5``.
+
+======== ============================================ ==============================================
+frame    unit                                         from the frame before
+======== ============================================ ==============================================
+um       micrometres of the Xenium bundle
+morph    level-0 pixels of the morphology image       ``x_morph = x_um / pixel_size``
+he       level-0 pixels of the H&E file               ``(x_he, y_he) = A^-1 (x_morph, y_morph)``
+px       level-0 pixels of the slide store            ``x_px = x_he * mpp_he / mpp_target``
+======== ============================================ ==============================================
+
+``A`` is the alignment file of 10x Genomics, which maps H&E pixels to morphology pixels. The scale of the
+H&E follows from it alone: ``mpp_he = sqrt(|det A|) * pixel_size``. What the image file says about its own
+pixel size is never used, because it is wrong in about half of the public files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nuclass.core.errors import UserError
+
+Points = NDArray[np.float64]
+
+# Two matrices of one physical slide differ by rounding only; a shear or an unequal scale beyond this is
+# no rigid placement of a section on a slide.
+MAX_ANISOTROPY = 1.05
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Conversions between the frames of one slide, vectorised over ``(N, 2)`` points.
+
+    Parameters
+    ----------
+    alignment
+        3 x 3 matrix, H&E px -> morphology px. An affine matrix or a homography.
+    pixel_size
+        Micrometres per morphology pixel, from ``experiment.xenium``.
+    mpp_target
+        Micrometres per pixel of the slide store.
+    he_shape
+        ``(height, width)`` of the H&E at level 0. Needed for a homography only, whose scale differs
+        from place to place and is taken at the centre of the image.
+
+    Raises
+    ------
+    UserError
+        The matrix is not 3 x 3, not finite or not invertible, or a size is not positive.
+    """
+
+    alignment: NDArray[np.float64]
+    pixel_size: float
+    mpp_target: float = 0.25
+    he_shape: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        matrix = np.asarray(self.alignment, dtype=np.float64)
+        if matrix.shape != (3, 3):
+            raise UserError(
+                "The alignment matrix has the wrong shape",
+                found=" x ".join(map(str, matrix.shape)),
+                expected="3 x 3",
+                fix="export the alignment again; the file has three rows of three numbers",
+            )
+        if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12 or abs(matrix[2, 2]) < 1e-12:
+            raise UserError(
+                "The alignment matrix cannot be inverted",
+                found=matrix.tolist(),
+                expected="a finite matrix with a determinant other than 0",
+                fix="export the alignment again",
+            )
+        for name in ("pixel_size", "mpp_target"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise UserError("A pixel size is not positive", where=name, found=value, expected="micrometres, > 0")
+        object.__setattr__(self, "alignment", matrix / matrix[2, 2])
+        if not self.is_affine and self.he_shape is None:
+            raise UserError(
+                "The scale of a homography depends on the place, and the size of the H&E is not known",
+                where="he_shape",
+                fix="give the height and width of the H&E",
+            )
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether the last row is 0, 0, 1 (else the alignment is a homography)."""
+        return bool(np.allclose(self.alignment[2], (0.0, 0.0, 1.0), rtol=0, atol=1e-12))
+
+    def jacobian(self, xy_he: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Return the 2 x 2 derivative d(morph)/d(he) at one H&E point (default: the image centre).
+
+        For an affine matrix this is its upper left block everywhere. For a homography with rows ``a``,
+        ``b``, ``c`` and ``w = c . (x, y, 1)`` it is ``([a; b] - m c^T) / w``, ``m`` the mapped point.
+        """
+        if self.is_affine:
+            return self.alignment[:2, :2].copy()
+        if xy_he is None:
+            assert self.he_shape is not None
+            xy_he = (self.he_shape[1] / 2, self.he_shape[0] / 2)
+        point = np.append(np.asarray(xy_he, dtype=np.float64), 1.0)
+        u, v, w = self.alignment @ point
+        mapped = np.array([u / w, v / w])
+        return (self.alignment[:2, :2] - np.outer(mapped, self.alignment[2, :2])) / w
+
+    @property
+    def mpp_he(self) -> float:
+        """Micrometres per H&E pixel: ``sqrt(|det A2x2|) * pixel_size`` (homography: at the image centre)."""
+        return float(np.sqrt(abs(np.linalg.det(self.jacobian()))) * self.pixel_size)
+
+    @property
+    def scale(self) -> float:
+        """Slide-store pixels per H&E pixel."""
+        return self.mpp_he / self.mpp_target
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the H&E is a mirror image of the morphology image (negative determinant)."""
+        return bool(np.linalg.det(self.jacobian()) < 0)
+
+    @property
+    def rotation_deg(self) -> float:
+        """Angle in degrees, in (-180, 180], by which the H&E's x axis is turned in the morphology frame.
+
+        Positive turns from x towards y (clockwise on a screen, where y points down). For a mirrored
+        slide it is the turn after flipping y: ``A = s R(angle) diag(1, -1)``.
+        """
+        matrix = self.jacobian()
+        return float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
+
+    @property
+    def anisotropy(self) -> float:
+        """Largest over smallest local scale; 1 for rotation, mirror and uniform scale."""
+        singular = np.linalg.svd(self.jacobian(), compute_uv=False)
+        return float(singular[0] / singular[1])
+
+    def um_to_morph(self, xy_um: ArrayLike) -> Points:
+        """Micrometres -> morphology px."""
+        return _points(xy_um) / self.pixel_size
+
+    def morph_to_um(self, xy_morph: ArrayLike) -> Points:
+        """Morphology px -> micrometres."""
+        return _points(xy_morph) * self.pixel_size
+
+    def he_to_morph(self, xy_he: ArrayLike) -> Points:
+        """H&E px -> morphology px, the direction of the alignment file."""
+        return _project(self.alignment, _points(xy_he))
+
+    def morph_to_he(self, xy_morph: ArrayLike) -> Points:
+        """Morphology px -> H&E px."""
+        inverse: NDArray[np.float64] = np.linalg.inv(self.alignment).astype(np.float64)
+        return _project(inverse, _points(xy_morph))
+
+    def he_to_px(self, xy_he: ArrayLike) -> Points:
+        """H&E px -> slide-store px."""
+        return _points(xy_he) * self.scale
+
+    def px_to_he(self, xy_px: ArrayLike) -> Points:
+        """Slide-store px -> H&E px."""
+        return _points(xy_px) / self.scale
+
+    def um_to_he(self, xy_um: ArrayLike) -> Points:
+        """Micrometres -> H&E px."""
+        return self.morph_to_he(self.um_to_morph(xy_um))
+
+    def he_to_um(self, xy_he: ArrayLike) -> Points:
+        """H&E px -> micrometres."""
+        return self.morph_to_um(self.he_to_morph(xy_he))
+
+    def um_to_px(self, xy_um: ArrayLike) -> Points:
+        """Micrometres -> slide-store px."""
+        return self.he_to_px(self.um_to_he(xy_um))
+
+    def px_to_um(self, xy_px: ArrayLike) -> Points:
+        """Slide-store px -> micrometres."""
+        return self.he_to_um(self.px_to_he(xy_px))
+
+    def store_shape(self, he_shape: tuple[int, int]) -> tuple[int, int]:
+        """Return ``(height, width)`` of the store for an H&E of that shape.
+
+        Rounded to nearest, so that the centre of every store pixel lies on the H&E.
+        """
+        height, width = (max(int(np.floor(n * self.scale + 0.5)), 1) for n in he_shape)
+        return height, width
+
+
+def window_origin(xy: ArrayLike, size: int) -> NDArray[np.int64]:
+    """Return the integer top-left pixel of the square window of ``size`` px around each point.
+
+    ``floor(xy - size / 2 + 0.5)`` for ``xy`` of shape ``(N, 2)`` or ``(2,)``, in the same frame. The
+    window covers ``[x0, x0 + size)``; its centre is within half a pixel of the point.
+    """
+    return np.floor(np.asarray(xy, dtype=np.float64) - size / 2 + 0.5).astype(np.int64)
+
+
+def _points(xy: ArrayLike) -> Points:
+    points = np.asarray(xy, dtype=np.float64)
+    if points.ndim == 0 or points.shape[-1] != 2:
+        raise ValueError(f"Points must have x and y in the last axis; got shape {points.shape}")
+    return points
+
+
+def _project(matrix: NDArray[np.float64], points: Points) -> Points:
+    mapped = points @ matrix[:, :2].T + matrix[:, 2]
+    return mapped[..., :2] / mapped[..., 2:]

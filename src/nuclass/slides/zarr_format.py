@@ -1,0 +1,163 @@
+"""The bytes of the slide store: OME-Zarr 0.5 on Zarr v3, sharded tiles of zstd.
+
+Axes c, y, x; uint8; one inner chunk is ``(3, tile, tile)``, one shard ``(3, shard, shard)``. The inner
+codecs are ``transpose`` (so that a decoded chunk is an interleaved RGB tile), ``bytes`` and ``zstd``. A shard
+file is the encoded tiles, then an index of (offset, length) pairs in row-major order, then the index's
+CRC-32C. A tile without a single pixel other than white is left out: offset and length are 2^64 - 1.
+Specifications: zarr-specs v3 sharding-indexed, ngff.openmicroscopy.org/0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclass.core.errors import UserError
+
+EMPTY = 2**64 - 1
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class LevelLayout:
+    """Where the pixels of one pyramid level lie: ``(height, width)``, tile side and shard side in px."""
+
+    height: int
+    width: int
+    tile: int
+    shard: int
+
+    @property
+    def tiles_per_shard(self) -> int:
+        """Tiles along one side of a shard."""
+        return self.shard // self.tile
+
+    @property
+    def tile_grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        return -(-self.height // self.tile), -(-self.width // self.tile)
+
+    @property
+    def shard_grid(self) -> tuple[int, int]:
+        """Rows and columns of shards."""
+        return -(-self.height // self.shard), -(-self.width // self.shard)
+
+    @property
+    def index_bytes(self) -> int:
+        """Length of a shard's index with its checksum."""
+        return 16 * self.tiles_per_shard**2 + 4
+
+
+def shard_path(root: Path, level: int, row: int, column: int) -> Path:
+    """Return the file of one shard (default chunk keys, separator ``/``)."""
+    return root / str(level) / "c" / "0" / str(row) / str(column)
+
+
+def array_metadata(layout: LevelLayout, zstd_level: int) -> dict[str, Any]:
+    """Return the ``zarr.json`` of one level."""
+    inner = [
+        {"name": "transpose", "configuration": {"order": [1, 2, 0]}},
+        {"name": "bytes"},
+        {"name": "zstd", "configuration": {"level": zstd_level, "checksum": False}},
+    ]
+    sharding = {
+        "chunk_shape": [3, layout.tile, layout.tile],
+        "codecs": inner,
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [3, layout.height, layout.width],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [3, layout.shard, layout.shard]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": WHITE,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {},
+        "dimension_names": ["c", "y", "x"],
+        "storage_transformers": [],
+    }
+
+
+def group_metadata(name: str, mpp: float, levels: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``zarr.json`` of the group: OME multiscales in micrometres, and ``nuclass`` with ``extra``.
+
+    The translation puts the centre of each level's first pixel where it lies on level 0.
+    """
+    datasets = []
+    for level in range(levels):
+        step = 2**level
+        shift = (step - 1) / 2 * mpp
+        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0, mpp * step, mpp * step]}]
+        if level:
+            transforms.append({"type": "translation", "translation": [0.0, shift, shift]})
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    axes = [
+        {"name": "c", "type": "channel"},
+        {"name": "y", "type": "space", "unit": "micrometer"},
+        {"name": "x", "type": "space", "unit": "micrometer"},
+    ]
+    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "mean"}
+    return {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"ome": {"version": "0.5", "multiscales": [multiscale]}, "nuclass": extra},
+    }
+
+
+def parse_layout(metadata: dict[str, Any], where: Path) -> LevelLayout:
+    """Read a level's layout from its ``zarr.json``; anything but this module's own codecs is refused."""
+    try:
+        (sharding,) = metadata["codecs"]
+        configuration = sharding["configuration"]
+        channels, height, width = metadata["shape"]
+        tile = configuration["chunk_shape"][2]
+        shard = metadata["chunk_grid"]["configuration"]["chunk_shape"][2]
+        layout = LevelLayout(height, width, tile, shard)
+        known = (
+            channels == 3
+            and metadata["data_type"] == "uint8"
+            and configuration["index_location"] == "end"
+            and [codec["name"] for codec in configuration["codecs"]] == ["transpose", "bytes", "zstd"]
+            and configuration["codecs"][0]["configuration"]["order"] == [1, 2, 0]
+        )
+    except (KeyError, ValueError, TypeError, IndexError):
+        known = False
+    if not known:
+        raise UserError(
+            "This Zarr array is not a level of a slide store",
+            where=where,
+            expected="uint8, axes c y x, sharded tiles of zstd, as nuclass writes them",
+            fix="build the slide again",
+        )
+    return layout
+
+
+def encode_index(index: NDArray[np.uint64]) -> bytes:
+    """Return a shard's index ``(rows, columns, 2)`` as bytes, little-endian, with its CRC-32C."""
+    from google_crc32c import value
+
+    data = np.ascontiguousarray(index, dtype="<u8").tobytes()
+    return data + int(value(data)).to_bytes(4, "little")
+
+
+def decode_index(data: bytes, layout: LevelLayout, where: Path) -> NDArray[np.uint64]:
+    """Return a shard's index ``(tiles, tiles, 2)`` from its last bytes; a wrong checksum is an error."""
+    from google_crc32c import value
+
+    body, check = data[:-4], data[-4:]
+    if len(data) != layout.index_bytes or int(value(body)).to_bytes(4, "little") != check:
+        raise UserError(
+            "A file of the slide store is damaged",
+            where=where,
+            found="an index whose checksum is wrong",
+            fix="build the slide again",
+        )
+    n = layout.tiles_per_shard
+    return np.frombuffer(body, dtype="<u8").reshape(n, n, 2)

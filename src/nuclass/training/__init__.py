@@ -1,0 +1,1 @@
+"""Training of the three models, caching of context features, prediction."""

@@ -1,0 +1,178 @@
+"""From the study's files to loaders: training cells, vocabulary, windows, cached context features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
+from nuclass.core.names import TRAIN, VAL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nuclass.data import InMemoryWindows, Vocabulary, WindowDataset
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where a study lies and at what scale.
+
+    Attributes
+    ----------
+    slides
+        One dictionary a slide with ``slide`` and ``organ``.
+    results
+        The results folder; stores lie at ``slides/<slide>/he.ome.zarr``.
+    mpp
+        Micrometres per pixel of the slide stores.
+    windows
+        Sides in store pixels: ``local`` and ``global``.
+    cache_mb
+        Decoded tiles kept in memory while windows are cut.
+    """
+
+    slides: list[dict[str, str]]
+    results: Path
+    mpp: float = 0.25
+    windows: dict[str, int] = field(default_factory=lambda: {"local": 224, "global": 1024})
+    cache_mb: int = 128
+
+    def store(self, slide: str) -> Path:
+        """Return the path of a slide's store."""
+        return Path(self.results) / "slides" / slide / "he.ome.zarr"
+
+    def features(self, slide: str) -> Path:
+        """Return the path of a slide's cached context features, (N, K)."""
+        return Path(self.results) / "features" / "context" / f"{slide}.h5"
+
+    def views(self, slide: str) -> Path:
+        """Return the path of the context features of train and val cells under augmentation, (N, V, K)."""
+        return Path(self.results) / "features" / "context" / f"{slide}.views.h5"
+
+    def reader(self) -> Any:
+        """Return a window reader of all slides."""
+        from nuclass.data import WindowReader
+
+        return WindowReader({row["slide"]: self.store(row["slide"]) for row in self.slides}, self.cache_mb)
+
+
+def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocabulary]:
+    """Return the labelled train cells, the labelled val cells, and the vocabulary of the train cells.
+
+    Cells of val whose class no training cell has are left out and counted in the log.
+
+    Raises
+    ------
+    UserError
+        When a split is empty or training has fewer than two classes.
+    """
+    from nuclass.data import Vocabulary, load_cells
+
+    frame = load_cells(study.slides, study.results, (TRAIN, VAL))
+    names = ", ".join(row["slide"] for row in study.slides)
+    for split in (TRAIN, VAL):
+        if not (frame["split"] == split).any():
+            raise UserError(
+                f"There is no labelled cell in the split '{split}'",
+                where=f"slides {names}",
+                fix="check the labels' summary and the fractions under 'splits'",
+            )
+    train = frame[frame["split"] == TRAIN].reset_index(drop=True)
+    vocabulary = Vocabulary.from_frame(train, unknown_organ=True)
+    if len(vocabulary.classes) < 2:
+        raise UserError(
+            "Training needs at least two classes",
+            where=f"slides {names}",
+            found=f"only {vocabulary.classes[0]}",
+            fix="check the labels' summary of these slides",
+        )
+    val = known_classes(frame[frame["split"] == VAL], vocabulary, "val")
+    if val.empty:
+        raise UserError("No val cell has a class that training saw", where=f"slides {names}")
+    _log.info("%d train and %d val cells, %d classes", len(train), len(val), len(vocabulary.classes))
+    return train, val, vocabulary
+
+
+def known_classes(frame: pd.DataFrame, vocabulary: Vocabulary, what: str) -> pd.DataFrame:
+    """Return the rows whose class the vocabulary has; the others are counted in the log."""
+    unseen = ~frame["class"].isin(vocabulary.classes)
+    if unseen.any():
+        counts = ", ".join(f"{name} {n}" for name, n in frame.loc[unseen, "class"].value_counts().items())
+        _log.warning("Left out of %s, because no training cell has their class: %s", what, counts)
+    return frame[~unseen].reset_index(drop=True)
+
+
+def local_windows(
+    frame: pd.DataFrame,
+    study: Study,
+    vocabulary: Vocabulary,
+    *,
+    read_level: int,
+    input_px: int,
+    memory_mb: float,
+    extra: dict[str, Any] | None = None,
+    description: str = "local windows",
+) -> InMemoryWindows | WindowDataset:
+    """Return the local windows of ``frame`` as a dataset, in memory where they fit."""
+    from nuclass.data import choose_dataset
+
+    return choose_dataset(
+        frame,
+        study.reader(),
+        vocabulary,
+        size=study.windows["local"],
+        level=read_level,
+        out_px=input_px,
+        memory_mb=memory_mb,
+        extra=extra,
+        description=description,
+    )
+
+
+def context_features(frame: pd.DataFrame, study: Study, *, views: bool) -> Tensor:
+    """Return the cached context features of ``frame``'s cells as float16 (N, 1 + V, K), plain ones first.
+
+    Without ``views``, or where none were cached, V is 0.
+    """
+    from nuclass.data import read_features
+
+    parts: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+    slides = frame["slide"].to_numpy()
+    for slide in dict.fromkeys(slides):
+        rows = np.flatnonzero(slides == slide)
+        ids = frame["cell_id"].to_numpy()[rows].tolist()
+        features = read_features(study.features(slide), ids)[:, None]
+        if views and study.views(slide).is_file():
+            features = np.concatenate([features, read_features(study.views(slide), ids)], 1)
+        parts.append((rows, features))
+    shapes = {features.shape[1:] for _, features in parts}
+    if len(shapes) != 1:
+        raise UserError(
+            "Context features differ between slides",
+            where=study.features("<slide>"),
+            found=", ".join(map(str, sorted(shapes))),
+            expected="one number of views and one width",
+            fix="compute the features of all slides again",
+        )
+    result = np.empty((len(frame), *next(iter(shapes))), np.float16)
+    for rows, features in parts:
+        result[rows] = features
+    return torch.from_numpy(result)
+
+
+def cells_by_slide(*frames: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
+    """Return ``{slide: {split: [cell ids]}}``, as a checkpoint stores it."""
+    result: dict[str, dict[str, list[str]]] = {}
+    for frame in frames:
+        for (slide, split), part in frame.groupby(["slide", "split"], sort=True):
+            result.setdefault(str(slide), {})[str(split)] = part["cell_id"].astype(str).tolist()
+    return result

@@ -1,0 +1,1 @@
+"""Xenium bundles: reading, alignment to the H&E image, fetching."""
