@@ -267,7 +267,11 @@ def _local_faults(root: Path, values: Mapping[str, str], where: str) -> list[Use
         if not (folder / name).is_file()
     ]
     for column in ("he", "alignment"):
-        if values[column] and not (root / values[column]).is_file():
+        if not values[column]:
+            faults.append(
+                UserError(f"a local slide names no {column}", where=where, expected=f"its file in the column '{column}'")
+            )
+        elif not (root / values[column]).is_file():
             faults.append(
                 UserError(
                     f"the file of column '{column}' is missing",

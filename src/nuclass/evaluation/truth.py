@@ -288,4 +288,3 @@ def score_study(
     }
     out["criteria"] = criteria(out["labels"], out["models"], out["geometry"])
     return out
-

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BRANCHES = ("local", "global", "mean", "fused", "oracle")
 _PARTS = {
-    "both": ("Both right", "#BDBDBD"),
+    "both": ("Both right", "#C9C9C9"),
     "A_only": ("Only local right", BRANCH_COLOURS["local"]),
     "B_only": ("Only global right", BRANCH_COLOURS["global"]),
     "neither": ("Neither", "#EFEFEF"),
@@ -37,7 +37,7 @@ def draw_branches(
     table = pd.read_csv(comparison_csv, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
     table = table[table["metric"].isin(["accuracy", "macro_f1"]) & table["name"].isin(BRANCHES)]
     cohorts = read_json(comparison_json)["cohorts"]
-    fig = new_figure(style, DOUBLE_MM, 66)
+    fig = new_figure(style, DOUBLE_MM, 62)
     axes = fig.subplots(1, 3, width_ratios=[1, 1, 1.1])
     for ax, metric, label in zip(axes, ("accuracy", "macro_f1"), ("Accuracy", "Macro-F1"), strict=False):
         _scores(ax, table[table["metric"] == metric], list(cohorts))
@@ -46,6 +46,8 @@ def draw_branches(
     axes[2].set_title("Which branch is right")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower left", ncols=len(BRANCHES))
+    handles, labels = axes[2].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower right", ncols=len(_PARTS))
     numbers = table.drop(columns="class").rename(columns={"name": "branch"})
     save_figure(fig, outputs, csv, pd.concat([numbers, rows], ignore_index=True), synthetic=synthetic)
 
@@ -59,11 +61,15 @@ def _scores(ax: Axes, table: pd.DataFrame, cohorts: Sequence[str]) -> None:
     floor = float(np.nanmin(table["low"])) if table["low"].notna().any() else 0.0
     ax.set_ylim(max(0.0, np.floor(floor * 20 - 0.5) / 20), 1.0)
     ax.set_xlim(-0.6, len(cohorts) - 0.4)
-    ax.set_xticks(np.arange(len(cohorts)), [cohort_name(c).replace(" ", "\n", 1) for c in cohorts])
+    ax.set_xticks(np.arange(len(cohorts)), [_wrap(cohort_name(c)) for c in cohorts])
     ax.tick_params(axis="x", length=0)
     ax.grid(axis="y")
     for edge in np.arange(len(cohorts) - 1) + 0.5:
         ax.axvline(edge, color="#E4E4E4", lw=0.5)
+
+
+def _wrap(name: str) -> str:
+    return name.replace(" ", "\n", 1) if len(name) > 10 else name
 
 
 def _shares(ax: Axes, cohorts: dict[str, dict[str, dict[str, float]]]) -> pd.DataFrame:
@@ -87,5 +93,4 @@ def _shares(ax: Axes, cohorts: dict[str, dict[str, dict[str, float]]]) -> pd.Dat
     ax.set_xlabel("Cells")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
     return pd.DataFrame(rows)

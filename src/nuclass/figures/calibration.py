@@ -14,6 +14,7 @@ from nuclass.figures.style import BRANCH_COLOURS, DOUBLE_MM, GREY, MODEL_NAMES, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MIN_CELLS = 20
 _COLOURS = {"local": BRANCH_COLOURS["local"], "global": BRANCH_COLOURS["global"], "gate": BRANCH_COLOURS["fused"]}
 
 
@@ -28,9 +29,11 @@ def draw_calibration(
 ) -> None:
     """Draw one reliability diagram a model, with the histogram of confidence below.
 
+    Bins with fewer than :data:`MIN_CELLS` cells are left out of the curve, not of the CSV or the ECE.
+
     ``reliability`` and ``metrics`` map a model to its ``reliability.csv`` and ``metrics.json``.
     """
-    fig = new_figure(style, DOUBLE_MM, 82)
+    fig = new_figure(style, DOUBLE_MM, 92)
     axes = fig.subplots(2, len(reliability), sharex=True, squeeze=False, height_ratios=[4, 1])
     tables = []
     for column, (model, path) in enumerate(reliability.items()):
@@ -38,7 +41,7 @@ def draw_calibration(
         summary = read_json(metrics[model])
         _diagram(axes[0, column], table, summary, _COLOURS.get(model, GREY))
         _histogram(axes[1, column], table, _COLOURS.get(model, GREY))
-        axes[0, column].set_title(MODEL_NAMES.get(model, model))
+        axes[0, column].set_title(MODEL_NAMES.get(model, model), pad=21)
         tables.append(table.assign(model=model))
     axes[0, 0].set_ylabel("Accuracy in the bin")
     axes[1, 0].set_ylabel("Cells (%)")
@@ -61,7 +64,7 @@ def _diagram(ax: Axes, table: pd.DataFrame, summary: Mapping[str, Any], colour: 
     ax.plot([0, 1], [0, 1], color="#BBBBBB", lw=0.6, ls=(0, (3, 2)), zorder=1)
     eces = {"before": summary["before_calibration"]["ece"], "after": summary["ece"]}
     for stage, ink, face in (("before", GREY, "white"), ("after", colour, colour)):
-        rows = table[(table["stage"] == stage) & (table["cells"] > 0)]
+        rows = table[(table["stage"] == stage) & (table["cells"] >= MIN_CELLS)]
         ax.plot(
             rows["confidence"],
             rows["accuracy"],
@@ -74,9 +77,9 @@ def _diagram(ax: Axes, table: pd.DataFrame, summary: Mapping[str, Any], colour: 
             lw=0.9,
             label=f"{stage} calibration, ECE {eces[stage]:.3f}",
         )
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
     ax.grid()
-    ax.legend(loc="upper left", bbox_to_anchor=(0.03, 0.98))
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.01))
 
 
 def _histogram(ax: Axes, table: pd.DataFrame, colour: str) -> None:
@@ -95,4 +98,4 @@ def _histogram(ax: Axes, table: pd.DataFrame, colour: str) -> None:
             linewidth=0.6,
         )
     ax.set_xlabel("Confidence")
-    ax.set_xlim(0, 1)
+    ax.set_xlim(0, 1.02)

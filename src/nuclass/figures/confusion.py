@@ -15,7 +15,7 @@ from nuclass.figures.style import DOUBLE_MM, LIGHT, SINGLE_MM, Classes, class_do
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_CMAP = "PuBu"
+_CMAP = "Blues"
 
 
 def draw_confusion(
@@ -46,6 +46,7 @@ def draw_confusion(
         ax.set_title(f"{cohort_name(name)}  (n = {int(table['cells'].sum()):,})")
     for ax in axes.flat[len(data) :]:
         ax.set_visible(False)
+    _outer_dots(axes, names, sheet)
     for ax in axes[:, 0]:
         ax.set_ylabel("Label")
     for ax in axes[-1]:
@@ -67,8 +68,10 @@ def draw_one_confusion(
     sheet = Classes.read(classes)
     data = pd.read_csv(table)
     fig = new_figure(style, SINGLE_MM + 10, SINGLE_MM)
-    ax = fig.subplots()
-    _panel(ax, data, _used([data], sheet), sheet)
+    axes = fig.subplots(1, 1, squeeze=False)
+    ax, names = axes[0, 0], _used([data], sheet)
+    _panel(ax, data, names, sheet)
+    _outer_dots(axes, names, sheet)
     ax.set(title=f"{title}  (n = {int(data['cells'].sum()):,})", xlabel="Predicted class", ylabel="Label")
     with atomic_path(png) as temporary:
         fig.savefig(temporary, format="png")
@@ -99,12 +102,17 @@ def _panel(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) 
     places = np.arange(len(names))
     ax.set_xticks(places, [sheet.short(n) for n in names], rotation=90)
     ax.set_yticks(places, [sheet.short(n) for n in names])
-    ax.tick_params(length=0, pad=6)
+    ax.tick_params(length=0, pad=7)
     ax.set_xticks(places[1:] - 0.5, minor=True)
     ax.set_yticks(places[1:] - 0.5, minor=True)
     ax.grid(which="minor", color="white", lw=0.6)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)
-    class_dots(ax, sheet, names, axis="y", offset=-0.022)
-    class_dots(ax, sheet, names, axis="x", offset=-0.022)
     return image
+
+
+def _outer_dots(axes: Any, names: Sequence[str], sheet: Classes) -> None:
+    for ax in axes[:, 0]:
+        class_dots(ax, sheet, names, axis="y", offset=-0.022)
+    for ax in axes[-1]:
+        class_dots(ax, sheet, names, axis="x", offset=-0.022)

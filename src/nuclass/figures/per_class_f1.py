@@ -55,10 +55,10 @@ def draw_per_class_f1(
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
         ax.grid(axis="x")
         ax.spines["left"].set_visible(False)
-        ax.tick_params(axis="y", length=0, pad=7)
+        ax.tick_params(axis="y", length=0, pad=9)
     if cohorts:
         axes[0].set_yticks(np.arange(len(names)), [sheet.short(n) for n in names])
-        class_dots(axes[0], sheet, names, axis="y", offset=-0.055)
+        class_dots(axes[0], sheet, names, axis="y", offset=-0.06)
         handles, labels = axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper right", ncols=len(BRANCHES))
     save_figure(fig, outputs, csv, table, synthetic=synthetic)

@@ -125,13 +125,14 @@ def error_bars(
         ax.hlines(y, low, high, color=colour, lw=0.8, zorder=2)
     else:
         ax.vlines(x, low, high, color=colour, lw=0.8, zorder=2)
+    flat = marker == "_"
     ax.scatter(
         x,
         y,
-        s=26 if marker == "_" else 11,
+        s=26 if flat else 11,
         marker=marker,
-        facecolor="white" if hollow and marker != "_" else colour,
-        edgecolor=colour,
+        facecolor="white" if hollow and not flat else colour,
+        edgecolor=None if flat else colour,
         linewidth=0.9,
         zorder=3,
         label=BRANCH_NAMES[branch],

@@ -134,6 +134,7 @@ class CenterPool(nn.Module):
         self.weight_logits = nn.Parameter(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * 0.2**2))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Pool a feature map (B, C, h, w)."""
         weights = torch.softmax(self.weight_logits.flatten(), 0).view_as(self.weight_logits)
         return torch.cat([(features * weights).sum((2, 3)), features.mean((2, 3))], 1)
 
@@ -406,9 +407,7 @@ def _is_file_setting(weights: object) -> bool:
 
 def _load_strict(net: nn.Module, file: Path, name: str) -> None:
     if not file.is_file():
-        raise UserError(
-            f"The weights of {name} are missing", where=file, fix="check the key 'weights' of the backbone"
-        )
+        raise UserError(f"The weights of {name} are missing", where=file, fix="check the key 'weights' of the backbone")
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 

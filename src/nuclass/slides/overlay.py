@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FIELD_UM = 100.0
-_KEPT, _DROPPED, _OUTLINE, _FRAME = "#0b5394", "#e69f00", "#19f5c1", "#111111"
+_KEPT, _DROPPED, _OUTLINE, _FRAME = "#10d0a8", "#ffb000", "#19f5c1", "#111111"
 _SCALE_STEPS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 

@@ -54,34 +54,38 @@ def draw_split(
     low, high = low - margin, high + margin
     across, down = high - low
     zoom = _LONG_SIDE_IN / max(across, down)
-    width, height = max(across * zoom, 3.2), down * zoom
-    figure = Figure(figsize=(width + 0.9, height + 1.25), dpi=150)
+    width, height, left = across * zoom, down * zoom, 0.65
+    wide = width > 6.5
+    head = 0.7 if wide else 1.0
+    figure = Figure(figsize=(max(width, 3.4) + left + 0.15, height + head + 0.5), dpi=150)
     FigureCanvasAgg(figure)
     total_w, total_h = figure.get_size_inches()
-    axes = figure.add_axes((0.7 / total_w, 0.55 / total_h, width / total_w, height / total_h))
+    axes = figure.add_axes((left / total_w, 0.5 / total_h, width / total_w, height / total_h))
     size = float(np.clip(22_000 * (zoom / 3.3) ** 2 / max(seen.sum(), 1), 0.3, 9.0))
-    for name in (BUFFER, TRAIN, VAL, TEST):
+    for name in (TRAIN, VAL, TEST, BUFFER):
         rows = seen & (names == name)
         if rows.any():
             label = f"{_NAMES[name]} {rows.sum():,}"
             axes.scatter(xy[rows, 0], xy[rows, 1], s=size, c=COLOURS[name], linewidths=0, label=label)
     _draw_cuts(axes, report, scale)
-    _draw_window(axes, low, high, window_px * scale, margin)
-    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", xlabel="x (mm)", ylabel="y (mm)")
+    _draw_window(axes, report, low + margin, high - margin, window_px * scale, scale)
+    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", anchor="SW", xlabel="x (mm)")
+    axes.set_ylabel("y (mm)")
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.text(0.7 / total_w, 1 - 0.22 / total_h, report.get("slide", ""), fontsize=11, weight="bold", va="center")
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0, 1, 0),
-        borderaxespad=0.4,
-        ncols=4 if width > 5 else 2,
+    figure.text(left / total_w, 1 - 0.18 / total_h, report.get("slide", ""), fontsize=11, weight="bold", va="center")
+    figure.legend(
+        loc="upper left",
+        bbox_to_anchor=(left / total_w, 1 - 0.34 / total_h),
+        ncols=5 if wide else 2,
         frameon=False,
         fontsize=8,
         markerscale=float(np.sqrt(28 / size)),
-        handletextpad=0.2,
+        handletextpad=0.3,
+        handlelength=1.2,
         columnspacing=1.2,
         borderpad=0,
+        borderaxespad=0,
     )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -102,12 +106,16 @@ def _draw_cuts(axes: Axes, report: dict[str, Any], scale: float) -> None:
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="black", lw=0.8))
 
 
-def _draw_window(axes: Axes, low: np.ndarray, high: np.ndarray, side: float, margin: float) -> None:
-    """Outline one window of the largest size in a corner, to scale."""
+def _draw_window(
+    axes: Axes, report: dict[str, Any], low: np.ndarray, high: np.ndarray, side: float, scale: float
+) -> None:
+    """Outline one window of the largest size to scale: in the middle of the first gap, or in a corner."""
     from matplotlib.patches import Rectangle
 
-    if side > 0.6 * float((high - low).min()):
-        return
-    x0, y0 = high[0] - margin - side, high[1] - margin - side
-    axes.add_patch(Rectangle((x0, y0), side, side, fc=(1, 1, 1, 0.75), ec="black", lw=0.9, zorder=4))
-    axes.text(x0 + side / 2, y0 + side / 2, "largest\nwindow", ha="center", va="center", fontsize=6, zorder=5)
+    corner = high - side
+    if report.get("edges_px"):
+        along = "xy".index(report["axis"])
+        corner = (low + high - side) / 2
+        corner[along] = report["edges_px"][0] * scale
+    label = f"largest window ({side * 1000:.0f} µm)"
+    axes.add_patch(Rectangle(tuple(corner), side, side, fill=False, ec="black", lw=1.0, zorder=4, label=label))

@@ -297,10 +297,8 @@ def _transcripts(
     height, width = data.morphology.shape
     row = np.clip((y / data.pixel_size).astype(np.int64), 0, height - 1)
     column = np.clip((x / data.pixel_size).astype(np.int64), 0, width - 1)
-    if "cell" in given:
-        cell = given["cell"].to_numpy().astype(np.int64)
-    else:
-        cell = masks[1][row, column].astype(np.int64) - 1
+    located = masks[1][row, column].astype(np.int64) - 1
+    cell = given["cell"].to_numpy().astype(np.int64) if "cell" in given else located
     if "overlaps_nucleus" in given:
         overlaps = given["overlaps_nucleus"].to_numpy().astype(np.uint8)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from nuclass.synthetic.classes import LOOKS
 from nuclass.synthetic.shapes import Shapes, wobble
@@ -111,15 +111,19 @@ def _stroma(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Draw collagen: fibres of changing direction, the same near tumour and far from it."""
     step = max(1, round(1.0 * canvas.px_per_um))
     shape = (canvas.height // step + 3, canvas.width // step + 3)
-    layers = []
-    for sigma in ((1.0, 7.0), (7.0, 1.0), (2.0, 2.0)):
-        layer = gaussian_filter(rng.standard_normal(shape).astype(np.float32), sigma)
-        layers.append(layer / layer.std())
-    mix = gaussian_filter(rng.standard_normal(shape).astype(np.float32), 30)
-    mix = np.clip(0.5 + 0.8 * mix / (mix.std() + 1e-9), 0, 1)
-    field = 0.36 + 0.085 * (mix * layers[0] + (1 - mix) * layers[1]) + 0.04 * layers[2]
+    rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
+    waves = [gaussian_filter(rng.standard_normal(shape).astype(np.float32), 32) for _ in range(2)]
+    down, right = (24 * wave / wave.std() for wave in waves)
+    fibres = _unit(gaussian_filter(rng.standard_normal(shape).astype(np.float32), (1.1, 7.0), mode="wrap"))
+    fibres = map_coordinates(fibres, [rows + down, columns + right], order=1, mode="grid-wrap")
+    patches = _unit(gaussian_filter(rng.standard_normal(shape).astype(np.float32), 12))
+    field = 0.37 + 0.07 * fibres + 0.03 * patches
     large = zoom(np.clip(field, 0.05, 0.8), step, order=1, grid_mode=True, mode="nearest")
     return np.ascontiguousarray(large[: canvas.height, : canvas.width], dtype=np.float32)
+
+
+def _unit(field: np.ndarray) -> np.ndarray:
+    return field / (field.std() + 1e-9)
 
 
 def _cut_glass(

@@ -35,6 +35,11 @@ def augment_images(images: Tensor, settings: Augment, generator: torch.Generator
     generator
         Random state on the CPU; small parameter tensors are drawn there, so results do not depend on the device.
     """
+    with torch.autocast(images.device.type, enabled=False):
+        return _augment(images, settings, generator)
+
+
+def _augment(images: Tensor, settings: Augment, generator: torch.Generator | None) -> Tensor:
     if settings.dihedral:
         images = dihedral(images, torch.randint(0, 8, (len(images),), generator=generator))
     x = to_unit(images)

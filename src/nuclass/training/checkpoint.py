@@ -43,7 +43,7 @@ def load_checkpoint(path: str | Path, model: str) -> dict[str, Any]:
         raise UserError(f"The checkpoint of the {model} model is missing", where=file, fix="train the model first")
     try:
         data = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a broken file
+    except Exception as error:
         raise UserError("A checkpoint cannot be read", where=file, found=str(error).splitlines()[0]) from error
     if not isinstance(data, dict) or "format" not in data or "state" not in data:
         raise UserError("A file is not a checkpoint of this workflow", where=file, expected="a file named best.ckpt")
@@ -107,9 +107,7 @@ def new_local(section: settings_.Local, n_organs: int, n_classes: int, *, load_w
     )
 
 
-def new_global(
-    section: settings_.Global, backbone: dict[str, Any], context_dim: int, n_classes: int
-) -> GlobalModel:
+def new_global(section: settings_.Global, backbone: dict[str, Any], context_dim: int, n_classes: int) -> GlobalModel:
     """Build a global model without weights; ``backbone`` are the local model's backbone settings."""
     net = section.model
     return GlobalModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 from dataclasses import dataclass, field
@@ -346,10 +347,8 @@ def _union(options: tuple[Any, ...], value: Any, label: str, faults: list[str]) 
 
 def _scalar(kind: type[Any], value: Any, label: str, faults: list[str]) -> Any:
     if kind is float and isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):

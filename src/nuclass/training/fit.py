@@ -83,7 +83,10 @@ class History(pl.Callback):
         }
         self.rows.append(row)
         _log.info(
-            "%s: epoch %d, %s", self.description, trainer.current_epoch, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+            "%s: epoch %d, %s",
+            self.description,
+            trainer.current_epoch,
+            ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()),
         )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,7 +203,12 @@ def _quiet() -> None:
     """Leave out the framework's hints that do not apply here (batches are in memory, no workers needed)."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*LeafSpec.*",
-                    ".*callbacks used to create the checkpoint.*", ".*GPU available but not used.*",
-                    ".*lr_scheduler.step.*before.*optimizer.step.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*LeafSpec.*",
+        ".*callbacks used to create the checkpoint.*",
+        ".*GPU available but not used.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

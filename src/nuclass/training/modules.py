@@ -110,9 +110,7 @@ class LocalModule(Skeleton):
     def loss(self, batch: dict[str, Tensor], images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the weighted cross-entropy."""
         logits = self.model(images, batch["organ"]).logits.float()
-        return F.cross_entropy(
-            logits, batch["label"], weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
+        return F.cross_entropy(logits, batch["label"], weight=self.class_weights, label_smoothing=self.label_smoothing)
 
     def logits(self, batch: dict[str, Tensor], images: Tensor) -> Tensor:
         """Return the local model's logits."""

@@ -76,7 +76,11 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         "model": LOCAL,
         "config": to_plain(section),
         **common_payload(study, vocabulary, train, val),
-        "input": {"size": study.windows["local"], "read_level": section.read_level, "input_px": model.backbone.input_px},
+        "input": {
+            "size": study.windows["local"],
+            "read_level": section.read_level,
+            "input_px": model.backbone.input_px,
+        },
     }
     metrics = write_outputs(out, payload, model, logits, val_set.label, result, {"n_train": len(train)})
     clear_work(work)
@@ -96,6 +100,7 @@ def train_global(
     Other parameters and the result are those of :func:`train_local`.
     """
     from nuclass.data import make_loader
+    from nuclass.training.branches import feature_attributes
     from nuclass.training.fit import clear_work, fingerprint, fit
     from nuclass.training.modules import MONITOR, GlobalModule
 
@@ -140,6 +145,7 @@ def train_global(
         "input": dict(teacher_ckpt["input"]),
         "backbone": teacher_ckpt["config"]["backbone"],
         "context": to_plain(settings.context),
+        "features": feature_attributes(study, [row["slide"] for row in study.slides]),
         "context_dim": int(context.shape[2]),
         "alpha": float(model.alpha),
     }
@@ -182,7 +188,7 @@ def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Any, settings: M
     """Return the frozen local model's logits (N, C) of a dataset's plain windows, computed once."""
     from nuclass.data import make_loader
     from nuclass.training.augment import to_unit
-    from nuclass.training.predict import choose_device
+    from nuclass.training.branches import choose_device
 
     device = choose_device(settings.predict.accelerator)
     teacher = teacher.to(device).eval()

@@ -29,6 +29,14 @@ class _TryAgainError(OSError):
     """A fault of the line or the server that may be gone in a moment."""
 
 
+class _PastTheEndError(_TryAgainError):
+    """A range was asked for that begins at or after the end of a file of ``total`` bytes."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        super().__init__("what was downloaded before does not belong to this file")
+
+
 def _patiently(work: Callable[[], T], what: str, attempts: int, pause_s: float) -> T:
     """Call ``work`` until it succeeds, at most ``attempts`` times, waiting twice as long each time."""
     import aiohttp
@@ -71,6 +79,9 @@ def _request(url: str, start: int = 0) -> http.client.HTTPResponse:
             urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S
         )
     except urllib.error.HTTPError as error:
+        if error.code == 416:
+            size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+            raise _PastTheEndError(int(size) if size.isdigit() else None) from error
         if error.code in _TRANSIENT:
             raise _TryAgainError(f"HTTP {error.code} {error.reason}") from error
         raise _refused(url, error.code, str(error.reason)) from error
@@ -97,15 +108,16 @@ def download(url: str, path: str | Path, *, attempts: int = 5, pause_s: float = 
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def work() -> None:
-        total = _size(url)
-        if target.exists() and total is not None and target.stat().st_size == total:
+        if target.exists() and target.stat().st_size == _size(url):
             return
         done = part.stat().st_size if part.exists() else 0
-        if total is None or done > total:
-            part.unlink(missing_ok=True)
-            done = 0
-        if total is None or done < total:
-            _append(url, part, done, total)
+        try:
+            total = _append(url, part, done)
+        except _PastTheEndError as error:
+            if error.total != done:
+                part.unlink(missing_ok=True)
+                raise
+            total = done
         size = part.stat().st_size
         if total is not None and size != total:
             raise _TryAgainError(f"{size} of {total} bytes")
@@ -122,16 +134,20 @@ def _size(url: str) -> int | None:
     return int(length) if length is not None else None
 
 
-def _append(url: str, part: Path, done: int, total: int | None) -> None:
+def _append(url: str, part: Path, done: int) -> int | None:
+    """Write what follows after ``done`` bytes (all of it if the server knows no ranges); return the full size."""
     with _request(url, done) as response:
         resumed = response.status == 206 and done > 0
-        if resumed:
-            _log.info("%s: continuing after %.1f MB", part.name[:-5], done / 1e6)
         start = done if resumed else 0
-        with part.open("ab" if resumed else "wb") as stream, Progress((total or 0) - start, url, "bytes") as progress:
+        length = response.headers.get("Content-Length")
+        left = int(length) if length is not None else None
+        if resumed:
+            _log.info("%s: continuing after %.1f MB", part.name.removesuffix(".part"), done / 1e6)
+        with part.open("ab" if resumed else "wb") as stream, Progress(left or 0, url, "bytes") as progress:
             while block := response.read(_BLOCK):
                 stream.write(block)
                 progress.advance(len(block))
+    return start + left if left is not None else None
 
 
 @contextmanager

@@ -1,0 +1,155 @@
+"""The two trained branches together: features and logits of the local and the global model for any cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nuclass.core.errors import UserError
+from nuclass.core.names import GLOBAL, LOCAL
+from nuclass.core.progress import Progress
+from nuclass.training.augment import augment_images, to_unit
+from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local
+from nuclass.training.config import Augment, Predict
+from nuclass.training.inputs import Study, context_features, local_windows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class BranchOutputs(NamedTuple):
+    """Features (N, DA), (N, DB) and uncalibrated logits (N, C) of both branches, float32 on the CPU."""
+
+    features_a: Tensor
+    features_b: Tensor
+    logits_a: Tensor
+    logits_b: Tensor
+
+    def probabilities(self, temperature_a: float, temperature_b: float) -> tuple[Tensor, Tensor]:
+        """Return calibrated probabilities of both branches."""
+        return (self.logits_a / temperature_a).softmax(1), (self.logits_b / temperature_b).softmax(1)
+
+
+def choose_device(accelerator: str = "auto") -> torch.device:
+    """Return the device for inference: CUDA where there is one, unless the setting says ``cpu``."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("gpu", "cuda"):
+        raise UserError(
+            "No GPU was found", where="accelerator", found=accelerator, expected="a CUDA device", fix="use 'auto'"
+        )
+    return torch.device("cpu")
+
+
+class Branches:
+    """The local and the global model, frozen and in eval mode.
+
+    Parameters
+    ----------
+    local_checkpoint, global_checkpoint
+        Their ``best.ckpt``; they must know the same classes and organs.
+    """
+
+    def __init__(self, local_checkpoint: Path, global_checkpoint: Path, settings: Predict) -> None:
+        from nuclass.data import Vocabulary
+
+        self.local = load_checkpoint(local_checkpoint, LOCAL)
+        self.global_ = load_checkpoint(global_checkpoint, GLOBAL)
+        for key in ("classes", "organs", "input", "mpp"):
+            if self.local[key] != self.global_[key]:
+                raise UserError(
+                    f"The local and the global model differ in their {key}",
+                    where=f"{local_checkpoint} and {global_checkpoint}",
+                    found=self.global_[key],
+                    expected=self.local[key],
+                    fix="train the global model again after the local one",
+                )
+        self.settings = settings
+        self.device = choose_device(settings.accelerator)
+        self.vocabulary = Vocabulary.from_dict(self.local)
+        self.model_a = restore_local(self.local).to(self.device).requires_grad_(False)
+        self.model_b = restore_global(self.global_).to(self.device).requires_grad_(False)
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Temperatures of the local and the global model, fitted on val."""
+        return float(self.local["temperature"]), float(self.global_["temperature"])
+
+    def dataset(self, frame: pd.DataFrame, study: Study, *, views: bool, memory_mb: float = 2048) -> Any:
+        """Return the local windows and context features of ``frame``; its classes may be any."""
+        check_features(study, frame, self.global_)
+        source = self.local["input"]
+        return local_windows(
+            frame.assign(**{"class": frame["class"].where(frame["class"].isin(self.vocabulary.classes), "")}),
+            study,
+            self.vocabulary,
+            read_level=source["read_level"],
+            input_px=source["input_px"],
+            memory_mb=memory_mb,
+            extra={"context": context_features(frame, study, views=views)},
+        )
+
+    @torch.inference_mode()
+    def outputs(
+        self, dataset: Any, *, view: int = 0, augment: Augment | None = None, seed: int = 0, description: str = "cells"
+    ) -> BranchOutputs:
+        """Run both models over a dataset of :meth:`dataset`.
+
+        Parameters
+        ----------
+        view
+            Which stored context features to use: 0 the plain ones, then those under augmentation.
+        augment
+            Augmentation of the local windows, seeded by ``seed``; None takes them as they are.
+        """
+        from nuclass.data import make_loader
+
+        generator = torch.Generator().manual_seed(seed)
+        parts: list[tuple[Tensor, ...]] = []
+        with Progress(len(dataset), description, "cells") as progress:
+            for batch in make_loader(dataset, self.settings.batch_size):
+                image = batch["image"].to(self.device)
+                pixels = augment_images(image, augment, generator) if augment else to_unit(image)
+                context = batch["context"][:, view].to(self.device)
+                a = self.model_a(pixels, batch["organ"].to(self.device))
+                b = self.model_b(pixels, context)
+                parts.append(tuple(x.float().cpu() for x in (a.features, b.features, a.logits, b.logits)))
+                progress.advance(len(image))
+        return BranchOutputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def feature_attributes(study: Study, slides: list[str]) -> dict[str, Any]:
+    """Return what the cached context features depend on; they must agree over ``slides``."""
+    from nuclass.data import read_attributes
+
+    found = {slide: read_attributes(study.features(slide)) for slide in slides}
+    first_slide, first = next(iter(found.items()))
+    for slide, attributes in found.items():
+        if attributes != first:
+            raise UserError(
+                "Context features of two slides were made in different ways",
+                where=f"{study.features(first_slide)} and {study.features(slide)}",
+                found=attributes,
+                expected=first,
+                fix="compute the features of all slides again",
+            )
+    return first
+
+
+def check_features(study: Study, frame: pd.DataFrame, checkpoint: dict[str, Any]) -> None:
+    """Raise when the cached context features are not of the kind that the global model was trained on."""
+    attributes = feature_attributes(study, list(dict.fromkeys(frame["slide"])))
+    expected = checkpoint["features"]
+    differing = [key for key in expected if attributes.get(key) != expected[key]]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            "Context features do not fit the global model",
+            where=study.features(frame["slide"].iloc[0]),
+            found=f"{key} = {attributes.get(key)}",
+            expected=f"{key} = {expected[key]}",
+            fix="compute the features of this slide again with the model's backbone",
+        )
