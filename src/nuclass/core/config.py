@@ -48,6 +48,25 @@ class Study:
         return list(self.slides.index[self.slides["role"] == "cohort"])
 
 
+def merge_files(files: Sequence[str | Path], root: str | Path = ".") -> dict[str, Any]:
+    """Read settings from files; sections are merged key by key and the last file wins."""
+    merged: dict[str, Any] = {}
+    for file in files:
+        data = read_yaml(Path(root) / file)
+        if not isinstance(data, dict):
+            raise UserError("A configuration file is not a section of keys", where=file, found=repr(data)[:80])
+        _merge(merged, data)
+    return merged
+
+
+def _merge(into: dict[str, Any], data: Mapping[str, Any]) -> None:
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
 def load_study(
     config: Mapping[str, Any], root: str | Path = ".", files: Sequence[str | Path] = (), schemas: str | Path | None = None
 ) -> Study:
@@ -78,7 +97,7 @@ def load_study(
     places = [root / file for file in files]
     locate = locator(places, "the command line (--config)" if places else "the configuration", config)
     checked, faults = check_settings(config, read_yaml(schemas / "config.schema.yaml"), locate)
-    faults += _check_numbers(checked, locate)
+    faults = faults or _check_numbers(checked, locate)
     rows, sheet_faults = _read_slides(root, checked.get("slides"), read_yaml(schemas / "slides.schema.yaml"))
     faults += sheet_faults
     models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))
@@ -90,39 +109,48 @@ def load_study(
 
 
 def _check_numbers(config: Mapping[str, Any], locate: Any) -> list[UserError]:
-    """Check settings against each other; settings of a wrong type were told already."""
+    """Check settings, each valid by itself, against each other."""
+    splits, windows, store = config["splits"], config["windows"], config["slide_store"]
+    widest = max(windows.values()) * config["mpp"]
     faults = []
-    try:
-        if config["splits"]["val"] + config["splits"]["test"] >= 1:
-            faults.append(
-                UserError(
-                    "splits.val and splits.test leave no cells to train on",
-                    where=locate(["splits", "val"]),
-                    found=f"{config['splits']['val']} + {config['splits']['test']}",
-                    expected="a sum below 1",
-                    fix="make one of them smaller",
-                )
+    if splits["val"] + splits["test"] >= 0.9:
+        faults.append(
+            UserError(
+                "splits.val and splits.test leave too few cells to train on",
+                where=locate(["splits", "val"]),
+                found=f"{splits['val']} + {splits['test']}",
+                expected="a sum below 0.9",
+                fix="make one of them smaller",
             )
-        if config["windows"]["local"] >= config["windows"]["global"]:
-            faults.append(
-                UserError(
-                    "the local window is not smaller than the global one",
-                    where=locate(["windows", "local"]),
-                    found=f"local {config['windows']['local']} px, global {config['windows']['global']} px",
-                    expected="local below global",
-                )
+        )
+    if splits["buffer_um"] < widest and splits["protocol"] == "corrected":
+        faults.append(
+            UserError(
+                "splits.buffer_um is narrower than the largest window",
+                where=locate(["splits", "buffer_um"]),
+                found=f"{splits['buffer_um']:g} um",
+                expected=f"at least {widest:g} um (windows.global x mpp), so that no window sees two splits",
+                fix=f"set it to {widest:g}",
             )
-        if config["slide_store"]["shard"] % config["slide_store"]["tile"]:
-            faults.append(
-                UserError(
-                    "slide_store.shard is not a multiple of slide_store.tile",
-                    where=locate(["slide_store", "shard"]),
-                    found=f"shard {config['slide_store']['shard']} px, tile {config['slide_store']['tile']} px",
-                    expected="a multiple, such as 8 tiles",
-                )
+        )
+    if windows["local"] >= windows["global"]:
+        faults.append(
+            UserError(
+                "the local window is not smaller than the global one",
+                where=locate(["windows", "local"]),
+                found=f"local {windows['local']} px, global {windows['global']} px",
+                expected="local below global",
             )
-    except (KeyError, TypeError):
-        return faults
+        )
+    if store["shard"] % store["tile"]:
+        faults.append(
+            UserError(
+                "slide_store.shard is not a multiple of slide_store.tile",
+                where=locate(["slide_store", "shard"]),
+                found=f"shard {store['shard']} px, tile {store['tile']} px",
+                expected="a multiple, such as 8 tiles",
+            )
+        )
     return faults
 
 
@@ -295,9 +323,10 @@ def _alignment_faults(file: Path, shown: str, where: str) -> list[UserError]:
         matrix = [[float(cell) for cell in row] for row in cells]
         if [len(row) for row in matrix] == [3, 3, 3]:
             return []
-        found = f"{len(matrix)} rows of {', '.join(str(n) for n in sorted({len(row) for row in matrix}))} numbers"
+        widths = ", ".join(str(width) for width in sorted({len(row) for row in matrix}))
+        found = f"{len(matrix)} rows of {widths} numbers" if matrix else "an empty file"
     except ValueError:
-        found = f"text that is no number: {lines[0][:60]}" if lines else "an empty file"
+        found = f"text that is no number: {lines[0][:60]}"
     return [
         UserError(
             "an alignment file is not a 3x3 matrix",

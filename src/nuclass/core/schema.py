@@ -20,8 +20,8 @@ def read_yaml(path: str | Path) -> Any:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.load(text, Loader=_loader())
+        root = yaml.compose(text, Loader=_loader())
     except FileNotFoundError as error:
         raise UserError("A file is missing", where=file, fix="check the path in the configuration") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -35,6 +35,13 @@ def read_yaml(path: str | Path) -> Any:
         ) from error
     _refuse_repeated_keys(root, file)
     return data
+
+
+def _loader() -> Any:
+    """Return the safe loader, the fast one where PyYAML was built with it."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _refuse_repeated_keys(node: Any, file: Path) -> None:
@@ -76,7 +83,7 @@ def key_lines(path: str | Path) -> dict[tuple[str | int, ...], int]:
                 lines[(*at, number)] = item.start_mark.line + 1
                 walk(item, (*at, number))
 
-    walk(yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())
+    walk(yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_loader()), ())
     return lines
 
 
@@ -211,8 +218,11 @@ def _faults(error: Any, locate: Locate) -> Iterator[UserError]:
                     expected=part.get("description"),
                     fix=f"add the line '{name}: ...'",
                 )
-    elif error.validator in ("anyOf", "oneOf") and error.context:
-        yield UserError(f"the value of {key} does not fit", where=where, found=repr(error.instance), expected=about)
+    elif error.validator == "anyOf":
+        options = " or ".join(_rule(inner) for inner in error.context)
+        yield UserError(
+            f"the value of {key} is not valid", where=where, found=_shown(error.instance), expected=options
+        )
     else:
         hint = ""
         if error.validator == "enum":

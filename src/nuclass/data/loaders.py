@@ -94,7 +94,8 @@ class BlockBatchSampler(Sampler[list[int]]):
             base = drawn if self.order is None else base[np.sort(self._ranks()[drawn])]
         if self.order is None:
             return rng.permutation(base)
-        blocks = np.array_split(base, range(BLOCK_CELLS, len(base), BLOCK_CELLS))
+        first = int(rng.integers(1, BLOCK_CELLS + 1))
+        blocks = np.array_split(base, range(first, len(base), BLOCK_CELLS))
         turn = rng.permutation(len(blocks))
         pools = [
             np.concatenate([blocks[i] for i in turn[start : start + POOL_BLOCKS]])

@@ -91,6 +91,12 @@ def compare_cohorts(
     return results
 
 
+def by_model(paths: Sequence[str | Path], models: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Sort prediction tables ``.../{model}/{slide}.parquet`` into model -> slide -> path."""
+    files = [Path(path) for path in paths]
+    return {model: {file.stem: file for file in files if file.parent.name == model} for model in models}
+
+
 def flatten(results: Mapping[str, Any]) -> pd.DataFrame:
     """Return the comparison as a long table, one row a number."""
     rows: list[dict[str, Any]] = []

@@ -207,7 +207,7 @@ def criteria(labels: Mapping[str, Any], models: Mapping[str, Any], geometry: Map
     ``threshold`` and ``met``.
     """
     result = models["labels"]
-    scores, differences = result["models"], result["differences"]
+    differences = result["differences"]
     rows: list[dict[str, Any]] = []
 
     def add(criterion: str, value: float | Mapping[str, float], threshold: str, met: bool) -> None:

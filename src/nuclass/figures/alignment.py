@@ -1,8 +1,9 @@
-"""Does the H&E lie where the cells are? One overlay a slide, and what is left of the offset."""
+"""Does the H&E lie where the cells are? A field of every slide with its nuclei, and what is left of the offset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,89 +26,141 @@ _KEYS = (
     "residual_y_um",
     "residual_sem_um",
     "score",
+    "n_measured",
     "verdict",
 )
 _COLUMNS = 4
-_MAX_PX = 700
-_VERDICT = {"pass": BRANCH_COLOURS["global"], "warn": BRANCH_COLOURS["local"], "fail": BRANCH_COLOURS["fused"]}
+_SIDE_MM = (DOUBLE_MM - 10) / _COLUMNS
+_OUTLINE = "#00E5A8"
+_SCALE_UM = 20
+
+
+@dataclass(frozen=True)
+class Field:
+    """A square of a slide: its picture (S, S, 3), and the outlines of its nuclei in the square's pixels."""
+
+    image: np.ndarray
+    outlines: list[np.ndarray]
+    mpp: float
+
+
+def read_field(store: str | Path, cells: str | Path, bundle: str | Path, alignment: Mapping[str, Any]) -> Field:
+    """Cut the middle one of the fields that the slide's own overlay shows.
+
+    Parameters
+    ----------
+    store, cells
+        The slide's ``he.ome.zarr`` and ``cells.parquet``.
+    bundle
+        The folder of its bundle, for the outlines of the nuclei.
+    alignment
+        What ``alignment.json`` holds.
+    """
+    from nuclass.slides.geometry import Frames
+    from nuclass.slides.overlay import FIELD_UM, choose_fields, outlines_px
+    from nuclass.slides.store import SlideStore
+    from nuclass.xenium.reader import read_bundle
+
+    matrix = np.asarray(alignment["matrix"], dtype=np.float64)
+    frames = Frames(matrix, alignment["pixel_size"], alignment["mpp"], tuple(alignment["he_shape"]))
+    outlines = outlines_px(read_bundle(bundle).boundaries("nucleus"), frames)
+    with SlideStore(store) as opened:
+        fields = choose_fields(pd.read_parquet(cells), opened)
+        x, y = fields[len(fields) // 2]
+        size = round(FIELD_UM / opened.mpp)
+        image, _ = opened.window(x, y, size)
+    corner = np.floor(np.array([x, y]) - size / 2 + 0.5)
+    inside = outlines[["x_px", "y_px"]].sub(corner).gt(0).all(axis=1)
+    inside &= outlines[["x_px", "y_px"]].sub(corner + size).lt(0).all(axis=1)
+    near = outlines[outlines["polygon"].isin(outlines.loc[inside, "polygon"].unique())]
+    lines = [part[["x_px", "y_px"]].to_numpy() - corner for _, part in near.groupby("polygon", sort=False)]
+    return Field(np.asarray(image), lines, float(alignment["mpp"]))
 
 
 def draw_alignment(
-    alignments: Mapping[str, str | Path],
-    overlays: Mapping[str, str | Path],
+    alignments: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Field],
     outputs: Sequence[str | Path],
     csv: str | Path,
     *,
     style: str | Path,
     synthetic: bool,
 ) -> None:
-    """Draw the overlay of every slide and the residual offsets between nuclei and picture.
+    """Draw a field of every slide, the residual offsets between nuclei and picture, and the scales.
 
-    ``alignments`` and ``overlays`` map a slide to its ``alignment.json`` and ``alignment.png``.
+    ``alignments`` and ``fields`` map a slide to what ``alignment.json`` holds and to its :class:`Field`.
     """
     slides = list(alignments)
-    facts = pd.DataFrame([_facts(slide, read_json(alignments[slide])) for slide in slides])
+    facts = pd.DataFrame([{"slide": s, **{key: alignments[s].get(key) for key in _KEYS}} for s in slides])
     rows = -(-len(slides) // _COLUMNS)
-    fig = new_figure(style, DOUBLE_MM, rows * 47 + 62)
-    grid = fig.add_gridspec(rows + 1, _COLUMNS, height_ratios=[*[47] * rows, 58])
+    below_mm = 4.2 * max(len(slides), 4) + 18
+    fig = new_figure(style, DOUBLE_MM, rows * (_SIDE_MM + 5) + below_mm)
+    grid = fig.add_gridspec(rows + 1, _COLUMNS, height_ratios=[*[_SIDE_MM + 5] * rows, below_mm])
     for place, slide in enumerate(slides):
-        ax = fig.add_subplot(grid[place // _COLUMNS, place % _COLUMNS])
-        _overlay(ax, overlays[slide], facts.iloc[place])
-    _residuals(fig.add_subplot(grid[rows, :2]), facts)
-    _scales(fig.add_subplot(grid[rows, 2:]), facts)
+        _field(fig.add_subplot(grid[place // _COLUMNS, place % _COLUMNS]), fields[slide], facts.iloc[place])
+    first = fig.add_subplot(grid[rows, :2])
+    _residuals(first, facts)
+    _scales(fig.add_subplot(grid[rows, 2:], sharey=first), facts)
     save_figure(fig, outputs, csv, facts, synthetic=synthetic)
 
 
-def _facts(slide: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {"slide": slide, **{key: data.get(key) for key in _KEYS}}
+def draw_alignment_of(
+    paths: Mapping[str, Mapping[str, str | Path]],
+    outputs: Sequence[str | Path],
+    csv: str | Path,
+    *,
+    style: str | Path,
+    synthetic: bool,
+) -> None:
+    """Read the fields of all slides and draw; ``paths`` is slide -> ``alignment store cells bundle``."""
+    alignments = {slide: read_json(files["alignment"]) for slide, files in paths.items()}
+    fields = {
+        slide: read_field(files["store"], files["cells"], files["bundle"], alignments[slide])
+        for slide, files in paths.items()
+    }
+    draw_alignment(alignments, fields, outputs, csv, style=style, synthetic=synthetic)
 
 
-def _overlay(ax: Axes, path: str | Path, facts: pd.Series) -> None:
-    from PIL import Image
+def _field(ax: Axes, field: Field, facts: pd.Series) -> None:
+    from matplotlib.collections import LineCollection
 
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-        picture.thumbnail((_MAX_PX, _MAX_PX))
-    ax.imshow(np.asarray(picture), interpolation="antialiased")
+    size = field.image.shape[0]
+    ax.imshow(field.image, extent=(0, size, size, 0), interpolation="antialiased")
+    ax.add_collection(LineCollection(field.outlines, colors="#00000066", linewidths=1.1))
+    ax.add_collection(LineCollection(field.outlines, colors=_OUTLINE, linewidths=0.6))
+    length, pad = _SCALE_UM / field.mpp, size * 0.05
+    ax.plot([pad, pad + length], [size - pad] * 2, color="white", lw=2.6, solid_capstyle="butt")
+    ax.plot([pad, pad + length], [size - pad] * 2, color="black", lw=1.5, solid_capstyle="butt")
+    text = ax.text(pad, size - pad * 1.6, f"{_SCALE_UM} µm", fontsize=5, ha="left", va="bottom")
+    text.set_bbox({"facecolor": "white", "alpha": 0.75, "pad": 0.6, "linewidth": 0})
+    ax.set(xlim=(0, size), ylim=(size, 0))
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    ax.set_title(str(facts["slide"]).replace("_", " "), pad=2)
-    turned = "" if facts["rotation_deg"] is None else f"{facts['rotation_deg']:.1f}°"
+    turn = "" if facts["rotation_deg"] is None else f"{facts['rotation_deg']:.1f}°"
     mirror = ", mirrored" if facts["mirrored"] else ""
-    ax.set_xlabel(f"{facts['mpp_he']:.4f} µm/px, {turned}{mirror}", fontsize=5.5, color="#555555")
+    ax.set_title(str(facts["slide"]).replace("_", " "), pad=2.5)
+    ax.set_title(f"{turn}{mirror}", loc="right", fontsize=5.5, weight="normal", color="#666666", pad=2.5)
 
 
 def _residuals(ax: Axes, facts: pd.DataFrame) -> None:
+    places = np.arange(len(facts))
     x, y, sem = (pd.to_numeric(facts[f"residual_{k}_um"]).to_numpy(float) for k in ("x", "y", "sem"))
-    reach = float(np.nanmax(np.abs([x, y]) + sem)) if np.isfinite(x).any() else 0.0
-    reach = max(0.6, reach * 1.25)
-    for radius in (0.25, 0.5, 1.0, 2.0, 5.0):
-        if radius < reach:
-            ax.add_patch(_circle(radius))
-            ax.text(0, radius, f"{radius:g} µm", fontsize=5, color=GREY, ha="center", va="bottom")
-    ax.axhline(0, color="#DDDDDD", lw=0.5, zorder=0)
-    ax.axvline(0, color="#DDDDDD", lw=0.5, zorder=0)
-    for place, row in facts.reset_index(drop=True).iterrows():
-        if np.isfinite(x[place]):
-            colour = _VERDICT.get(str(row["verdict"]), GREY)
-            ax.errorbar(x[place], y[place], sem[place], sem[place], fmt="o", ms=3, color=colour, lw=0.7)
-            ax.annotate(
-                str(row["slide"]).replace("_", " "),
-                (x[place], y[place]),
-                xytext=(3, 2 if place % 2 else -2),
-                textcoords="offset points",
-                fontsize=5,
-                va="bottom" if place % 2 else "top",
-            )
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    ax.set(xlabel="Offset along x (µm)", ylabel="Offset along y (µm)", title="Residual offset of the nuclei")
-
-
-def _circle(radius: float) -> Any:
-    from matplotlib.patches import Circle
-
-    return Circle((0, 0), radius, fill=False, ec="#CCCCCC", lw=0.5, ls=(0, (3, 2)))
+    ax.axvspan(-0.25, 0.25, color="#F1F1F1", lw=0, zorder=0, label="±1 px (0.25 µm)")
+    ax.axvline(0, color="#CCCCCC", lw=0.5, zorder=1)
+    for values, name, branch, shift in ((x, "along x", "global", -0.14), (y, "along y", "fused", 0.14)):
+        colour = BRANCH_COLOURS[branch]
+        ax.errorbar(values, places + shift, xerr=1.96 * sem, fmt="o", ms=2.8, color=colour, lw=0.7, label=name)
+    bad = facts["verdict"].isin(["warn", "fail"]).to_numpy()
+    for place in places[bad | ~np.isfinite(x)]:
+        ax.annotate(str(facts["verdict"].iloc[place]), (0.99, place), xycoords=("axes fraction", "data"), ha="right",
+                    va="center", fontsize=5.5, color=BRANCH_COLOURS["fused"])  # fmt: skip
+    reach = float(np.nanmax(np.abs([x, y]) + 1.96 * sem)) if np.isfinite(x).any() else 0.0
+    reach = max(0.35, 1.15 * reach)
+    ax.set_yticks(places, [slide.replace("_", " ") for slide in facts["slide"]])
+    ax.set(xlim=(-reach, reach), ylim=(len(facts) - 0.5, -0.5), xlabel="Residual offset of the nuclei (µm, 95 %)")
+    ax.tick_params(axis="y", length=0)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 
 def _scales(ax: Axes, facts: pd.DataFrame) -> None:
@@ -115,21 +168,11 @@ def _scales(ax: Axes, facts: pd.DataFrame) -> None:
     measured = pd.to_numeric(facts["mpp_he"]).to_numpy(float)
     stated = pd.to_numeric(facts["embedded_mpp"]).to_numpy(float)
     known = np.isfinite(stated)
-    ax.hlines(places[known], measured[known], stated[known], color="#CCCCCC", lw=0.8, zorder=1)
-    ax.scatter(
-        stated[known],
-        places[known],
-        s=14,
-        marker="D",
-        fc="white",
-        ec=GREY,
-        lw=0.8,
-        label="stated by the file",
-        zorder=2,
-    )
-    ax.scatter(measured, places, s=14, color=BRANCH_COLOURS["global"], label="from the alignment", zorder=3)
-    ax.set_yticks(places, [slide.replace("_", " ") for slide in facts["slide"]])
-    ax.set(ylim=(len(facts) - 0.5, -0.5), xlabel="H&E pixel size (µm/px)", title="Scale of the H&E")
-    ax.tick_params(axis="y", length=0)
+    ax.hlines(places[known], measured[known], stated[known], color="#BBBBBB", lw=0.8, zorder=1)
+    face = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.8}
+    ax.scatter(stated[known], places[known], s=20, marker="D", label="stated by the file", zorder=2, **face)
+    ax.scatter(measured, places, s=9, color=BRANCH_COLOURS["global"], label="from the alignment", zorder=3)
+    ax.set(xlabel="Pixel size of the H&E (µm)")
+    ax.tick_params(axis="y", length=0, labelleft=False)
     ax.grid(axis="x")
-    ax.legend(loc="best")
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

@@ -45,9 +45,9 @@ def draw_branches(
     rows = _shares(axes[2], cohorts)
     axes[2].set_title("Which branch is right")
     handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower left", ncols=len(BRANCHES))
+    fig.legend(handles, labels, loc="outside upper left", ncols=len(BRANCHES))
     handles, labels = axes[2].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower right", ncols=len(_PARTS))
+    fig.legend(handles, labels, loc="outside upper right", ncols=len(_PARTS))
     numbers = table.drop(columns="class").rename(columns={"name": "branch"})
     save_figure(fig, outputs, csv, pd.concat([numbers, rows], ignore_index=True), synthetic=synthetic)
 

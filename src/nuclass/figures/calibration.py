@@ -41,7 +41,7 @@ def draw_calibration(
         summary = read_json(metrics[model])
         _diagram(axes[0, column], table, summary, _COLOURS.get(model, GREY))
         _histogram(axes[1, column], table, _COLOURS.get(model, GREY))
-        axes[0, column].set_title(MODEL_NAMES.get(model, model), pad=21)
+        axes[0, column].set_title(MODEL_NAMES.get(model, model), pad=23)
         tables.append(table.assign(model=model))
     axes[0, 0].set_ylabel("Accuracy in the bin")
     axes[1, 0].set_ylabel("Cells (%)")

@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 
 from nuclass.core.files import atomic_path
-from nuclass.figures.style import DOUBLE_MM, LIGHT, SINGLE_MM, Classes, class_dots, cohort_name, new_figure, save_figure
+from nuclass.figures.style import (
+    DOUBLE_MM,
+    LIGHT,
+    MODEL_NAMES,
+    SINGLE_MM,
+    Classes,
+    class_dots,
+    cohort_name,
+    new_figure,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +70,7 @@ def draw_confusion(
 
 
 def draw_one_confusion(
-    table: str | Path, png: str | Path, *, title: str, classes: str | Path, style: str | Path
+    table: str | Path, png: str | Path, *, model: str, cohort: str, classes: str | Path, style: str | Path
 ) -> None:
     """Draw one model's confusion matrix of one cohort to ``png``."""
     import matplotlib.pyplot as plt
@@ -72,6 +82,7 @@ def draw_one_confusion(
     ax, names = axes[0, 0], _used([data], sheet)
     _panel(ax, data, names, sheet)
     _outer_dots(axes, names, sheet)
+    title = f"{MODEL_NAMES.get(model, model)}, {cohort_name(cohort)}"
     ax.set(title=f"{title}  (n = {int(data['cells'].sum()):,})", xlabel="Predicted class", ylabel="Label")
     with atomic_path(png) as temporary:
         fig.savefig(temporary, format="png")

@@ -53,6 +53,8 @@ def draw_dataset_composition(
             empty_panel(ax, "No labelled cells")
         ax.set_title(_TITLES[role], loc="center")
     _legend(fig.add_subplot(grid[0, 2]), names, sheet)
+    note = "Rings: angle ~ square root of the cells. Numbers: % of the organ's cells."
+    fig.text(0.995, 0.995, note, ha="right", va="top", fontsize=5, color=GREY)
     _bars(fig.add_subplot(grid[1, :]), table, slides, names, sheet)
     drawn = pd.concat([part for part in numbers if part is not None], ignore_index=True)
     by_slide = table.groupby(["role", "slide", "organ", "class"], sort=False)["cells"].sum().reset_index()

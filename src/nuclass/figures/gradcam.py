@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 _ARRAYS = ("local_image", "global_image", "local_cam", "global_cam", "gated_cam")
 _CMAP = "inferno"
-_ALPHA = 0.55
-_COLUMNS = ("Cell", "Local", "Global", "Weighed by the gate")
+_ALPHA = 0.6
+_PAGE_MM = 240.0
+_COLUMNS = ("Cell", "Local", "Global", "Gate-weighted")
 
 
 def draw_gradcam(
@@ -54,9 +55,9 @@ def draw_gradcam(
             raise UserError("The file of activation maps lacks arrays", where=maps, expected=missing)
         arrays = {name: stored[name] for name in _ARRAYS}
     n = len(table)
-    side = (DOUBLE_MM - 34) / 4
-    fig = new_figure(style, DOUBLE_MM, max(n, 1) * (side + 4.5) + 9)
-    axes = fig.subplots(max(n, 1), 5, squeeze=False, width_ratios=[0.72, 1, 1, 1, 1])
+    side = min((DOUBLE_MM - 34) / 4, (_PAGE_MM - 12) / max(n, 1) - 7)
+    fig = new_figure(style, DOUBLE_MM, max(n, 1) * (side + 7) + 8)
+    axes = fig.subplots(max(n, 1), 5, squeeze=False, width_ratios=[(DOUBLE_MM - 6) / side - 4, 1, 1, 1, 1])
     if n == 0:
         for ax in axes.flat:
             ax.set_axis_off()
@@ -74,11 +75,11 @@ def draw_gradcam(
 def _describe(ax: Axes, facts: pd.Series, sheet: Classes) -> None:
     ax.set_axis_off()
     label = str(facts["label"])
-    ax.scatter([0.05], [0.7], s=16, marker="s", color=sheet.colour(label), transform=ax.transAxes, linewidths=0)
     ax.set(xlim=(0, 1), ylim=(0, 1))
-    ax.text(0.14, 0.7, _break(sheet.short(label)), va="center", ha="left", fontsize=7, weight="bold")
+    ax.scatter([0.96], [0.86], s=18, marker="s", color=sheet.colour(label), linewidths=0)
+    ax.text(0.99, 0.76, _break(sheet.short(label)), va="top", ha="right", fontsize=7, weight="bold")
     lines = f"{cohort_name(str(facts['slide']))}\n{facts['cell_id']}\ngate g = {facts['gate']:.2f}"
-    ax.text(0.0, 0.48, lines, va="top", ha="left", fontsize=5.5, color="#555555", linespacing=1.5)
+    ax.text(0.99, 0.48, lines, va="top", ha="right", fontsize=5.5, color="#555555", linespacing=1.5)
 
 
 def _break(name: str) -> str:
@@ -89,7 +90,7 @@ def _caption(ax: Axes, facts: pd.Series, model: str, sheet: Classes) -> None:
     call, p = str(facts[f"{model}_prediction"]), float(facts[f"{model}_probability"])
     right = call == str(facts["label"])
     mark, colour = ("✓", "#1B7837") if right else ("✗", "#B2182B")
-    ax.set_xlabel(f"{mark} {sheet.short(call)}, p = {p:.2f}", fontsize=5.8, color=colour, labelpad=2)
+    ax.set_xlabel(f"{mark} {sheet.short(call)}\np = {p:.2f}", fontsize=5.5, color=colour, labelpad=1.5, linespacing=1.1)
 
 
 def _row(axes: Any, arrays: dict[str, np.ndarray], windows: tuple[int, int], mpp: float) -> None:

@@ -28,8 +28,7 @@ from nuclass.core.errors import UserError
 
 Points = NDArray[np.float64]
 
-# Two matrices of one physical slide differ by rounding only; a shear or an unequal scale beyond this is
-# no rigid placement of a section on a slide.
+# A choice, not a measurement: beyond this the map stretches one axis in a way no rigid placement does.
 MAX_ANISOTROPY = 1.05
 
 

@@ -31,7 +31,8 @@ from nuclass.slides.zarr_format import (
 )
 
 _log = get_logger(__name__)
-_ZSTD_LEVEL = 1  # stain noise does not compress: higher levels cost time and gain two per cent
+# Level 3 runs at about half the speed or less; it saves 1 % on a real field (0.93 of raw) and 9 % on a synthetic slide.
+_ZSTD_LEVEL = 1
 Image = NDArray[np.uint8]
 
 

@@ -78,8 +78,14 @@ def _within(a: NDArray[np.int64], b: NDArray[np.int64], side: int) -> tuple[NDAr
     """Rows of ``b`` with a neighbour in ``a`` nearer than ``side`` (Chebyshev), and the first one's neighbour."""
     from scipy.spatial import cKDTree
 
+    none = np.empty(0, np.int64), -1
     if not len(a) or not len(b):
-        return np.empty(0, np.int64), -1
-    distance, nearest = cKDTree(a).query(b, p=np.inf, distance_upper_bound=side)
+        return none
+    # Only points near the other set's bounding box can be near one of its points.
+    near_a = np.flatnonzero(((a > b.min(axis=0) - side) & (a < b.max(axis=0) + side)).all(axis=1))
+    near_b = np.flatnonzero(((b > a.min(axis=0) - side) & (b < a.max(axis=0) + side)).all(axis=1))
+    if not len(near_a) or not len(near_b):
+        return none
+    distance, nearest = cKDTree(a[near_a]).query(b[near_b], p=np.inf, distance_upper_bound=side)
     hits = np.flatnonzero(distance < side)
-    return hits, int(nearest[hits[0]]) if len(hits) else -1
+    return (near_b[hits], int(near_a[nearest[hits[0]]])) if len(hits) else none

@@ -12,10 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
 from nuclass.core.names import BUFFER, CELL_ID, LABELLED, TEST, TRAIN, VAL
 from nuclass.splits.check import check_no_overlap, count_overlaps
 
 CORRECTED, RELEASED = "corrected", "released"
+_log = get_logger(__name__)
 _GRID = 96
 _TIE = 0.02
 _RELEASED_SHARE = 0.25
@@ -157,6 +159,10 @@ def split_cells(
         report["overlapping_cells"] = count_overlaps(frame, config.window_px)
     else:
         check_no_overlap(frame, config.window_px, slide or None)
+        for name in (TRAIN, VAL):
+            if cut["absent_classes"][name]:
+                _log.warning("No cut puts these common classes into %s: %s", name, cut["absent_classes"][name])
+    _log.info("Labelled cells: %s", ", ".join(f"{name} {count}" for name, count in report["labelled"].items()))
     return Split(frame[[CELL_ID, "split"]].reset_index(drop=True), report)
 
 
@@ -264,14 +270,14 @@ def _score(
     """Rate each cut by the number of absent classes and by the distance from the wish, ``(M,)`` each.
 
     Absent are classes with at least ``min_class_cells`` cells that train or val has none of. The distance is
-    twice the mean over bands of ``log((n + 1/2) / (e + 1/2))^2``, ``n`` the cells of a band and ``e`` its wanted
+    five times the mean over bands of ``log((n + 1/2) / (e + 1/2))^2``, ``n`` the cells of a band and ``e`` its wanted
     share of the used ones, plus the same taken class by class, as a mean over bands and classes.
     """
     counts = inside.astype(np.float64)
     share = np.asarray(shares)
     size = counts.sum(axis=2)
     wish = size.sum(axis=1, keepdims=True) * share
-    distance = 2 * (np.log((size + 0.5) / (wish + 0.5)) ** 2).mean(axis=1)
+    distance = 5 * (np.log((size + 0.5) / (wish + 0.5)) ** 2).mean(axis=1)
     absent = np.zeros(len(inside), np.int64)
     common = total >= config.min_class_cells
     if common.any():

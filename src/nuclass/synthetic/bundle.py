@@ -238,6 +238,14 @@ def write_bundle(folder: str | Path, slide: str, data: BundleData) -> Path:
     files.write_experiment(folder / "experiment.xenium", slide, data, numbers)
     files.write_metrics(folder / "metrics_summary.csv", slide, data, numbers)
     files.write_gene_panel(folder / "gene_panel.json", data, features)
+    _write_images(folder, slide, data)
+    he = f"{slide}_he_image.ome.tif"
+    write_inventory(folder, slide, "synthetic", files.VERSION.removeprefix("xenium-"), he)
+    return folder / INVENTORY
+
+
+def _write_images(folder: Path, slide: str, data: BundleData) -> None:
+    """Write the DAPI image in focus and the stack."""
     write_morphology(
         folder / "morphology_focus" / "morphology_focus_0000.ome.tif",
         [data.morphology],
@@ -247,9 +255,6 @@ def write_bundle(folder: str | Path, slide: str, data: BundleData) -> Path:
     )
     planes, n_planes = data.planes()
     write_morphology(folder / "morphology.ome.tif", planes, n_planes, pixel_size=data.pixel_size, z_step=data.z_step)
-    he = f"{slide}_he_image.ome.tif"
-    write_inventory(folder, slide, "synthetic", files.VERSION.removeprefix("xenium-"), he)
-    return folder / INVENTORY
 
 
 def _features(data: BundleData) -> pd.DataFrame:

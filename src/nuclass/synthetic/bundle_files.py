@@ -62,6 +62,20 @@ _METRICS = tuple(
     """.split()
 )
 
+_POINTERS = {
+    "images": {
+        "morphology_filepath": "morphology.ome.tif",
+        "morphology_focus_filepath": "morphology_focus/morphology_focus_0000.ome.tif",
+    },
+    "xenium_explorer_files": {
+        "transcripts_zarr_filepath": "transcripts.zarr.zip",
+        "cells_zarr_filepath": "cells.zarr.zip",
+        "cell_features_zarr_filepath": "cell_feature_matrix.zarr.zip",
+        "analysis_zarr_filepath": "analysis.zarr.zip",
+        "analysis_summary_filepath": "analysis_summary.html",
+    },
+}
+
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write Parquet as 10x does: zstd, plain strings (categories are written as strings)."""
@@ -296,17 +310,7 @@ def write_experiment(path: Path, slide: str, data: BundleData, numbers: dict[str
         "z_step_size": data.z_step,
         "well_uuid": identity("well"),
         "calibration_uuid": identity("calibration"),
-        "images": {
-            "morphology_filepath": "morphology.ome.tif",
-            "morphology_focus_filepath": "morphology_focus/morphology_focus_0000.ome.tif",
-        },
-        "xenium_explorer_files": {
-            "transcripts_zarr_filepath": "transcripts.zarr.zip",
-            "cells_zarr_filepath": "cells.zarr.zip",
-            "cell_features_zarr_filepath": "cell_feature_matrix.zarr.zip",
-            "analysis_zarr_filepath": "analysis.zarr.zip",
-            "analysis_summary_filepath": "analysis_summary.html",
-        },
+        **_POINTERS,
         "segmentation_stain": "",
     }
     _write_text(path, json.dumps(content, indent=4))

@@ -70,15 +70,15 @@ GROUPS: dict[str, list[str]] = {
 
 # Mean transcripts a cell, before noise.
 DEPTH: dict[str, float] = {
-    "T_Cell": 75,
-    "B_Cell": 80,
-    "Mast_Cell": 95,
-    "Endothelial": 105,
-    "Endothelial_TumorAssociated": 105,
-    "Epithelial_Malignant": 190,
+    "T_Cell": 60,
+    "B_Cell": 62,
+    "Mast_Cell": 70,
+    "Endothelial": 75,
+    "Endothelial_TumorAssociated": 75,
+    "Epithelial_Malignant": 170,
     "Acinar": 170,
 }
-DEFAULT_DEPTH = 125.0
+DEFAULT_DEPTH = 95.0
 
 _STROMA = ("COL1A1", "COL1A2", "COL3A1", "DCN", "LUM", "PDGFRA", "COL5A2", "IGFBP7", "FBN1", "THY1")
 _VESSEL = ("PECAM1", "VWF", "CD34", "CLDN5", "EGFL7", "CDH5", "KDR", "RAMP2", "IGFBP7", "SPARCL1")

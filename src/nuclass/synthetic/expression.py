@@ -12,10 +12,10 @@ from nuclass.synthetic.bundle import control_features
 from nuclass.synthetic.classes import CLASSES, DEFAULT_DEPTH, DEPTH, HOUSEKEEPING, PROFILES, TUMOUR_GENES
 from nuclass.synthetic.raster import area_and_centroid
 
-SPILL = 0.11
+SPILL = 0.16
 """Share of a cell's transcripts that the segmentation gives to a neighbour."""
-UNASSIGNED = 0.07
-POOR, DOUBLET, WITHOUT_NUCLEUS = 0.035, 0.03, 0.012
+UNASSIGNED = 0.08
+POOR, DOUBLET, WITHOUT_NUCLEUS = 0.04, 0.04, 0.012
 _CONTROL_RATE = {
     "negative_control_probe": 0.002,
     "negative_control_codeword": 0.0015,
@@ -41,9 +41,9 @@ def make_panel(rng: np.random.Generator) -> Panel:
     genes = sorted(markers | set(HOUSEKEEPING))
     index = {gene: k for k, gene in enumerate(genes)}
     strength = np.exp(rng.normal(0, 0.45, len(genes)))
-    leak = 0.03 * np.exp(rng.normal(0, 0.8, len(genes)))
+    leak = 0.07 * np.exp(rng.normal(0, 0.9, len(genes)))
     house = np.zeros(len(genes))
-    house[[index[gene] for gene in HOUSEKEEPING]] = np.exp(rng.normal(-0.7, 0.7, len(HOUSEKEEPING)))
+    house[[index[gene] for gene in HOUSEKEEPING]] = np.exp(rng.normal(-0.2, 0.7, len(HOUSEKEEPING)))
     rates: dict[str, np.ndarray] = {}
     for name in CLASSES:
         own = np.zeros(len(genes))
@@ -96,7 +96,7 @@ def express(
     xy = cells[["x", "y"]].to_numpy(float)
     kinds = cells["class"].to_numpy()
     batch = np.exp(rng.normal(0, 0.12, len(panel.genes)))
-    depth = np.array([DEPTH.get(kind, DEFAULT_DEPTH) for kind in kinds]) * np.exp(rng.normal(0, 0.3, n))
+    depth = np.array([DEPTH.get(kind, DEFAULT_DEPTH) for kind in kinds]) * np.exp(rng.normal(0, 0.4, n))
     poor = rng.random(n) < POOR
     depth[poor] *= rng.uniform(0.01, 0.12, int(poor.sum()))
     owners, genes = [], []

@@ -1,0 +1,68 @@
+# make setup   the environment in .venv, from requirements.lock (Python 3.11 or 3.12 is all it needs)
+# make demo    the whole study on synthetic slides, on this machine; the report is results/report.html
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench lock schemas dag clean
+
+# Cores for the demo and the tests: make demo CORES=8
+CORES ?= 2
+BIN := .venv/bin
+STAMP := .venv/.complete
+# uv where it is installed; else one of its own in .uv
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	"$$python" -c "$(SUITABLE)" >/dev/null 2>&1 && { echo "$$python"; break; }; done)
+SNAKEFILES := workflow/Snakefile $(wildcard rules/*.smk)
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## install everything into .venv (done once, and again when requirements.lock changes)
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or 3.12 is needed. Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@if [ ! -x "$(UV)" ]; then echo "Installing uv into .uv"; "$(PYTHON)" -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; fi
+	@$(BIN)/python -c "$(SUITABLE)" >/dev/null 2>&1 || "$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv
+	@"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	@"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+	@echo "The environment is ready: .venv"
+
+demo: $(STAMP)  ## run the demo study from bundles to report (CORES=2)
+	@$(BIN)/snakemake --cores $(CORES)
+	@echo "The report: $(CURDIR)/results/report.html"
+
+test: $(STAMP)  ## run all tests
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES)
+
+lint: $(STAMP)  ## check style, types and the workflow's form
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/snakefmt --check $(SNAKEFILES)
+	@$(BIN)/snakemake --lint
+
+format: $(STAMP)  ## put code and rules into the house's layout
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/snakefmt $(SNAKEFILES)
+
+bench: $(STAMP)  ## measure time and memory of the demo in a fresh folder
+	@$(BIN)/python benchmarks/demo.py --cores $(CORES)
+
+schemas: $(STAMP)  ## write the schema of the models' settings anew
+	@$(BIN)/python docs/write_models_schema.py
+
+dag: $(STAMP)  ## draw the rules into README.md
+	@$(BIN)/python docs/draw_dag.py
+
+lock:  ## write requirements.lock anew from pyproject.toml
+	@if [ ! -x "$(UV)" ]; then "$(PYTHON)" -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; fi
+	@"$(UV)" pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+
+clean:  ## delete everything that the workflow made (the environment and config stay)
+	@rm -rf results logs work resources/bundles resources/truth .snakemake
+	@find benchmarks -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +

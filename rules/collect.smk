@@ -1,0 +1,48 @@
+"""Named goals: `snakemake --cores 4 figures` makes every figure and what it needs, nothing else."""
+
+FIGURES = ["gradcam", "dataset_composition", "confusion", "per_class_f1", "branches", "calibration", "alignment"]
+TABLES = ["holdout_comparison", "branches", "dataset", "label_quality"]
+
+
+rule patches:
+    input:
+        expand("results/slides/{slide}/he.ome.zarr", slide=ALL_SLIDES),
+        expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
+        expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
+
+
+rule labels:
+    input:
+        expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
+
+
+rule models:
+    input:
+        expand("results/models/{model}/best.ckpt", model=MODELS),
+        expand("results/models/{model}/metrics.json", model=MODELS),
+
+
+rule evaluation:
+    input:
+        expand("results/evaluation/{model}/{cohort}/metrics.json", model=MODELS, cohort=COHORTS),
+        "results/evaluation/comparison.json",
+
+
+rule figures:
+    input:
+        expand("results/figures/{name}.{ending}", name=FIGURES, ending=[*CONFIG["figures"]["formats"], "csv"]),
+
+
+rule tables:
+    input:
+        expand("results/tables/{name}.{ending}", name=TABLES, ending=["csv", "md"]),
+
+
+rule report:
+    input:
+        "results/report.html",
+
+
+rule demo:
+    input:
+        rules.report.input,

@@ -1,0 +1,61 @@
+"""The checked study, lists of slides, code hashes and memory requests, for all other files."""
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.logging import logger
+
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
+LIBRARY = str(ROOT / "src")
+
+# Jobs import the library from here, also inside their own conda environment and on a cluster node.
+_others = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", LIBRARY)]
+os.environ.update(PYTHONPATH=os.pathsep.join([LIBRARY, *_others]))
+if LIBRARY not in sys.path:
+    sys.path.insert(0, LIBRARY)
+
+from nuclass.core.code import code_hash
+from nuclass.core.config import load_study
+from nuclass.core.errors import UserError
+
+# The default file is merged first, then those of --configfile in their order.
+try:
+    STUDY = load_study(
+        config,
+        root=".",
+        files=[*workflow.configfiles[-1:], *workflow.configfiles[:-1]],
+        schemas=ROOT / "config" / "schemas",
+    )
+except UserError as error:
+    logger.error(str(error))
+    sys.exit(1)
+
+config.update(STUDY.config)
+CONFIG = config
+MODEL_CONFIG = STUDY.models
+SLIDES = STUDY.slides
+TRAIN_SLIDES = STUDY.train_slides
+COHORTS = STUDY.cohorts
+ALL_SLIDES = list(SLIDES.index)
+MODELS = ["local", "global", "gate"]
+
+
+wildcard_constraints:
+    slide="|".join(ALL_SLIDES),
+    cohort="|".join(COHORTS),
+    model="|".join(MODELS),
+
+
+def slide_row(slide):
+    """Return a slide's row of the sheet as a dictionary."""
+    return {"slide": slide, **SLIDES.loc[slide].to_dict()}
+
+
+def mem(base, factor=0.0):
+    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, doubled at each new attempt."""
+
+    def megabytes(wildcards, input, attempt):
+        return int((base + factor * input.size_mb) * 2 ** (attempt - 1))
+
+    return megabytes

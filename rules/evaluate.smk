@@ -1,0 +1,170 @@
+"""Judge the models on the cohorts: metrics, intervals, comparisons; on a synthetic study also against its truth."""
+
+SELECTIONS = [*COHORTS, "all"]
+SYNTHETIC = bool((SLIDES["source"] == "synthetic").any())
+TRUTH_KNOWN = bool((SLIDES["source"] == "synthetic").all())
+TRUTH_SCORES = [f"results/evaluation/truth/{part}" for part in ("labels.json", "models.json", "geometry.json", "criteria.csv")]
+EVALUATED = (
+    "metrics.json per_class.csv confusion.csv confusion.png reliability.csv "
+    "embeddings.npy logits.npy probs.npy labels.npy preds.npy cell_ids.npy slides.npy"
+).split()
+
+
+wildcard_constraints:
+    selection="|".join(SELECTIONS),
+
+
+def selected(wildcards):
+    """Return the cohorts of a selection: one, or all of them pooled."""
+    return COHORTS if wildcards.selection == "all" else [wildcards.selection]
+
+
+rule evaluate_cohort:
+    input:
+        tables=lambda wildcards: expand(
+            "results/predictions/{model}/{slide}.parquet", model=MODELS, slide=selected(wildcards)
+        ),
+        arrays=lambda wildcards: expand("results/predictions/{model}/{slide}.h5", model=MODELS, slide=selected(wildcards)),
+        checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
+        classes="resources/classes.tsv",
+        style="resources/style/nuclass.mplstyle",
+    output:
+        expand("results/evaluation/{model}/{{selection}}/{file}", model=MODELS, file=EVALUATED),
+        gates="results/evaluation/gate/{selection}/gates.npy",
+    params:
+        models=MODELS,
+        patients=SLIDES["patient"].astype(str).to_dict(),
+        bins=CONFIG["evaluation"]["ece_bins"],
+        min_support=CONFIG["evaluation"]["min_support"],
+        code=code_hash("nuclass.evaluation.cohort", "nuclass.figures.confusion"),
+    log:
+        "logs/evaluate_cohort/{selection}.log",
+    benchmark:
+        "benchmarks/evaluate_cohort/{selection}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Evaluating {params.models} on {wildcards.selection}"
+    script:
+        "../scripts/evaluate_cohort.py"
+
+
+rule compare_models:
+    input:
+        tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
+    output:
+        json="results/evaluation/comparison.json",
+        csv="results/evaluation/comparison.csv",
+    params:
+        models=MODELS,
+        cohorts=COHORTS,
+        mpp=CONFIG["mpp"],
+        evaluation=CONFIG["evaluation"],
+        code=code_hash("nuclass.evaluation.compare"),
+    log:
+        "logs/compare_models/all.log",
+    benchmark:
+        "benchmarks/compare_models/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Comparing local, global, mean and fused on the same cells, with intervals"
+    script:
+        "../scripts/compare_models.py"
+
+
+rule count_cells:
+    input:
+        cells=expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
+        labels=expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
+        splits=expand("results/splits/{slide}.parquet", slide=ALL_SLIDES),
+    output:
+        composition="results/evaluation/composition.csv",
+        quality="results/evaluation/label_quality.csv",
+        funnel="results/evaluation/funnel.csv",
+    params:
+        slides=SLIDES[["organ", "role"]].to_dict("index"),
+        results="results",
+        code=code_hash("nuclass.evaluation.dataset", "nuclass.data.funnel"),
+    log:
+        "logs/count_cells/all.log",
+    benchmark:
+        "benchmarks/count_cells/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000, 6),
+        runtime=30,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Counting cells by slide, split and class, and those each step left out"
+    script:
+        "../scripts/count_cells.py"
+
+
+rule choose_cells:
+    input:
+        tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
+    output:
+        cells="results/interpret/cells.csv",
+    params:
+        models=MODELS,
+        gradcam=CONFIG["figures"]["gradcam"],
+        code=code_hash("nuclass.evaluation.choose"),
+    log:
+        "logs/choose_cells/all.log",
+    benchmark:
+        "benchmarks/choose_cells/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000, 6),
+        runtime=30,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Choosing the cells to show activation maps for"
+    script:
+        "../scripts/choose_cells.py"
+
+
+if TRUTH_KNOWN:
+
+    rule score_truth:
+        input:
+            truth=expand("resources/truth/{slide}/truth.parquet", slide=ALL_SLIDES),
+            labels=expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
+            cells=expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
+            alignments=expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
+            tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
+        output:
+            TRUTH_SCORES,
+        params:
+            slides=ALL_SLIDES,
+            cohorts=COHORTS,
+            models=MODELS,
+            mpp=CONFIG["mpp"],
+            window=CONFIG["windows"]["local"],
+            evaluation=CONFIG["evaluation"],
+            code=code_hash("nuclass.evaluation.truth"),
+        log:
+            "logs/score_truth/all.log",
+        benchmark:
+            "benchmarks/score_truth/all.tsv"
+        threads: 1
+        resources:
+            mem_mb=mem(1500, 6),
+            runtime=30,
+        conda:
+            "../envs/evaluate.yaml"
+        message:
+            "Scoring labels, models and geometry against the truth of the synthetic study"
+        script:
+            "../scripts/score_truth.py"

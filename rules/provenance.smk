@@ -1,0 +1,83 @@
+"""What the results were made from, and the report that holds them all."""
+
+import json
+
+
+report: "../workflow/report/workflow.rst"
+
+
+localrules:
+    record_provenance,
+    render_report,
+
+
+rule record_provenance:
+    input:
+        tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], CONFIG["models"]],
+        bundles=expand("resources/bundles/{slide}/bundle.json", slide=ALL_SLIDES),
+        results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
+    output:
+        run=report(
+            "results/provenance/run.json",
+            category="Provenance",
+            labels={"what": "code, packages, machine, inputs"},
+            caption="../workflow/report/provenance.rst",
+        ),
+        config=report(
+            "results/provenance/config.yaml",
+            category="Provenance",
+            labels={"what": "settings in force"},
+            caption="../workflow/report/config.rst",
+        ),
+        slides=report(
+            "results/provenance/slides.tsv",
+            category="Provenance",
+            labels={"what": "sheet of slides"},
+            caption="../workflow/report/slides.rst",
+        ),
+    params:
+        code=code_hash("nuclass.core.provenance"),
+        config=json.dumps(CONFIG, sort_keys=True),
+        slides=ALL_SLIDES,
+        root=str(ROOT),
+    log:
+        "logs/record_provenance.log",
+    benchmark:
+        "benchmarks/record_provenance/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Recording settings, code, packages and inputs of this run"
+    script:
+        "../scripts/record_provenance.py"
+
+
+rule render_report:
+    input:
+        config=rules.record_provenance.output.config,
+        results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
+        provenance=[rules.record_provenance.output.run, rules.record_provenance.output.slides],
+        captions=sorted((ROOT / "workflow" / "report").glob("*.rst")),
+    output:
+        "results/report.html",
+    params:
+        snakefile=str(ROOT / "workflow" / "Snakefile"),
+        targets=["evaluation", "figures", "tables", rules.record_provenance.output.run],
+    log:
+        "logs/render_report.log",
+    benchmark:
+        "benchmarks/render_report/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Writing the report results/report.html"
+    script:
+        "../scripts/render_report.py"

@@ -1,0 +1,143 @@
+"""The ``nuclass`` command: the stages of the study one by one, without Snakemake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nuclass
+from nuclass.core.errors import UserError, closest
+
+_EXAMPLES = """\
+examples:
+  nuclass check                                  is the demo study's configuration sound?
+  nuclass check --configfile config/mine.yaml    is mine?
+  nuclass simulate ovary_1 --organ ovary --out work/simulated
+  nuclass COMMAND --help                         what a command reads, writes and expects
+
+The whole study, from bundles to the report, is one Snakemake command: snakemake --cores 2
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 1 for a mistake that is told in words."""
+    from nuclass.core.log import configure
+
+    options = _parser().parse_args(arguments)
+    configure()
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that offers the nearest valid command for a misspelt one."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Tell what is wrong, and how to find out more."""
+        if "invalid choice: '" in message:
+            wrong = message.split("invalid choice: '", 1)[1].split("'", 1)[0]
+            choices = message.rsplit("(choose from ", 1)[-1].rstrip(")").replace("'", "").split(", ")
+            message = f"'{wrong}' is not known.{closest(wrong, choices)} Valid: {', '.join(choices)}"
+        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="nuclass",
+        description="Cell types from H&E, learnt from the transcripts of Xenium sections.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_check, _add_simulate):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[_Parser], name: str, run: Callable[[argparse.Namespace], None], about: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=about.split(". ")[0].split("\n")[0].rstrip("."),
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = _command(
+        commands,
+        "check",
+        _check,
+        "Check a study's configuration, sheets and tables before anything runs.\n"
+        "All faults come in one message, each with file, line, what was expected and how to mend it.",
+    )
+    parser.add_argument(
+        "--configfile",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="files merged over config/config.yaml, the last one winning",
+    )
+    parser.add_argument("--directory", type=Path, default=Path(), help="folder of the study (default: the current one)")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from nuclass.core.config import load_study, merge_files
+
+    files = [Path("config/config.yaml"), *options.configfile]
+    study = load_study(merge_files(files, options.directory), options.directory, files)
+    sys.stdout.write(
+        f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "
+        f"({', '.join(study.train_slides)}), {len(study.cohorts)} cohorts ({', '.join(study.cohorts)}).\n"
+    )
+
+
+def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from nuclass.core.names import ORGANS
+
+    parser = _command(
+        commands,
+        "simulate",
+        _simulate,
+        "Write one synthetic slide: a complete Xenium bundle, its H&E image and its alignment.\n"
+        "The same slide name and seed give the same bytes. The truth is written to a folder of its own.",
+    )
+    parser.add_argument("slide", help="name of the slide; it enters the seed")
+    parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
+    parser.add_argument("--role", choices=("train", "cohort"), default="train", help="size and stain of the slide")
+    parser.add_argument("--seed", type=int, default=20251113, help="seed of the study (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for bundle/ and truth/")
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from nuclass.synthetic import simulate_slide
+
+    simulate_slide(
+        slide=options.slide,
+        organ=options.organ,
+        role=options.role,
+        seed=options.seed,
+        bundle_folder=options.out / "bundle",
+        truth_folder=options.out / "truth",
+    )
+    sys.stdout.write(f"Wrote {options.out / 'bundle'} and {options.out / 'truth'}.\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

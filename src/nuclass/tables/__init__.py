@@ -1,0 +1,1 @@
+"""Lay out numbers that are already computed, as CSV for machines and Markdown for people."""

@@ -1,0 +1,206 @@
+"""The study's tables, each from files of the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nuclass.core.files import read_json
+from nuclass.tables.layout import EMPTY, markdown, number, with_interval, write_table
+
+_NAMES = {"local": "Local", "global": "Global", "mean": "Plain mean", "fused": "Fused (gate)", "oracle": "Oracle"}
+_MODELS = ("local", "global", "mean", "fused")
+_METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
+_SPLITS = ("train", "val", "test")
+
+
+def _cohort(name: str) -> str:
+    return "all cohorts" if name == "all" else name
+
+
+def _read(path: str | Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
+
+
+def holdout_comparison(comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+    """Lay out macro-F1, accuracy and log loss of each model on each cohort; the best in bold.
+
+    A second part holds the paired differences of the fused model to the others.
+    """
+    data = _read(comparison)
+    data = data[data["metric"].isin(_METRICS)].drop(columns="class").reset_index(drop=True)
+    cohorts = list(dict.fromkeys(data["cohort"]))
+    parts = []
+    for metric, label in _METRICS.items():
+        part = data[(data["metric"] == metric)]
+        parts.append(f"## {label[:1].upper()}{label[1:]}")
+        parts.append(_model_rows(part[part["name"].isin(_MODELS)], cohorts, smaller=metric == "log_loss"))
+        parts.append(_difference_rows(part[part["name"].str.contains("-", regex=False)], cohorts))
+    notes = [
+        "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column. Differences are paired; "
+        "bold where the interval leaves out 0. Predictions may fall on any class of the model (open set).",
+    ]
+    write_table(csv, md, data, parts, title="Models on the held-out cohorts", notes=notes, synthetic=synthetic)
+
+
+def _model_rows(data: pd.DataFrame, cohorts: Sequence[str], *, smaller: bool) -> str:
+    wide = data.pivot(index="name", columns="cohort", values="value")
+    best = {c: wide[c].min() if smaller else wide[c].max() for c in cohorts}
+    rows = []
+    for name in _MODELS:
+        row = {"model": _NAMES[name]}
+        for cohort in cohorts:
+            found = data[(data["name"] == name) & (data["cohort"] == cohort)].iloc[0]
+            text = with_interval(found["value"], found["low"], found["high"])
+            row[_cohort(cohort)] = f"**{text}**" if found["value"] == best[cohort] else text
+        rows.append(row)
+    return markdown(rows, ["model", *map(_cohort, cohorts)])
+
+
+def _difference_rows(data: pd.DataFrame, cohorts: Sequence[str]) -> str:
+    rows = []
+    for name in dict.fromkeys(data["name"]):
+        first, second = str(name).split("-")
+        row = {"difference": f"{_NAMES[first]} minus {_NAMES[second].lower()}"}
+        for cohort in cohorts:
+            found = data[(data["name"] == name) & (data["cohort"] == cohort)].iloc[0]
+            text = with_interval(found["value"], found["low"], found["high"])
+            row[_cohort(cohort)] = f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+        rows.append(row)
+    return markdown(rows, ["difference", *map(_cohort, cohorts)])
+
+
+def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+    """Lay out what the branches reach, who is right where, and how well the gate tells."""
+    cohorts: dict[str, Any] = {name: result["branches"] for name, result in read_json(comparison)["cohorts"].items()}
+    records = []
+    for cohort, found in cohorts.items():
+        flat = {f"{metric}_{name}": value for name, s in found["scores"].items() for metric, value in s.items()}
+        records.append({"cohort": cohort, **{k: v for k, v in found.items() if k != "scores"}, **flat})
+    rows = [
+        {
+            "cohort": _cohort(cohort),
+            "cells": number(found["n_cells"]),
+            **{label: _percent(found[key], found["n_cells"]) for key, label in _RIGHT.items()},
+            **{f"{_NAMES[name]}": number(found["scores"][name]["accuracy"]) for name in _NAMES},
+            "gate AUROC": number(found["gate_auroc"]),
+        }
+        for cohort, found in cohorts.items()
+    ]
+    notes = [
+        "Columns named after models: accuracy. The oracle takes the right branch wherever one is right. Gate AUROC: how "
+        "well the gate's weight tells, where exactly one branch is right, which one.",
+    ]
+    part = markdown(rows, list(rows[0]))
+    write_table(csv, md, pd.DataFrame(records), [part], title="Branches and gate", notes=notes, synthetic=synthetic)
+
+
+_RIGHT = {"both": "both right", "A_only": "only local", "B_only": "only global", "neither": "neither"}
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else EMPTY
+
+
+def dataset(composition: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+    """Lay out the labelled cells by class and slide, and by slide and split."""
+    data = pd.read_csv(composition)
+    used = data[data["split"].isin(_SPLITS)]
+    slides = list(dict.fromkeys(data["slide"]))
+    by_class = used.pivot_table(index="class", columns="slide", values="cells", aggfunc="sum", fill_value=0)
+    by_class = by_class.reindex(columns=slides, fill_value=0)
+    rows = [
+        {"class": str(name), **{s: number(int(row[s])) for s in slides}, "total": number(int(row.sum()))}
+        for name, row in by_class.iterrows()
+    ]
+    totals = by_class.sum()
+    rows.append(
+        {"class": "**total**", **{s: number(int(totals[s])) for s in slides}, "total": number(int(totals.sum()))}
+    )
+    splits = [*_SPLITS, *sorted(set(data["split"]) - set(_SPLITS))]
+    by_split = data.pivot_table(index="slide", columns="split", values="cells", aggfunc="sum", fill_value=0)
+    facts = data.drop_duplicates("slide").set_index("slide")
+    split_rows = [
+        {
+            "slide": s,
+            "organ": str(facts.loc[s, "organ"]),
+            "role": str(facts.loc[s, "role"]),
+            **{k: number(int(by_split.loc[s].get(k, 0))) for k in splits},
+        }
+        for s in slides
+    ]
+    parts = [
+        "## Labelled cells by class, in train, validation and test",
+        markdown(rows, ["class", *slides, "total"]),
+        "## Labelled cells by split",
+        markdown(split_rows, ["slide", "organ", "role", *splits], left=3),
+    ]
+    notes = ["Cells in the buffer between two splits are used by none. A cohort is one test split."]
+    write_table(csv, md, data, parts, title="The data set", notes=notes, synthetic=synthetic)
+
+
+def label_quality(
+    quality: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool, truth: str | Path | None = None
+) -> None:
+    """Lay out how many cells of each slide got a label, how sure it is, and, with a truth, how right."""
+    data = pd.read_csv(quality)
+    if truth is not None:
+        scores = read_json(truth)["slides"]
+        data["truth_macro_f1"] = [scores[s]["macro_f1"] for s in data["slide"]]
+        data["truth_accuracy"] = [scores[s]["accuracy"] for s in data["slide"]]
+    rows = []
+    for _, found in data.iterrows():
+        row = {
+            "slide": str(found["slide"]),
+            "organ": str(found["organ"]),
+            "cells": number(int(found["cells"])),
+            "labelled": f"{number(int(found['labelled']))} ({_percent(found['labelled'], found['cells'])})",
+            "abstained": number(int(found["abstained"])),
+            "dropped": number(int(found["dropped"])),
+            "clusters": number(int(found["clusters"])),
+            "classes": number(int(found["classes"])),
+            "mean confidence": number(float(found["confidence_mean"])),
+        }
+        if truth is not None:
+            row["macro-F1 against truth"] = number(float(found["truth_macro_f1"]))
+        rows.append(row)
+    notes = ["Dropped: by quality control. Abstained: no class had enough evidence, so the cell has no label."]
+    part = markdown(rows, list(rows[0]), left=2)
+    write_table(csv, md, data, [part], title="Labels", notes=notes, synthetic=synthetic)
+
+
+def funnel(counts: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+    """Lay out the cells left after each step, and why the others went."""
+    data = pd.read_csv(counts, keep_default_na=False)
+    rows = [
+        {
+            "slide": str(found["slide"]),
+            "step": str(found["step"]),
+            "cells": number(int(found["cells"])),
+            "dropped": number(int(found["dropped"])),
+            "reasons": str(found["reasons"]) or EMPTY,
+        }
+        for _, found in data.iterrows()
+    ]
+    part = markdown(rows, ["slide", "step", "cells", "dropped", "reasons"], left=2)
+    write_table(csv, md, data, [part], title="Cells left after each step", synthetic=synthetic)
+
+
+def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path) -> None:
+    """Lay out what the synthetic study is expected to show, with value and verdict."""
+    data = pd.read_csv(criteria)
+    rows = [
+        {
+            "criterion": str(found["criterion"]),
+            "value": with_interval(found["value"], found["low"], found["high"], 4 if found["value"] < 0.01 else 3),
+            "expected": str(found["threshold"]),
+            "met": "yes" if found["met"] else "**no**",
+        }
+        for _, found in data.iterrows()
+    ]
+    part = markdown(rows, ["criterion", "value", "expected", "met"])
+    notes = ["In brackets: 95 % interval by bootstrap over spatial blocks, all cohorts pooled."]
+    write_table(csv, md, data, [part], title="The synthetic study against its truth", notes=notes, synthetic=True)

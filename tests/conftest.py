@@ -1,0 +1,19 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real public sample data; skips where it is not given."""
+    folder = os.environ.get("NUCLASS_REAL_DATA", "")
+    if not folder:
+        pytest.skip("NUCLASS_REAL_DATA is not set: no real sample data")
+    if not Path(folder).is_dir():
+        pytest.fail(f"NUCLASS_REAL_DATA is not a folder: {folder}")
+    return Path(folder)

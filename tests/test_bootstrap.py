@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_study import CLASSES, write_predictions
+from sklearn.metrics import f1_score, log_loss
+
+from nuclass.evaluation import compare_cohorts, paired_bootstrap, read_models, spatial_blocks
+from nuclass.evaluation.bootstrap import Blocks, block_weights
+
+
+def test_blocks_stay_within_their_slide() -> None:
+    blocks = spatial_blocks(["a", "a", "b", "a"], np.array([10, 20, 10, 160]), np.zeros(4), 150)
+    assert blocks.n == 3
+    assert blocks.of_cell[0] == blocks.of_cell[1]
+    assert len({blocks.of_cell[0], blocks.of_cell[2], blocks.of_cell[3]}) == 3
+    weights = block_weights(blocks, 200, 0)
+    for slide, count in (("a", 2), ("b", 1)):
+        assert (weights[:, blocks.slide_of_block == slide].sum(axis=1) == count).all()
+
+
+def test_values_equal_sklearn_and_draws_equal_real_resampling(tmp_path: Path) -> None:
+    models = read_models({m: list(p.values()) for m, p in write_predictions(tmp_path, n=300).items()})
+    y, table = models["gate"].y, models["gate"].table
+    blocks = spatial_blocks(table["slide"], table["x_px"] * 0.25, table["y_px"] * 0.25, 300)
+    probs = {name: found.probs for name, found in models.items()}
+    found = paired_bootstrap(y, probs, blocks, CLASSES, pairs=[("gate", "local")], draws=60, seed=5)
+    present = np.unique(y)
+    for name, p in probs.items():
+        value = found["models"][name]
+        assert value["macro_f1"]["value"] == pytest.approx(
+            f1_score(y, p.argmax(1), labels=present, average="macro"), abs=1e-6
+        )
+        assert value["log_loss"]["value"] == pytest.approx(log_loss(y, p, labels=range(len(CLASSES))), abs=1e-6)
+    weights = block_weights(blocks, 60, 5)
+    draws = []
+    for row in weights.astype(int):
+        cells = np.repeat(np.arange(len(y)), row[blocks.of_cell])
+        draws.append(
+            [
+                f1_score(y[cells], p[cells].argmax(1), labels=np.unique(y[cells]), average="macro", zero_division=0)
+                for p in (probs["gate"], probs["local"])
+            ]
+        )
+    difference = np.subtract(*np.array(draws).T)
+    low, high = np.percentile(difference, [2.5, 97.5])
+    paired = found["differences"]["gate-local"]["macro_f1"]
+    assert (paired["low"], paired["high"]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+
+
+def test_interval_covers_and_widens_with_correlated_blocks() -> None:
+    rng = np.random.default_rng(2)
+    hits, trials, p = 0, 120, 0.7
+    for _ in range(trials):
+        of_cell = np.repeat(np.arange(60), 10)
+        rate = np.clip(rng.normal(p, 0.15, 60), 0, 1)
+        right = rng.random(600) < rate[of_cell]
+        y = np.zeros(600, dtype=int)
+        result = paired_bootstrap(
+            y,
+            {"m": np.where(right, 0, 1)},
+            Blocks(of_cell, np.array(["s"] * 60)),
+            ["a", "b"],
+            draws=200,
+            seed=int(rng.integers(1e6)),
+        )
+        interval = result["models"]["m"]["accuracy"]
+        hits += interval["low"] <= p <= interval["high"]
+    assert hits / trials > 0.88
+
+
+def test_a_thousand_draws_are_quick_and_repeatable(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 6000
+    y = rng.integers(0, 16, n)
+    models = {name: rng.dirichlet(np.ones(16), n) for name in "abc"}
+    blocks = spatial_blocks(["s"] * n, rng.uniform(0, 3000, n), rng.uniform(0, 1500, n), 150)
+    start = time.perf_counter()
+    first = paired_bootstrap(y, models, blocks, [f"c{i}" for i in range(16)], pairs=[("a", "b")], draws=1000, seed=1)
+    assert time.perf_counter() - start < 5
+    again = paired_bootstrap(y, models, blocks, [f"c{i}" for i in range(16)], pairs=[("a", "b")], draws=1000, seed=1)
+    assert first == again
+
+
+def test_compare_writes_flat_table(tmp_path: Path) -> None:
+    paths = write_predictions(tmp_path / "p", n=300)
+    results = compare_cohorts(
+        paths, tmp_path / "c.json", tmp_path / "c.csv", mpp=0.25, block_um=150, draws=100, seed=0, min_support=5
+    )
+    table = pd.read_csv(tmp_path / "c.csv", keep_default_na=False)
+    row = table.query("cohort == 'all' and name == 'fused-local' and metric == 'macro_f1'").iloc[0]
+    expected = results["all"]["models"]
+    difference = expected["fused"]["macro_f1"]["value"] - expected["local"]["macro_f1"]["value"]
+    assert float(row["value"]) == pytest.approx(difference)
+    assert float(row["low"]) <= difference <= float(row["high"])
+    assert set(table["name"]) == {
+        "local",
+        "global",
+        "mean",
+        "fused",
+        "oracle",
+        "fused-local",
+        "fused-global",
+        "fused-mean",
+    }

@@ -1,0 +1,292 @@
+"""Every mistake in configuration and sheets gives one clear message, before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nuclass.core.config import load_study, merge_files
+from nuclass.core.errors import UserError
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIG = Path("config/config.yaml")
+SHEET = Path("config/slides.tsv")
+MODELS = Path("config/models/demo.yaml")
+ROW = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic\t\t\t\n"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A folder with the demo study's own files, to be spoilt."""
+    for name in ("config", "resources"):
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("bundles", "truth"), dirs_exist_ok=True
+        )
+    return tmp_path
+
+
+def load(folder: Path, *files: Path) -> None:
+    names = [CONFIG, *files]
+    load_study(merge_files(names, folder), folder, names)
+
+
+def message(folder: Path, *files: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, *files)
+    return str(caught.value)
+
+
+def replace(folder: Path, file: Path, old: str, new: str) -> int:
+    """Replace the only occurrence of ``old`` and return its line."""
+    text = (folder / file).read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
+    (folder / file).write_text(text.replace(old, new), encoding="utf-8")
+    return text[: text.index(old)].count("\n") + 1
+
+
+def test_the_demo_study_is_sound(study: Path) -> None:
+    loaded = load_study(merge_files([CONFIG], study), study, [CONFIG])
+    assert loaded.train_slides == ["ovary_1", "lung_1", "pancreas_1", "breast_1", "colon_1"]
+    assert loaded.cohorts == ["ovary_h", "lung_h", "pancreas_h"]
+
+
+def test_the_paper_study_is_sound(study: Path) -> None:
+    names = [CONFIG, Path("config/paper.yaml")]
+    loaded = load_study(merge_files(names, study), study, names)
+    assert len(loaded.train_slides) == 8
+    assert sorted(loaded.slides.loc[loaded.cohorts, "organ"]) == ["lung", "ovary", "pancreas"]
+
+
+def test_the_demo_file_states_every_default(study: Path) -> None:
+    written = merge_files([CONFIG], study)
+    assert load_study(written, study).config == written
+
+
+def test_keys_left_out_get_their_defaults(study: Path) -> None:
+    loaded = load_study({"study": "mine", "slides": str(SHEET)}, study)
+    assert loaded.config["windows"] == {"local": 224, "global": 1024}
+    assert loaded.config["figures"]["gradcam"]["per_cohort"] == 2
+
+
+def test_text_that_spells_a_number_is_read_as_one(study: Path) -> None:
+    settings = merge_files([CONFIG], study)
+    settings["synthetic"]["seed"] = "7"
+    settings["qc"]["require_nucleus"] = "false"
+    settings["labels"]["resolutions"] = ["0.5", "1e0"]
+    loaded = load_study(settings, study).config
+    assert loaded["synthetic"]["seed"] == 7
+    assert loaded["qc"]["require_nucleus"] is False
+    assert loaded["labels"]["resolutions"] == [0.5, 1.0]
+
+
+def test_misspelt_key(study: Path) -> None:
+    line = replace(study, CONFIG, "  min_genes: 5 ", "  min_gene: 5 ")
+    assert message(study) == (
+        "unknown key 'min_gene' in qc. Did you mean 'min_genes'?\n"
+        f"  where:      {study / CONFIG}, line {line}\n"
+        "  expected:   one of max_control_fraction, max_off_slide, min_genes, min_transcripts, require_nucleus\n"
+        "  to mend it: correct the spelling, or delete the line"
+    )
+
+
+def test_misspelt_key_of_a_model(study: Path) -> None:
+    text = (study / MODELS).read_text(encoding="utf-8")
+    start = text.index("\nlocal:")
+    spoilt = text[:start] + text[start:].replace("  backbone:", "  bakcbone:", 1)
+    (study / MODELS).write_text(spoilt, encoding="utf-8")
+    told = message(study)
+    assert told.startswith("unknown key 'bakcbone' in local. Did you mean 'backbone'?\n")
+    assert f"{study / MODELS}, line " in told
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("  global: 1024", "  global: wide", ["windows.global", "'wide' (text)", "a whole number"]),
+        ("mpp: 0.25", "mpp: -1", ["mpp", "-1 (a whole number)", "more than 0"]),
+        ("  formats: [pdf, png]", "  formats: [pdf, pgn]", ["figures.formats[1]", "Did you mean 'png'?", "pdf, png, svg"]),
+        ("  buffer_um: 256 ", "  buffer_um: 100 ", ["splits.buffer_um", "100 um", "at least 256 um"]),
+        ("  val: 0.2 ", "  val: 0.85 ", ["splits.val", "0.85 + 0.1", "a sum below 0.9"]),
+        ("  local: 224", "  local: 2048", ["local 2048 px, global 1024 px", "local below global"]),
+        ("  shard: 2048", "  shard: 2000", ["shard 2000 px, tile 256 px", "a multiple"]),
+        ("  seed: 20251113", "  seed: 20251113\n  seed: 3", ["'seed' stands twice", "each key once"]),
+        ("\nsynthetic:", "\nsynthetic: [", ["not valid YAML", "column"]),
+        ("slides: config/slides.tsv", "slides: config/slide.tsv", ["a sheet is missing", "config/slide.tsv"]),
+        ("models: config/models/demo.yaml", "models: config/models/dmeo.yaml", ["A file is missing", "dmeo.yaml"]),
+        ("study: demo", "", ["the key 'study' is missing"]),
+    ],
+)
+def test_wrong_values(study: Path, old: str, new: str, told: list[str]) -> None:
+    replace(study, CONFIG, old, new)
+    text = message(study)
+    for part in told:
+        assert part in text
+
+
+def test_all_faults_come_in_one_message(study: Path) -> None:
+    replace(study, CONFIG, "  min_genes: 5 ", "  min_genes: few ")
+    replace(study, CONFIG, "mpp: 0.25\n", "mpp: 9\n")
+    replace(study, SHEET, ROW, ROW.replace("\tovary\t", "\tovry\t"))
+    told = message(study)
+    assert told.startswith("The study's configuration cannot be used: 3 faults\n1. ")
+    for part in ("key mpp", "key qc.min_genes", "column organ", "Did you mean 'ovary'?"):
+        assert part in told
+
+
+def test_the_last_file_is_named(study: Path) -> None:
+    (study / "mine.yaml").write_text("qc:\n  min_genes: few\n", encoding="utf-8")
+    assert f"{study / 'mine.yaml'}, line 2, key qc.min_genes" in message(study, Path("mine.yaml"))
+
+
+def test_the_command_line_is_named(study: Path) -> None:
+    settings = merge_files([CONFIG], study)
+    settings["mpp"] = "wide"
+    with pytest.raises(UserError, match=r"where: +the command line \(--config\), key mpp"):
+        load_study(settings, study, [CONFIG])
+
+
+def test_duplicate_slide(study: Path) -> None:
+    line = replace(study, SHEET, ROW, ROW + ROW)
+    assert message(study) == (
+        "the slide 'ovary_1' stands twice\n"
+        f"  where:      {SHEET}, lines {line} and {line + 1}\n"
+        "  expected:   each slide once\n"
+        "  to mend it: delete one row, or give it another name"
+    )
+
+
+def test_patient_on_both_sides(study: Path) -> None:
+    replace(study, SHEET, "ovary_donor_h", "ovary_donor_1")
+    told = message(study)
+    assert "the patient 'ovary_donor_1' stands on both sides" in told
+    assert "'ovary_1' is for training, 'ovary_h' is a cohort" in told
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        (1, "ovry", ["Did you mean 'ovary'?", "column organ", "breast, colon"]),
+        (2, "training", ["column role", "'training' (text)", "one of train, cohort"]),
+        (4, "download", ["column source", "one of synthetic, local, dataset"]),
+        (0, "a b", ["column slide", "'a b' (text)"]),
+        (3, "", ["column patient", "text that is not empty"]),
+        (5, "somewhere", ["a synthetic slide takes no bundle", "somewhere"]),
+    ],
+)
+def test_wrong_cells_of_the_sheet(study: Path, column: int, value: str, told: list[str]) -> None:
+    cells = ROW.rstrip("\n").split("\t")
+    cells[column] = value
+    replace(study, SHEET, ROW, "\t".join(cells) + "\n")
+    text = message(study)
+    for part in (*told, f"{SHEET}, line "):
+        assert part in text
+
+
+def test_sheet_saved_with_commas(study: Path) -> None:
+    (study / SHEET).write_text("slide,organ,role,patient,source\na,ovary,train,p,local\n", encoding="utf-8")
+    assert "save the sheet as tab-separated text" in message(study)
+
+
+def test_sheet_with_a_misspelt_column(study: Path) -> None:
+    replace(study, SHEET, "slide\torgan\t", "slide\torgn\t")
+    told = message(study)
+    assert "unknown column 'orgn'. Did you mean 'organ'?" in told
+    assert "also organ" in told
+
+
+def test_sheet_without_cohorts(study: Path) -> None:
+    text = (study / SHEET).read_text(encoding="utf-8")
+    (study / SHEET).write_text("".join(line for line in text.splitlines(True) if "\tcohort\t" not in line))
+    assert "the sheet has no slide with role 'cohort'" in message(study)
+
+
+def test_unknown_dataset(study: Path) -> None:
+    replace(study, SHEET, ROW, ROW.replace("synthetic\t", "dataset\tXenium_V1_hColon_Cancer_Addon_FFPE"))
+    assert "Did you mean 'Xenium_V1_hColon_Cancer_Add_on_FFPE'?" in message(study)
+
+
+@pytest.fixture
+def local(study: Path) -> Callable[[str], str]:
+    """Turn the first slide into a local one; call with the alignment's text to get the message."""
+    bundle = study / "my slide"
+    bundle.mkdir()
+    for name in ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "he.ome.tif"):
+        (bundle / name).touch()
+    files = "\t".join(["my slide", "my slide/he.ome.tif", "my slide/alignment.csv"])
+    replace(study, SHEET, ROW, f"ovary_1\tovary\ttrain\tovary_donor_1\tlocal\t{files}\n")
+
+    def check(alignment: str) -> str:
+        (bundle / "alignment.csv").write_text(alignment, encoding="utf-8")
+        try:
+            load(study)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "alignment",
+    ["0,1,2\r\n-1,0,3\r\n0,0,1", "fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n", "1.0e0, 2, 3\n4, 5, 6\n0, 0, 1\n"],
+)
+def test_local_slide(local: Callable[[str], str], alignment: str) -> None:
+    assert local(alignment) == ""
+
+
+@pytest.mark.parametrize(
+    ("alignment", "found"),
+    [
+        ("1,0,0\n0,1,0\n", "2 rows of 3 numbers"),
+        ("1,0\n0,1\n0,0\n", "3 rows of 2 numbers"),
+        ("one,0,0\n", "text that is no number: one,0,0"),
+        ("", "an empty file"),
+    ],
+)
+def test_alignment_that_is_no_matrix(local: Callable[[str], str], alignment: str, found: str) -> None:
+    told = local(alignment)
+    assert told.startswith("an alignment file is not a 3x3 matrix\n")
+    for part in (f"found:      {found}", "slide 'ovary_1'", "my slide/alignment.csv", "three lines of three numbers"):
+        assert part in told
+
+
+def test_missing_bundle_file(study: Path, local: Callable[[str], str]) -> None:
+    (study / "my slide" / "cells.parquet").unlink()
+    told = local("1,0,0\n0,1,0\n0,0,1\n")
+    assert "a bundle lacks cells.parquet" in told
+    assert "slide 'ovary_1'" in told
+
+
+def test_missing_bundle_folder(study: Path, local: Callable[[str], str]) -> None:
+    shutil.move(study / "my slide", study / "elsewhere")
+    with pytest.raises(UserError, match="the folder of a bundle is missing"):
+        load(study)
+
+
+def test_every_key_is_described() -> None:
+    for name in ("config", "slides"):
+        schema = yaml.safe_load((REPOSITORY / f"config/schemas/{name}.schema.yaml").read_text(encoding="utf-8"))
+        _check_section(schema, name)
+
+
+def _check_section(schema: dict, at: str) -> None:
+    assert schema.get("description"), at
+    if schema.get("type") == "object":
+        assert schema.get("additionalProperties") is False, at
+        for key, part in schema["properties"].items():
+            _check_section(part, f"{at}.{key}")
+
+
+def test_the_schema_of_the_models_is_up_to_date() -> None:
+    import sys
+
+    sys.path.insert(0, str(REPOSITORY / "docs"))
+    try:
+        from write_models_schema import render
+    finally:
+        sys.path.pop(0)
+    assert (REPOSITORY / "config/schemas/models.schema.yaml").read_text(encoding="utf-8") == render()

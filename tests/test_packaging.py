@@ -1,0 +1,67 @@
+"""Environments agree with the lock file, and no file names a package registry's host."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent
+CONDA_NAMES = {"pytorch": "torch", "python-igraph": "igraph", "matplotlib-base": "matplotlib"}
+STAGES = ("evaluate", "fetch", "figures", "labels", "report", "slides", "splits", "train")
+
+
+def locked_versions() -> dict[str, str]:
+    """Return the locked version of every package for Python 3.12, the Python of the environments."""
+    versions = {}
+    for line in (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        match = re.match(r"([A-Za-z0-9_.-]+)==([^ ;\\]+)(?: ; (.*?))?(?: \\)?$", line)
+        if match and not re.search(r"python_full_version (< '3\.12'|>= '3\.1[3-9]')", match[3] or ""):
+            versions[match[1].lower()] = match[2]
+    return versions
+
+
+def test_one_environment_a_stage() -> None:
+    assert tuple(sorted(path.stem for path in (REPOSITORY / "envs").glob("*.yaml"))) == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_environment_agrees_with_the_lock(stage: str) -> None:
+    locked = locked_versions()
+    environment = yaml.safe_load((REPOSITORY / f"envs/{stage}.yaml").read_text(encoding="utf-8"))
+    assert environment["channels"][-1] == "nodefaults"
+    assert environment["dependencies"][0] == "python=3.12"
+    for entry in environment["dependencies"][1:]:
+        name, version = entry.split("=")
+        assert locked[CONDA_NAMES.get(name, name)] == version, f"{name} in envs/{stage}.yaml"
+
+
+def test_every_locked_file_has_a_hash() -> None:
+    lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    for line, following in zip(lines, lines[1:], strict=False):
+        if "==" in line and not line.startswith((" ", "#")):
+            assert following.strip().startswith("--hash=sha256:"), line
+
+
+def test_no_registry_host() -> None:
+    hosts = re.compile(r"\b(?:{})\b".format("|".join(["pypi" + r"\.org", "python" + r"hosted\.org", "ana" + r"conda\.(?:org|com)", "npmjs" + r"\.(?:org|com)", "pytorch" + r"\.org/whl"])))
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True)
+    if files.returncode != 0:
+        pytest.skip("not a git repository")
+    for name in files.stdout.splitlines():
+        path = REPOSITORY / name
+        if path.is_file() and path.stat().st_size < 5_000_000:
+            match = hosts.search(path.read_text(encoding="utf-8", errors="ignore"))
+            assert match is None, f"{name} names {match[0] if match else ''}"
+
+
+def test_versions_agree() -> None:
+    import nuclass
+
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert f'version = "{nuclass.__version__}"' in project
+    assert citation["version"] == nuclass.__version__
