@@ -11,6 +11,8 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 # uv where it is installed; else one of its own in .uv
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+# uv shows its progress on a terminal and is silent in a log
+QUIET := $(if $(MAKE_TERMERR),,--quiet)
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	"$$python" -c "$(SUITABLE)" >/dev/null 2>&1 && { echo "$$python"; break; }; done)
@@ -25,7 +27,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or 3.12 is needed. Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	@if [ ! -x "$(UV)" ]; then echo "Installing uv into .uv"; "$(PYTHON)" -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; fi
 	@$(BIN)/python -c "$(SUITABLE)" >/dev/null 2>&1 || "$(UV)" venv --quiet --clear --python "$(PYTHON)" .venv
-	@"$(UV)" pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	@echo "Installing the packages of requirements.lock into .venv: about 7 GB, some minutes the first time"
+	@"$(UV)" pip sync $(QUIET) --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
 	@"$(UV)" pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 	@echo "The environment is ready: .venv"

@@ -1,7 +1,10 @@
 """Named goals: `snakemake --cores 4 figures` makes every figure and what it needs, nothing else."""
 
-FIGURES = ["gradcam", "dataset_composition", "confusion", "per_class_f1", "branches", "calibration", "alignment"]
-TABLES = ["holdout_comparison", "branches", "dataset", "label_quality"]
+FIGURES = ("gradcam dataset_composition confusion per_class_f1 branches calibration alignment funnel").split()
+TABLES = [
+    *"holdout_comparison branches dataset label_quality funnel".split(),
+    *(["synthetic_truth"] if TRUTH_KNOWN else []),
+]
 
 
 rule patches:
@@ -24,8 +27,10 @@ rule models:
 
 rule evaluation:
     input:
-        expand("results/evaluation/{model}/{cohort}/metrics.json", model=MODELS, cohort=COHORTS),
+        expand("results/evaluation/{model}/{selection}/metrics.json", model=MODELS, selection=SELECTIONS),
         "results/evaluation/comparison.json",
+        "results/evaluation/funnel.csv",
+        TRUTH_SCORES if TRUTH_KNOWN else [],
 
 
 rule figures:

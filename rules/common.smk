@@ -18,6 +18,8 @@ if LIBRARY not in sys.path:
 from nuclass.core.code import code_hash
 from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
+from nuclass.labels.markers import load_markers
+from nuclass.labels.ontology import load_ontology
 
 # The default file is merged first, then those of --configfile in their order.
 try:
@@ -26,6 +28,7 @@ try:
         root=".",
         files=[*workflow.configfiles[-1:], *workflow.configfiles[:-1]],
         schemas=ROOT / "config" / "schemas",
+        tables={"ontology": load_ontology, "markers": load_markers},
     )
 except UserError as error:
     logger.error(str(error))
@@ -50,6 +53,28 @@ wildcard_constraints:
 def slide_row(slide):
     """Return a slide's row of the sheet as a dictionary."""
     return {"slide": slide, **SLIDES.loc[slide].to_dict()}
+
+
+def slides_from(*sources):
+    """Return a pattern for the slides of the given sources; one that matches nothing where there are none."""
+    return "|".join(SLIDES.index[SLIDES["source"].isin(sources)]) or "(?!)"
+
+
+def bundle_inputs(wildcards):
+    """Return what a slide is fetched from: local files, or the table of public data sets."""
+    row = slide_row(wildcards.slide)
+    if row["source"] == "dataset":
+        return {"registry": "resources/datasets.tsv"}
+    return {
+        "experiment": f"{row['bundle'].rstrip('/')}/experiment.xenium",
+        "he": row["he"],
+        "alignment": row["alignment"],
+    }
+
+
+def selected_cohorts(wildcards):
+    """Return the cohorts of a selection: one, or all of them pooled."""
+    return COHORTS if wildcards.selection == "all" else [wildcards.selection]
 
 
 def mem(base, factor=0.0):

@@ -39,7 +39,6 @@ rule record_provenance:
         code=code_hash("nuclass.core.provenance"),
         config=json.dumps(CONFIG, sort_keys=True),
         slides=ALL_SLIDES,
-        root=str(ROOT),
     log:
         "logs/record_provenance.log",
     benchmark:
@@ -61,11 +60,10 @@ rule render_report:
         config=rules.record_provenance.output.config,
         results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
         provenance=[rules.record_provenance.output.run, rules.record_provenance.output.slides],
-        captions=sorted((ROOT / "workflow" / "report").glob("*.rst")),
+        captions=[os.path.relpath(path) for path in sorted((ROOT / "workflow" / "report").glob("*.rst"))],
     output:
         "results/report.html",
     params:
-        snakefile=str(ROOT / "workflow" / "Snakefile"),
         targets=["evaluation", "figures", "tables", rules.record_provenance.output.run],
     log:
         "logs/render_report.log",

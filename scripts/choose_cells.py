@@ -1,7 +1,5 @@
 """Choose the cells that the activation maps are shown for: those asked for, or by a fixed rule."""
 
-from __future__ import annotations
-
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):

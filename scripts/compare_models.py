@@ -1,7 +1,5 @@
 """Compare the branches, their plain mean, the fused model and the oracle on each cohort and on all pooled."""
 
-from __future__ import annotations
-
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):

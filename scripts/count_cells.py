@@ -1,7 +1,5 @@
 """Count the labelled cells by slide, split and class, and the cells that each step left out."""
 
-from __future__ import annotations
-
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):

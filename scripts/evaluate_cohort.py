@@ -1,7 +1,5 @@
 """Evaluate the three models on one cohort, or on all pooled: metrics, per-class tables, confusion, arrays."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nuclass.core.jobs import snakemake_job

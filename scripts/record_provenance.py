@@ -7,12 +7,14 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     import yaml
+
     from nuclass.core.files import atomic_path, write_json
     from nuclass.core.provenance import run_record
 
     settings = json.loads(snakemake.params.config)
     bundles = dict(zip(snakemake.params.slides, snakemake.input.bundles, strict=True))
-    write_json(snakemake.output.run, run_record(settings, snakemake.input.tables, bundles, snakemake.params.root))
+    repository = Path(snakemake.scriptdir).parent
+    write_json(snakemake.output.run, run_record(settings, snakemake.input.tables, bundles, repository))
     with atomic_path(snakemake.output.config) as path:
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     with atomic_path(snakemake.output.slides) as path:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from nuclass.core.jobs import snakemake_job
 
@@ -13,7 +14,8 @@ with snakemake_job(snakemake):
     log = get_logger("nuclass.report")
     with atomic_path(snakemake.output[0]) as path:
         # The outer Snakemake holds the lock and its settings; the report only reads what is finished.
-        command = [sys.executable, "-m", "snakemake", "--snakefile", snakemake.params.snakefile]
+        snakefile = Path(snakemake.scriptdir).parent / "workflow" / "Snakefile"
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
         command += ["--configfile", snakemake.input.config, "--profile", "none", "--workflow-profile", "none"]
         command += ["--nolock", "--cores", "1", "--report", str(path), "--", *snakemake.params.targets]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -1,7 +1,5 @@
 """Score labels, models and geometry of a synthetic study against its truth, which nothing else reads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nuclass.core.jobs import snakemake_job

@@ -26,7 +26,10 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     write("core/__init__", "")
     write("core/log", "LEVEL = 1\n")
     write("a/__init__", "")
-    write("a/one", "from nuclass.b import double\nfrom nuclass.core.log import LEVEL\n\ndef run():\n    return double(LEVEL)\n")
+    write(
+        "a/one",
+        "from nuclass.b import double\nfrom nuclass.core.log import LEVEL\n\ndef run():\n    return double(LEVEL)\n",
+    )
     write("b/__init__", "from nuclass.b.maths import double\nfrom nuclass.b.other import half\n")
     write("b/maths", "def double(x):\n    return 2 * x\n")
     write("b/other", "def half(x):\n    return x / 2\n")

@@ -108,7 +108,11 @@ def test_misspelt_key_of_a_model(study: Path) -> None:
     [
         ("  global: 1024", "  global: wide", ["windows.global", "'wide' (text)", "a whole number"]),
         ("mpp: 0.25", "mpp: -1", ["mpp", "-1 (a whole number)", "more than 0"]),
-        ("  formats: [pdf, png]", "  formats: [pdf, pgn]", ["figures.formats[1]", "Did you mean 'png'?", "pdf, png, svg"]),
+        (
+            "  formats: [pdf, png]",
+            "  formats: [pdf, pgn]",
+            ["figures.formats[1]", "Did you mean 'png'?", "pdf, png, svg"],
+        ),
         ("  buffer_um: 256 ", "  buffer_um: 100 ", ["splits.buffer_um", "100 um", "at least 256 um"]),
         ("  val: 0.2 ", "  val: 0.85 ", ["splits.val", "0.85 + 0.1", "a sum below 0.9"]),
         ("  local: 224", "  local: 2048", ["local 2048 px, global 1024 px", "local below global"]),

@@ -33,7 +33,9 @@ def imported_packages(path: Path) -> Iterator[tuple[int, str]]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively; write the whole name"
-            names = [f"nuclass.{alias.name}" for alias in node.names] if node.module == "nuclass" else [node.module or ""]
+            names = (
+                [f"nuclass.{alias.name}" for alias in node.names] if node.module == "nuclass" else [node.module or ""]
+            )
         for name in names:
             parts = name.split(".")
             if parts[0] == "nuclass" and len(parts) > 1 and parts[1] in DEPTH:
@@ -61,6 +63,8 @@ def test_files_and_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             last = node.end_lineno or node.lineno
-            body = [item for item in node.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+            body = [
+                item for item in node.body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+            ]
             first = body[0].lineno if body else last
             assert last - first < 60, f"{path.name}: {node.name} has {last - first + 1} lines without its docstring"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from nuclass.core import code
 
 REPOSITORY = Path(__file__).parent.parent
 CONDA_NAMES = {"pytorch": "torch", "python-igraph": "igraph", "matplotlib-base": "matplotlib"}
@@ -39,16 +44,93 @@ def test_environment_agrees_with_the_lock(stage: str) -> None:
         assert locked[CONDA_NAMES.get(name, name)] == version, f"{name} in envs/{stage}.yaml"
 
 
+IMPORT_NAMES = {
+    "PIL": "pillow",
+    "google_crc32c": "google-crc32c",
+    "igraph": "python-igraph",
+    "matplotlib": "matplotlib-base",
+    "sklearn": "scikit-learn",
+    "torch": "pytorch",
+    "yaml": "pyyaml",
+}
+
+
+def imports_of(tree: ast.Module) -> set[str]:
+    """Return the packages from outside that a module imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"nuclass", "snakemake"}
+    return {IMPORT_NAMES.get(name, name) for name in outside}
+
+
+def library_of(tree: ast.Module) -> set[str]:
+    """Return the library's modules that a script's imports lead to."""
+    todo = [
+        code._provider(node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nuclass.")
+        for alias in node.names
+    ]
+    seen: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo.extend(code._imports(name))
+            todo.extend(parent for parent in [name.rpartition(".")[0]] if parent not in ("", "nuclass"))
+    return seen
+
+
+def stages_and_scripts() -> list[tuple[str, str]]:
+    """Return environment and script of every rule."""
+    found = []
+    for path in sorted((REPOSITORY / "rules").glob("*.smk")):
+        for block in re.split(r"^ *(?=(?:use )?rule \w)", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            stage, script = re.search(r"envs/(\w+)\.yaml", block), re.search(r"scripts/(\w+)\.py", block)
+            if stage and script:
+                found.append((stage[1], script[1]))
+    return found
+
+
+@pytest.mark.parametrize(("stage", "script"), stages_and_scripts())
+def test_environment_holds_what_the_script_imports(stage: str, script: str) -> None:
+    tree = ast.parse((REPOSITORY / f"scripts/{script}.py").read_text(encoding="utf-8"))
+    needed = imports_of(tree)
+    for module in library_of(tree):
+        needed |= imports_of(ast.parse(code._modules()[module].read_text(encoding="utf-8")))
+    environment = yaml.safe_load((REPOSITORY / f"envs/{stage}.yaml").read_text(encoding="utf-8"))
+    held = {entry.split("=")[0] for entry in environment["dependencies"]}
+    assert needed <= held, f"envs/{stage}.yaml lacks {', '.join(sorted(needed - held))}"
+
+
 def test_every_locked_file_has_a_hash() -> None:
     lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         if "==" in line and not line.startswith((" ", "#")):
             assert following.strip().startswith("--hash=sha256:"), line
 
 
 def test_no_registry_host() -> None:
-    hosts = re.compile(r"\b(?:{})\b".format("|".join(["pypi" + r"\.org", "python" + r"hosted\.org", "ana" + r"conda\.(?:org|com)", "npmjs" + r"\.(?:org|com)", "pytorch" + r"\.org/whl"])))
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True)
+    hosts = re.compile(
+        r"\b(?:{})\b".format(
+            "|".join(
+                [
+                    "pypi" + r"\.org",
+                    "python" + r"hosted\.org",
+                    "ana" + r"conda\.(?:org|com)",
+                    "npmjs" + r"\.(?:org|com)",
+                    "pytorch" + r"\.org/whl",
+                ]
+            )
+        )
+    )
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True
+    )
     if files.returncode != 0:
         pytest.skip("not a git repository")
     for name in files.stdout.splitlines():

@@ -29,13 +29,17 @@ def rule_blocks() -> dict[str, str]:
     """Return the text of every rule that makes files; a rule derived from another has both texts."""
     blocks: dict[str, str] = {}
     for path in RULES:
-        for block in re.split(r"^(?=rule |use rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        for block in re.split(r"^ *(?=rule \w|use rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             derived = re.match(r"use rule (\w+) as (\w+) with:", block)
             if derived:
                 blocks[derived[2]] = block + blocks[derived[1]]
             else:
                 blocks[block.split()[1].rstrip(":")] = block
-    return {name: block for name, block in blocks.items() if "\n    output:" in block}
+    return {name: block for name, block in blocks.items() if has(block, "output")}
+
+
+def has(block: str, directive: str) -> bool:
+    return re.search(rf"^ +{directive}:", block, re.MULTILINE) is not None
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def copy(tmp_path: Path) -> Path:
 def test_rule_is_complete(name: str) -> None:
     block = rule_blocks()[name]
     wanted = DIRECTIVES if name in SOURCES else ("input", *DIRECTIVES)
-    missing = [directive for directive in wanted if f"\n    {directive}:" not in block]
+    missing = [directive for directive in wanted if not has(block, directive)]
     assert not missing, f"rule {name} lacks {', '.join(missing)}"
     assert f'"logs/{name}' in block, f"the log of rule {name} is not logs/{name}..."
     assert f'"benchmarks/{name}' in block, f"the benchmark of rule {name} is not benchmarks/{name}..."
@@ -103,7 +107,9 @@ def test_lint_is_clean() -> None:
     ],
 )
 def test_dry_run_resolves(copy: Path, arguments: list[str], jobs: dict[str, int]) -> None:
-    done = snakemake("-n", *(["--", *arguments] if arguments and not arguments[0].startswith("-") else arguments), folder=copy)
+    done = snakemake(
+        "-n", *(["--", *arguments] if arguments and not arguments[0].startswith("-") else arguments), folder=copy
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {match[1]: int(match[2]) for match in re.finditer(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
     for name, number in jobs.items():

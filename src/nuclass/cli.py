@@ -99,9 +99,12 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from nuclass.core.config import load_study, merge_files
+    from nuclass.labels.markers import load_markers
+    from nuclass.labels.ontology import load_ontology
 
     files = [Path("config/config.yaml"), *options.configfile]
-    study = load_study(merge_files(files, options.directory), options.directory, files)
+    tables = {"ontology": load_ontology, "markers": load_markers}
+    study = load_study(merge_files(files, options.directory), options.directory, files, tables=tables)
     sys.stdout.write(
         f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "
         f"({', '.join(study.train_slides)}), {len(study.cohorts)} cohorts ({', '.join(study.cohorts)}).\n"

@@ -11,8 +11,7 @@ import nuclass
 from nuclass.core.errors import UserError
 
 _LIBRARY = Path(nuclass.__file__).parent
-_SILENT = ("nuclass.core.code", "nuclass.core.config", "nuclass.core.schema", "nuclass.core.sheets", "nuclass.core.jobs",
-           "nuclass.core.log", "nuclass.core.progress", "nuclass.core.errors")  # fmt: skip
+_SILENT = {f"nuclass.core.{name}" for name in "code config errors jobs log progress schema sheets".split()}
 """Modules that report on the work and do not change its results."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,11 @@ def _merge(into: dict[str, Any], data: Mapping[str, Any]) -> None:
 
 
 def load_study(
-    config: Mapping[str, Any], root: str | Path = ".", files: Sequence[str | Path] = (), schemas: str | Path | None = None
+    config: Mapping[str, Any],
+    root: str | Path = ".",
+    files: Sequence[str | Path] = (),
+    schemas: str | Path | None = None,
+    tables: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> Study:
     """Check a configuration with its sheets and tables; return the study or tell every fault at once.
 
@@ -82,6 +86,9 @@ def load_study(
         The files the settings came from, later ones winning; used to name file and line of a fault.
     schemas
         The folder of the schemas; by default ``config/schemas`` under ``root``.
+    tables
+        Readers of the tables the settings name, by key (such as ``ontology``); each raises a
+        :class:`UserError` for a fault of its table.
 
     Raises
     ------
@@ -102,7 +109,7 @@ def load_study(
     faults += sheet_faults
     models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))
     faults += model_faults
-    faults += _check_classes(root, checked)
+    faults += _check_tables(root, checked, tables or {})
     raise_faults(faults, "The study's configuration cannot be used")
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     return Study(config=checked, slides=slides, models=models)
@@ -297,7 +304,9 @@ def _local_faults(root: Path, values: Mapping[str, str], where: str) -> list[Use
     for column in ("he", "alignment"):
         if not values[column]:
             faults.append(
-                UserError(f"a local slide names no {column}", where=where, expected=f"its file in the column '{column}'")
+                UserError(
+                    f"a local slide names no {column}", where=where, expected=f"its file in the column '{column}'"
+                )
             )
         elif not (root / values[column]).is_file():
             faults.append(
@@ -354,6 +363,15 @@ def _read_models(
     return check_settings(settings, schema, locator([root / path], path))
 
 
-def _check_classes(root: Path, config: Mapping[str, Any]) -> list[UserError]:
-    """Check that ontology and markers exist and speak of the same classes."""
-    return []
+def _check_tables(
+    root: Path, config: Mapping[str, Any], readers: Mapping[str, Callable[[Path], Any]]
+) -> list[UserError]:
+    """Read each table once, so that a fault in it is told now and not hours later."""
+    faults = []
+    for key, read in readers.items():
+        if isinstance(config.get(key), str):
+            try:
+                read(root / config[key])
+            except UserError as error:
+                faults.append(error)
+    return faults

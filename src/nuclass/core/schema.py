@@ -126,7 +126,7 @@ def check_settings(
     import jsonschema
 
     checked = _complete(copy.deepcopy(dict(settings)), schema, schema)
-    faults = []
+    faults: list[UserError] = []
     validator = jsonschema.Draft202012Validator(schema)
     for error in sorted(validator.iter_errors(checked), key=lambda item: [str(part) for part in item.absolute_path]):
         faults.extend(_faults(error, locate))
@@ -220,9 +220,7 @@ def _faults(error: Any, locate: Locate) -> Iterator[UserError]:
                 )
     elif error.validator == "anyOf":
         options = " or ".join(_rule(inner) for inner in error.context)
-        yield UserError(
-            f"the value of {key} is not valid", where=where, found=_shown(error.instance), expected=options
-        )
+        yield UserError(f"the value of {key} is not valid", where=where, found=_shown(error.instance), expected=options)
     else:
         hint = ""
         if error.validator == "enum":

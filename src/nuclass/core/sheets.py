@@ -46,7 +46,9 @@ def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tup
     if faults:
         return [], faults
     rows = []
-    for (number, text), cells in zip(numbered[1:], csv.reader([text for _, text in numbered[1:]], delimiter="\t"), strict=True):
+    for (number, text), cells in zip(
+        numbered[1:], csv.reader([text for _, text in numbered[1:]], delimiter="\t"), strict=True
+    ):
         if len(cells) > len(header):
             faults.append(
                 UserError(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +21,15 @@ _SEEN = ("train_cells", "val_cells")
 def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
     """Return the cells a checkpoint was trained and selected on: ``{train_cells | val_cells: {slide: ids}}``.
 
-    Tensors are mapped, not read, and nothing but plain data is unpickled.
+    Only the plain data of the file is read, without its tensors and without loading torch, which would
+    take longer than the evaluation itself.
 
     Raises
     ------
     UserError
-        When the checkpoint does not say which cells it has seen.
+        When the file is not a checkpoint, or does not say which cells it has seen.
     """
-    import torch
-
-    data: Mapping[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    data = _plain_data(Path(checkpoint))
     missing = [key for key in _SEEN if key not in data]
     if missing:
         raise UserError(
@@ -37,6 +40,41 @@ def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
             fix="train it again with this workflow",
         )
     return {key: {str(slide): set(map(str, ids)) for slide, ids in data[key].items()} for key in _SEEN}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Read plain values; put ``None`` for what belongs to torch, refuse everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module.split(".")[0] == "torch":
+            return _nothing
+        raise pickle.UnpicklingError(f"{module}.{name} is not plain data")
+
+    def persistent_load(self, pid: Any) -> None:
+        """Leave a tensor's storage where it is."""
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _plain_data(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            data = _PlainUnpickler(io.BytesIO(archive.read(name))).load()
+    except FileNotFoundError as error:
+        raise UserError("A checkpoint is missing", where=path, fix="train the model first") from error
+    except (zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            "A file is not a checkpoint of this workflow",
+            where=path,
+            found=str(error) or type(error).__name__,
+            expected="plain values and tensors, as written by torch.save",
+        ) from error
+    return dict(data)
 
 
 def check_no_overlap(

@@ -110,7 +110,7 @@ def _legend(ax: Axes, names: Sequence[str], sheet: Classes) -> None:
     from matplotlib.patches import Patch
 
     ax.set_axis_off()
-    handles = [Patch(color=sheet.colour(n), label=sheet.short(n), lw=0) for n in names]
+    handles = [Patch(color=sheet.colour(n), label=sheet.full(n), lw=0) for n in names]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(-0.1, 0.5), labelspacing=0.7, handleheight=0.9)
 
 

@@ -77,20 +77,20 @@ def _describe(ax: Axes, facts: pd.Series, sheet: Classes) -> None:
     label = str(facts["label"])
     ax.set(xlim=(0, 1), ylim=(0, 1))
     ax.scatter([0.96], [0.86], s=18, marker="s", color=sheet.colour(label), linewidths=0)
-    ax.text(0.99, 0.76, _break(sheet.short(label)), va="top", ha="right", fontsize=7, weight="bold")
+    ax.text(0.99, 0.76, _break(sheet.full(label)), va="top", ha="right", fontsize=7, weight="bold")
     lines = f"{cohort_name(str(facts['slide']))}\n{facts['cell_id']}\ngate g = {facts['gate']:.2f}"
     ax.text(0.99, 0.48, lines, va="top", ha="right", fontsize=5.5, color="#555555", linespacing=1.5)
 
 
 def _break(name: str) -> str:
-    return name.replace(" ", "\n", 1) if len(name) > 11 else name
+    return name.replace(" ", "\n") if len(name) > 11 else name
 
 
 def _caption(ax: Axes, facts: pd.Series, model: str, sheet: Classes) -> None:
     call, p = str(facts[f"{model}_prediction"]), float(facts[f"{model}_probability"])
     right = call == str(facts["label"])
     mark, colour = ("✓", "#1B7837") if right else ("✗", "#B2182B")
-    ax.set_xlabel(f"{mark} {sheet.short(call)}\np = {p:.2f}", fontsize=5.5, color=colour, labelpad=1.5, linespacing=1.1)
+    ax.set_xlabel(f"{mark} {sheet.full(call)}\np = {p:.2f}", fontsize=5.5, color=colour, labelpad=1.5, linespacing=1.1)
 
 
 def _row(axes: Any, arrays: dict[str, np.ndarray], windows: tuple[int, int], mpp: float) -> None:

@@ -57,7 +57,7 @@ def draw_per_class_f1(
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0, pad=9)
     if cohorts:
-        axes[0].set_yticks(np.arange(len(names)), [sheet.short(n) for n in names])
+        axes[0].set_yticks(np.arange(len(names)), [sheet.full(n) for n in names])
         class_dots(axes[0], sheet, names, axis="y", offset=-0.06)
         handles, labels = axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside upper right", ncols=len(BRANCHES))

@@ -48,14 +48,20 @@ class Classes:
         return cls(table.set_index("class"))
 
     def ordered(self, names: Iterable[str]) -> list[str]:
-        """Return the names in the sheet's order; classes the sheet lacks come last, by name."""
+        """Return the names group by group in the sheet's order; classes the sheet lacks come last, by name."""
         found = set(names)
-        known = [name for name in self.table.index if name in found]
+        groups = list(dict.fromkeys(self.table["group"]))
+        order = sorted(self.table.index, key=lambda name: groups.index(self.table.loc[name, "group"]))
+        known = [name for name in order if name in found]
         return known + sorted(found - set(known))
 
     def colour(self, name: str) -> str:
         """Return the class's colour; grey for a class the sheet lacks."""
         return str(self.table.loc[name, "colour"]) if name in self.table.index else GREY
+
+    def full(self, name: str) -> str:
+        """Return the class's whole name for a label."""
+        return name.replace("_", " ").replace("TumorA", "Tumor A")
 
     def short(self, name: str) -> str:
         """Return the class's short name."""

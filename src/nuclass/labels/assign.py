@@ -37,7 +37,6 @@ _log = get_logger(__name__)
 
 _CHUNK = 20_000
 _PSEUDO = 1e-5
-_CLIP = 4.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class Settings:
     rounds: int = 4
     doublet_gain: float = 6.0
     seed: int = 42
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Take the settings from a section of the configuration."""
+        return cls(**{**values, "resolutions": tuple(values.get("resolutions", cls.resolutions))})
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,9 @@ def _posteriors(
         prior = np.log(share / share.sum(1, keepdims=True))
         last = turn == settings.rounds - 1
         parts = [
-            _likelihood(counts[i : i + _CHUNK], background[i : i + _CHUNK], profile, prior[i : i + _CHUNK], settings, last)
+            _likelihood(
+                counts[i : i + _CHUNK], background[i : i + _CHUNK], profile, prior[i : i + _CHUNK], settings, last
+            )
             for i in range(0, counts.shape[0], _CHUNK)
         ]
         posterior = np.concatenate([part[0] for part in parts])
@@ -245,7 +251,9 @@ def _decide(
     order = np.sort(posterior, axis=1)
     confidence, margin = order[:, -1], order[:, -1] - order[:, -2]
     best = np.array(names, dtype=object)[posterior.argmax(1)]
-    reason = np.where(gain > settings.doublet_gain, "doublet", np.where(confidence < settings.min_confidence, "unsure", ""))
+    reason = np.where(
+        gain > settings.doublet_gain, "doublet", np.where(confidence < settings.min_confidence, "unsure", "")
+    )
     found = pd.DataFrame(
         {
             CELL_ID: kept[CELL_ID],

@@ -40,8 +40,8 @@ def holdout_comparison(comparison: str | Path, csv: str | Path, md: str | Path, 
         parts.append(_model_rows(part[part["name"].isin(_MODELS)], cohorts, smaller=metric == "log_loss"))
         parts.append(_difference_rows(part[part["name"].str.contains("-", regex=False)], cohorts))
     notes = [
-        "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column. Differences are paired; "
-        "bold where the interval leaves out 0. Predictions may fall on any class of the model (open set).",
+        "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column. Differences are "
+        "paired; bold where the interval leaves out 0. Predictions may fall on any class of the model (open set).",
     ]
     write_table(csv, md, data, parts, title="Models on the held-out cohorts", notes=notes, synthetic=synthetic)
 
@@ -91,8 +91,8 @@ def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthet
         for cohort, found in cohorts.items()
     ]
     notes = [
-        "Columns named after models: accuracy. The oracle takes the right branch wherever one is right. Gate AUROC: how "
-        "well the gate's weight tells, where exactly one branch is right, which one.",
+        "Columns named after models: accuracy. The oracle takes the right branch wherever one is right. Gate AUROC: "
+        "how well the gate's weight tells, where exactly one branch is right, which one.",
     ]
     part = markdown(rows, list(rows[0]))
     write_table(csv, md, pd.DataFrame(records), [part], title="Branches and gate", notes=notes, synthetic=synthetic)
@@ -195,7 +195,7 @@ def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path) -> No
     rows = [
         {
             "criterion": str(found["criterion"]),
-            "value": with_interval(found["value"], found["low"], found["high"], 4 if found["value"] < 0.01 else 3),
+            "value": with_interval(found["value"], found["low"], found["high"], 4 if abs(found["value"]) < 0.01 else 3),
             "expected": str(found["threshold"]),
             "met": "yes" if found["met"] else "**no**",
         }

@@ -83,12 +83,11 @@ def jitter_stain(x: Tensor, settings: Augment, generator: torch.Generator | None
     turned = torch.eye(3) + settings.stain_mix * uniform(3, 3)
     stain_to_rgb = _HED @ turned
     linear = torch.linalg.inv(_HED) @ (scale[:, :, None] * stain_to_rgb)
-    offset = ((settings.stain_shift * uniform(3))[:, None, :] @ stain_to_rgb)[:, 0]
-    density = -torch.log((x * 255 + 1) / 256)
-    flat = density.permute(0, 2, 3, 1).reshape(n, -1, 3)
-    changed = torch.baddbmm(offset[:, None, :].to(x.device), flat, linear.to(x.device))
-    intensity = (torch.exp(-changed) * 256 - 1) / 255
-    return intensity.clamp_(0, 1).view(n, x.shape[2], x.shape[3], 3).permute(0, 3, 1, 2)
+    offset = (settings.stain_shift * uniform(3))[:, None, :] @ stain_to_rgb
+    density = x.contiguous().view(n, 3, -1).mul(255 / 256).add_(1 / 256).log_().neg_()
+    changed = torch.baddbmm(offset.mT.to(x.device), linear.mT.to(x.device), density)
+    intensity = changed.neg_().exp_().mul_(256 / 255).sub_(1 / 255).clamp_(0, 1)
+    return intensity.view(x.shape).contiguous(memory_format=torch.channels_last)
 
 
 def blur(x: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""One rule a table: each lays out numbers of the evaluation as CSV and Markdown."""
+
+
+def laid_out(name, category, what):
+    """Return a table's CSV, which the report shows."""
+    return report(
+        f"results/tables/{name}.csv",
+        caption=f"../workflow/report/table_{name}.rst",
+        category=category,
+        labels={"table": what},
+    )
+
+
+rule tabulate_holdout_comparison:
+    input:
+        comparison="results/evaluation/comparison.csv",
+    output:
+        csv=laid_out("holdout_comparison", "Results", "Models on the cohorts"),
+        md="results/tables/holdout_comparison.md",
+    log:
+        "logs/tabulate_holdout_comparison/all.log",
+    benchmark:
+        "benchmarks/tabulate_holdout_comparison/all.tsv"
+    conda:
+        "../envs/figures.yaml"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
+    message:
+        "Table holdout_comparison: how the models do on held-out slides"
+    script:
+        "../scripts/tabulate_holdout_comparison.py"
+
+
+rule tabulate_branches:
+    input:
+        comparison="results/evaluation/comparison.json",
+    output:
+        csv=laid_out("branches", "Results", "Branches and gate"),
+        md="results/tables/branches.md",
+    log:
+        "logs/tabulate_branches/all.log",
+    benchmark:
+        "benchmarks/tabulate_branches/all.tsv"
+    conda:
+        "../envs/figures.yaml"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
+    message:
+        "Table branches: which branch is right, and how well the gate tells"
+    script:
+        "../scripts/tabulate_branches.py"
+
+
+rule tabulate_dataset:
+    input:
+        composition="results/evaluation/composition.csv",
+    output:
+        csv=laid_out("dataset", "Data", "Data set"),
+        md="results/tables/dataset.md",
+    log:
+        "logs/tabulate_dataset/all.log",
+    benchmark:
+        "benchmarks/tabulate_dataset/all.tsv"
+    conda:
+        "../envs/figures.yaml"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
+    message:
+        "Table dataset: labelled cells by class, slide and split"
+    script:
+        "../scripts/tabulate_dataset.py"
+
+
+rule tabulate_label_quality:
+    input:
+        quality="results/evaluation/label_quality.csv",
+        truth=["results/evaluation/truth/labels.json"] if TRUTH_KNOWN else [],
+    output:
+        csv=laid_out("label_quality", "Data", "Labels"),
+        md="results/tables/label_quality.md",
+    log:
+        "logs/tabulate_label_quality/all.log",
+    benchmark:
+        "benchmarks/tabulate_label_quality/all.tsv"
+    conda:
+        "../envs/figures.yaml"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
+    message:
+        "Table label_quality: how many cells got a label, and how sure it is"
+    script:
+        "../scripts/tabulate_label_quality.py"
+
+
+rule tabulate_funnel:
+    input:
+        counts="results/evaluation/funnel.csv",
+    output:
+        csv=laid_out("funnel", "Data", "Cells left after each step"),
+        md="results/tables/funnel.md",
+    log:
+        "logs/tabulate_funnel/all.log",
+    benchmark:
+        "benchmarks/tabulate_funnel/all.tsv"
+    conda:
+        "../envs/figures.yaml"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
+    message:
+        "Table funnel: cells left after each step"
+    script:
+        "../scripts/tabulate_funnel.py"
+
+
+if TRUTH_KNOWN:
+
+    rule tabulate_synthetic_truth:
+        input:
+            criteria="results/evaluation/truth/criteria.csv",
+        output:
+            csv=laid_out("synthetic_truth", "Results", "Against the truth"),
+            md="results/tables/synthetic_truth.md",
+        log:
+            "logs/tabulate_synthetic_truth/all.log",
+        benchmark:
+            "benchmarks/tabulate_synthetic_truth/all.tsv"
+        conda:
+            "../envs/figures.yaml"
+        threads: 1
+        resources:
+            mem_mb=mem(500),
+            runtime=10,
+        params:
+            code=code_hash("nuclass.tables"),
+        message:
+            "Table synthetic_truth: the synthetic study against its truth"
+        script:
+            "../scripts/tabulate_synthetic_truth.py"
