@@ -60,21 +60,17 @@ def slides_from(*sources):
     return "|".join(SLIDES.index[SLIDES["source"].isin(sources)]) or "(?!)"
 
 
-def bundle_inputs(wildcards):
+def fetch_inputs(wildcards):
     """Return what a slide is fetched from: local files, or the table of public data sets."""
     row = slide_row(wildcards.slide)
     if row["source"] == "dataset":
-        return {"registry": "resources/datasets.tsv"}
+        # A new note in the table is no reason to download again.
+        return {"registry": ancient("resources/datasets.tsv")}
     return {
         "experiment": f"{row['bundle'].rstrip('/')}/experiment.xenium",
         "he": row["he"],
         "alignment": row["alignment"],
     }
-
-
-def selected_cohorts(wildcards):
-    """Return the cohorts of a selection: one, or all of them pooled."""
-    return COHORTS if wildcards.selection == "all" else [wildcards.selection]
 
 
 def mem(base, factor=0.0):

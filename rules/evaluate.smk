@@ -1,6 +1,7 @@
 """Judge the models on the cohorts: metrics, intervals, comparisons; on a synthetic study also against its truth."""
 
-SELECTIONS = [*COHORTS, "all"]
+MEMBERS = {cohort: [cohort] for cohort in COHORTS} | {"all": COHORTS}
+SELECTIONS = list(MEMBERS)
 SYNTHETIC = bool((SLIDES["source"] == "synthetic").any())
 TRUTH_KNOWN = bool((SLIDES["source"] == "synthetic").all())
 TRUTH_SCORES = [
@@ -16,18 +17,13 @@ wildcard_constraints:
     selection="|".join(SELECTIONS),
 
 
-def selected(wildcards):
-    """Return the cohorts of a selection: one, or all of them pooled."""
-    return COHORTS if wildcards.selection == "all" else [wildcards.selection]
-
-
 rule evaluate_cohort:
     input:
         tables=lambda wildcards: expand(
-            "results/predictions/{model}/{slide}.parquet", model=MODELS, slide=selected(wildcards)
+            "results/predictions/{model}/{slide}.parquet", model=MODELS, slide=MEMBERS[wildcards.selection]
         ),
         arrays=lambda wildcards: expand(
-            "results/predictions/{model}/{slide}.h5", model=MODELS, slide=selected(wildcards)
+            "results/predictions/{model}/{slide}.h5", model=MODELS, slide=MEMBERS[wildcards.selection]
         ),
         checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
         classes="resources/classes.tsv",
@@ -35,22 +31,22 @@ rule evaluate_cohort:
     output:
         expand("results/evaluation/{model}/{{selection}}/{file}", model=MODELS, file=EVALUATED),
         gates="results/evaluation/gate/{selection}/gates.npy",
-    log:
-        "logs/evaluate_cohort/{selection}.log",
-    benchmark:
-        "benchmarks/evaluate_cohort/{selection}.tsv"
-    conda:
-        "../envs/evaluate.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1500, 6),
-        runtime=60,
     params:
         models=MODELS,
         patients=SLIDES["patient"].astype(str).to_dict(),
         bins=CONFIG["evaluation"]["ece_bins"],
         min_support=CONFIG["evaluation"]["min_support"],
         code=code_hash("nuclass.evaluation.cohort", "nuclass.figures.confusion"),
+    log:
+        "logs/evaluate_cohort/{selection}.log",
+    benchmark:
+        "benchmarks/evaluate_cohort/{selection}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
     message:
         "Evaluating {params.models} on {wildcards.selection}"
     script:
@@ -63,22 +59,22 @@ rule compare_models:
     output:
         json="results/evaluation/comparison.json",
         csv="results/evaluation/comparison.csv",
-    log:
-        "logs/compare_models/all.log",
-    benchmark:
-        "benchmarks/compare_models/all.tsv"
-    conda:
-        "../envs/evaluate.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1500, 6),
-        runtime=60,
     params:
         models=MODELS,
         cohorts=COHORTS,
         mpp=CONFIG["mpp"],
         evaluation=CONFIG["evaluation"],
         code=code_hash("nuclass.evaluation.compare"),
+    log:
+        "logs/compare_models/all.log",
+    benchmark:
+        "benchmarks/compare_models/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
     message:
         "Comparing local, global, mean and fused on the same cells, with intervals"
     script:
@@ -94,20 +90,19 @@ rule count_cells:
         composition="results/evaluation/composition.csv",
         quality="results/evaluation/label_quality.csv",
         funnel="results/evaluation/funnel.csv",
+    params:
+        slides=SLIDES[["organ", "role"]].to_dict("index"),
+        code=code_hash("nuclass.evaluation.dataset", "nuclass.data.funnel"),
     log:
         "logs/count_cells/all.log",
     benchmark:
         "benchmarks/count_cells/all.tsv"
-    conda:
-        "../envs/evaluate.yaml"
     threads: 1
     resources:
         mem_mb=mem(1000, 6),
         runtime=30,
-    params:
-        slides=SLIDES[["organ", "role"]].to_dict("index"),
-        results="results",
-        code=code_hash("nuclass.evaluation.dataset", "nuclass.data.funnel"),
+    conda:
+        "../envs/evaluate.yaml"
     message:
         "Counting cells by slide, split and class, and those each step left out"
     script:
@@ -119,20 +114,20 @@ rule choose_cells:
         tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
     output:
         cells="results/interpret/cells.csv",
-    log:
-        "logs/choose_cells/all.log",
-    benchmark:
-        "benchmarks/choose_cells/all.tsv"
-    conda:
-        "../envs/evaluate.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1000, 6),
-        runtime=30,
     params:
         models=MODELS,
         gradcam=CONFIG["figures"]["gradcam"],
         code=code_hash("nuclass.evaluation.choose"),
+    log:
+        "logs/choose_cells/all.log",
+    benchmark:
+        "benchmarks/choose_cells/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000, 6),
+        runtime=30,
+    conda:
+        "../envs/evaluate.yaml"
     message:
         "Choosing the cells to show activation maps for"
     script:
@@ -150,16 +145,6 @@ if TRUTH_KNOWN:
             tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
         output:
             TRUTH_SCORES,
-        log:
-            "logs/score_truth/all.log",
-        benchmark:
-            "benchmarks/score_truth/all.tsv"
-        conda:
-            "../envs/evaluate.yaml"
-        threads: 1
-        resources:
-            mem_mb=mem(1500, 6),
-            runtime=30,
         params:
             slides=ALL_SLIDES,
             cohorts=COHORTS,
@@ -168,6 +153,16 @@ if TRUTH_KNOWN:
             window=CONFIG["windows"]["local"],
             evaluation=CONFIG["evaluation"],
             code=code_hash("nuclass.evaluation.truth"),
+        log:
+            "logs/score_truth/all.log",
+        benchmark:
+            "benchmarks/score_truth/all.tsv"
+        threads: 1
+        resources:
+            mem_mb=mem(1500, 6),
+            runtime=30,
+        conda:
+            "../envs/evaluate.yaml"
         message:
             "Scoring labels, models and geometry against the truth of the synthetic study"
         script:

@@ -1,24 +1,6 @@
 """Bundles with their H&E image and alignment, from wherever a slide comes."""
 
 
-def slides_from(*sources):
-    """Return a pattern for the slides of the given sources; one that matches nothing where there are none."""
-    return "|".join(SLIDES.index[SLIDES["source"].isin(sources)]) or "(?!)"
-
-
-def fetch_inputs(wildcards):
-    """Return what a slide is fetched from: local files, or the table of public data sets."""
-    row = slide_row(wildcards.slide)
-    if row["source"] == "dataset":
-        # A new note in the table is no reason to download again.
-        return {"registry": ancient("resources/datasets.tsv")}
-    return {
-        "experiment": f"{row['bundle'].rstrip('/')}/experiment.xenium",
-        "he": row["he"],
-        "alignment": row["alignment"],
-    }
-
-
 rule simulate_bundle:
     output:
         bundle="resources/bundles/{slide}/bundle.json",

@@ -1,42 +1,34 @@
 """One rule a figure: each draws numbers of the evaluation in the formats asked for, with the numbers as CSV."""
 
+
+include: "outputs.smk"
+
+
 SHEETS = {"classes": "resources/classes.tsv", "style": "resources/style/nuclass.mplstyle"}
-FORMATS = CONFIG["figures"]["formats"]
-
-
-def drawn(name, category, what):
-    """Return a figure's files; the one that a browser shows best goes into the report."""
-    shown = next(ending for ending in ("png", "svg", "pdf") if ending in FORMATS)
-    paths = {ending: f"results/figures/{name}.{ending}" for ending in FORMATS}
-    paths[shown] = report(
-        paths[shown], caption=f"../workflow/report/{name}.rst", category=category, labels={"figure": what}
-    )
-    return list(paths.values())
 
 
 rule compute_gradcam:
     input:
         cells="results/interpret/cells.csv",
-        local="results/models/local/best.ckpt",
-        globe="results/models/global/best.ckpt",
-        context="results/models/global/metrics.json",
+        checkpoints=expand("results/models/{model}/best.ckpt", model=["local", "global"]),
         stores=expand("results/slides/{slide}/he.ome.zarr", slide=COHORTS),
+        context=CONTEXT_FILES,
     output:
         maps="results/interpret/gradcam.npz",
+    params:
+        slides=COHORTS,
+        cache_mb=CONFIG["slide_store"]["cache_mb"],
+        code=code_hash("nuclass.interpret"),
     log:
         "logs/compute_gradcam/all.log",
     benchmark:
         "benchmarks/compute_gradcam/all.tsv"
-    conda:
-        "../envs/train.yaml"
     threads: 2
     resources:
         mem_mb=mem(4000),
         runtime=60,
-    params:
-        slides=COHORTS,
-        windows=CONFIG["windows"],
-        code=code_hash("nuclass.interpret"),
+    conda:
+        "../envs/train.yaml"
     message:
         "Computing class activation maps of the chosen cells"
     script:
@@ -51,21 +43,21 @@ rule draw_gradcam:
     output:
         pictures=drawn("gradcam", "Cells", "Grad-CAM"),
         csv="results/figures/gradcam.csv",
-    log:
-        "logs/draw_gradcam/all.log",
-    benchmark:
-        "benchmarks/draw_gradcam/all.tsv"
-    conda:
-        "../envs/figures.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1000),
-        runtime=10,
     params:
         windows=[CONFIG["windows"]["local"], CONFIG["windows"]["global"]],
         mpp=CONFIG["mpp"],
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.figures.gradcam"),
+    log:
+        "logs/draw_gradcam/all.log",
+    benchmark:
+        "benchmarks/draw_gradcam/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure gradcam: where each branch looks"
     script:
@@ -79,19 +71,19 @@ rule draw_dataset_composition:
     output:
         pictures=drawn("dataset_composition", "Data", "Composition"),
         csv="results/figures/dataset_composition.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.dataset_composition"),
     log:
         "logs/draw_dataset_composition/all.log",
     benchmark:
         "benchmarks/draw_dataset_composition/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(1000),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.dataset_composition"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure dataset_composition: organs and classes of training slides and cohorts"
     script:
@@ -105,20 +97,20 @@ rule draw_confusion:
     output:
         pictures=drawn("confusion", "Results", "Confusion"),
         csv="results/figures/confusion.csv",
-    log:
-        "logs/draw_confusion/all.log",
-    benchmark:
-        "benchmarks/draw_confusion/all.tsv"
-    conda:
-        "../envs/figures.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1000),
-        runtime=10,
     params:
         selections=SELECTIONS,
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.figures.confusion"),
+    log:
+        "logs/draw_confusion/all.log",
+    benchmark:
+        "benchmarks/draw_confusion/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure confusion: what the fused model mistakes for what"
     script:
@@ -132,19 +124,19 @@ rule draw_per_class_f1:
     output:
         pictures=drawn("per_class_f1", "Results", "F1 by class"),
         csv="results/figures/per_class_f1.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.per_class_f1"),
     log:
         "logs/draw_per_class_f1/all.log",
     benchmark:
         "benchmarks/draw_per_class_f1/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(1000),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.per_class_f1"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure per_class_f1: F1 by class and model, with intervals"
     script:
@@ -159,19 +151,19 @@ rule draw_branches:
     output:
         pictures=drawn("branches", "Results", "Branches and gate"),
         csv="results/figures/branches.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.branches"),
     log:
         "logs/draw_branches/all.log",
     benchmark:
         "benchmarks/draw_branches/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(1000),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.branches"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure branches: local, global, mean, fused and oracle"
     script:
@@ -186,20 +178,20 @@ rule draw_calibration:
     output:
         pictures=drawn("calibration", "Results", "Calibration"),
         csv="results/figures/calibration.csv",
-    log:
-        "logs/draw_calibration/all.log",
-    benchmark:
-        "benchmarks/draw_calibration/all.tsv"
-    conda:
-        "../envs/figures.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1000),
-        runtime=10,
     params:
         models=MODELS,
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.figures.calibration"),
+    log:
+        "logs/draw_calibration/all.log",
+    benchmark:
+        "benchmarks/draw_calibration/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure calibration: confidence against accuracy, before and after"
     script:
@@ -216,20 +208,20 @@ rule draw_alignment:
     output:
         pictures=drawn("alignment", "Data", "Alignment"),
         csv="results/figures/alignment.csv",
-    log:
-        "logs/draw_alignment/all.log",
-    benchmark:
-        "benchmarks/draw_alignment/all.tsv"
-    conda:
-        "../envs/figures.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(4000),
-        runtime=30,
     params:
         slides=ALL_SLIDES,
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.figures.alignment"),
+    log:
+        "logs/draw_alignment/all.log",
+    benchmark:
+        "benchmarks/draw_alignment/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(4000),
+        runtime=30,
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure alignment: nuclei on the H&E of every slide"
     script:
@@ -243,19 +235,19 @@ rule draw_funnel:
     output:
         pictures=drawn("funnel", "Data", "Cells left after each step"),
         csv="results/figures/funnel.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.funnel"),
     log:
         "logs/draw_funnel/all.log",
     benchmark:
         "benchmarks/draw_funnel/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(1000),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.funnel"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Figure funnel: cells left after each step"
     script:

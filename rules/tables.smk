@@ -1,35 +1,25 @@
 """One rule a table: each lays out numbers of the evaluation as CSV and Markdown."""
 
 
-def laid_out(name, category, what):
-    """Return a table's CSV, which the report shows."""
-    return report(
-        f"results/tables/{name}.csv",
-        caption=f"../workflow/report/table_{name}.rst",
-        category=category,
-        labels={"table": what},
-    )
-
-
 rule tabulate_holdout_comparison:
     input:
         comparison="results/evaluation/comparison.csv",
     output:
         csv=laid_out("holdout_comparison", "Results", "Models on the cohorts"),
         md="results/tables/holdout_comparison.md",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_holdout_comparison/all.log",
     benchmark:
         "benchmarks/tabulate_holdout_comparison/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(500),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Table holdout_comparison: how the models do on held-out slides"
     script:
@@ -42,19 +32,19 @@ rule tabulate_branches:
     output:
         csv=laid_out("branches", "Results", "Branches and gate"),
         md="results/tables/branches.md",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_branches/all.log",
     benchmark:
         "benchmarks/tabulate_branches/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(500),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Table branches: which branch is right, and how well the gate tells"
     script:
@@ -67,19 +57,19 @@ rule tabulate_dataset:
     output:
         csv=laid_out("dataset", "Data", "Data set"),
         md="results/tables/dataset.md",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_dataset/all.log",
     benchmark:
         "benchmarks/tabulate_dataset/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(500),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Table dataset: labelled cells by class, slide and split"
     script:
@@ -93,19 +83,19 @@ rule tabulate_label_quality:
     output:
         csv=laid_out("label_quality", "Data", "Labels"),
         md="results/tables/label_quality.md",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_label_quality/all.log",
     benchmark:
         "benchmarks/tabulate_label_quality/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(500),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Table label_quality: how many cells got a label, and how sure it is"
     script:
@@ -118,19 +108,19 @@ rule tabulate_funnel:
     output:
         csv=laid_out("funnel", "Data", "Cells left after each step"),
         md="results/tables/funnel.md",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_funnel/all.log",
     benchmark:
         "benchmarks/tabulate_funnel/all.tsv"
-    conda:
-        "../envs/figures.yaml"
     threads: 1
     resources:
         mem_mb=mem(500),
         runtime=10,
-    params:
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+    conda:
+        "../envs/figures.yaml"
     message:
         "Table funnel: cells left after each step"
     script:
@@ -145,18 +135,18 @@ if TRUTH_KNOWN:
         output:
             csv=laid_out("synthetic_truth", "Results", "Against the truth"),
             md="results/tables/synthetic_truth.md",
+        params:
+            code=code_hash("nuclass.tables"),
         log:
             "logs/tabulate_synthetic_truth/all.log",
         benchmark:
             "benchmarks/tabulate_synthetic_truth/all.tsv"
-        conda:
-            "../envs/figures.yaml"
         threads: 1
         resources:
             mem_mb=mem(500),
             runtime=10,
-        params:
-            code=code_hash("nuclass.tables"),
+        conda:
+            "../envs/figures.yaml"
         message:
             "Table synthetic_truth: the synthetic study against its truth"
         script:

@@ -1,5 +1,7 @@
 """Count the labelled cells by slide, split and class, and the cells that each step left out."""
 
+from pathlib import Path
+
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
@@ -10,6 +12,7 @@ with snakemake_job(snakemake):
     from nuclass.evaluation.dataset import count_cells
 
     slides = snakemake.params.slides
+    results = Path(snakemake.input.splits[0]).parents[1]
     sheet = pd.DataFrame.from_dict(slides, orient="index")
     composition, quality = count_cells(
         dict(zip(slides, snakemake.input.labels, strict=True)),
@@ -18,4 +21,4 @@ with snakemake_job(snakemake):
     )
     write_csv(snakemake.output.composition, composition)
     write_csv(snakemake.output.quality, quality)
-    write_csv(snakemake.output.funnel, funnel_table([{"slide": slide} for slide in slides], snakemake.params.results))
+    write_csv(snakemake.output.funnel, funnel_table([{"slide": slide} for slide in slides], results))

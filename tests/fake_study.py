@@ -153,5 +153,7 @@ def write_slides(folder: Path, n: int = 1200, seed: int = 3) -> dict[str, dict[s
 
 def slide_sheet() -> pd.DataFrame:
     """The slide sheet, indexed by slide."""
-    rows = [(s, o, "train", f"P-{s}") for s, o in TRAINING.items()] + [(s, o, "cohort", f"P-{s}") for s, o in ORGANS.items()]
+    rows = [(s, o, "train", f"P-{s}") for s, o in TRAINING.items()] + [
+        (s, o, "cohort", f"P-{s}") for s, o in ORGANS.items()
+    ]
     return pd.DataFrame(rows, columns=["slide", "organ", "role", "patient"]).set_index("slide", drop=False)

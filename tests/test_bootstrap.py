@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_study import CLASSES, write_predictions
 from sklearn.metrics import f1_score, log_loss
 
+from fake_study import CLASSES, write_predictions
 from nuclass.evaluation import compare_cohorts, paired_bootstrap, read_models, spatial_blocks
 from nuclass.evaluation.bootstrap import Blocks, block_weights
 

@@ -11,10 +11,13 @@ import yaml
 
 from nuclass.core.config import load_study, merge_files
 from nuclass.core.errors import UserError
+from nuclass.labels.markers import load_markers
+from nuclass.labels.ontology import load_ontology
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = Path("config/config.yaml")
 SHEET = Path("config/slides.tsv")
+Reader = Callable[[Path], object]
 MODELS = Path("config/models/demo.yaml")
 ROW = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic\t\t\t\n"
 
@@ -46,6 +49,18 @@ def replace(folder: Path, file: Path, old: str, new: str) -> int:
     assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
     (folder / file).write_text(text.replace(old, new), encoding="utf-8")
     return text[: text.index(old)].count("\n") + 1
+
+
+def set_value(folder: Path, key: str, text: str) -> int:
+    """Set a key of config.yaml, such as ``qc.min_genes``, and return its line."""
+    *section, name = key.split(".")
+    lines = (folder / CONFIG).read_text(encoding="utf-8").splitlines()
+    start = lines.index(f"{section[0]}:") if section else 0
+    indent = "  " * len(section)
+    number = next(n for n in range(start, len(lines)) if lines[n].startswith(f"{indent}{name}:"))
+    lines[number] = f"{indent}{name}: {text}"
+    (folder / CONFIG).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return number + 1
 
 
 def test_the_demo_study_is_sound(study: Path) -> None:
@@ -84,7 +99,7 @@ def test_text_that_spells_a_number_is_read_as_one(study: Path) -> None:
 
 
 def test_misspelt_key(study: Path) -> None:
-    line = replace(study, CONFIG, "  min_genes: 5 ", "  min_gene: 5 ")
+    line = replace(study, CONFIG, "  min_genes:", "  min_gene:")
     assert message(study) == (
         "unknown key 'min_gene' in qc. Did you mean 'min_genes'?\n"
         f"  where:      {study / CONFIG}, line {line}\n"
@@ -104,41 +119,61 @@ def test_misspelt_key_of_a_model(study: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("key", "text", "told"),
     [
-        ("  global: 1024", "  global: wide", ["windows.global", "'wide' (text)", "a whole number"]),
-        ("mpp: 0.25", "mpp: -1", ["mpp", "-1 (a whole number)", "more than 0"]),
-        (
-            "  formats: [pdf, png]",
-            "  formats: [pdf, pgn]",
-            ["figures.formats[1]", "Did you mean 'png'?", "pdf, png, svg"],
-        ),
-        ("  buffer_um: 256 ", "  buffer_um: 100 ", ["splits.buffer_um", "100 um", "at least 256 um"]),
-        ("  val: 0.2 ", "  val: 0.85 ", ["splits.val", "0.85 + 0.1", "a sum below 0.9"]),
-        ("  local: 224", "  local: 2048", ["local 2048 px, global 1024 px", "local below global"]),
-        ("  shard: 2048", "  shard: 2000", ["shard 2000 px, tile 256 px", "a multiple"]),
-        ("  seed: 20251113", "  seed: 20251113\n  seed: 3", ["'seed' stands twice", "each key once"]),
-        ("\nsynthetic:", "\nsynthetic: [", ["not valid YAML", "column"]),
-        ("slides: config/slides.tsv", "slides: config/slide.tsv", ["a sheet is missing", "config/slide.tsv"]),
-        ("models: config/models/demo.yaml", "models: config/models/dmeo.yaml", ["A file is missing", "dmeo.yaml"]),
-        ("study: demo", "", ["the key 'study' is missing"]),
+        ("windows.global", "wide", ["windows.global", "'wide' (text)", "a whole number"]),
+        ("mpp", "-1", ["mpp", "-1 (a whole number)", "more than 0"]),
+        ("figures.formats", "[pdf, pgn]", ["figures.formats[1]", "Did you mean 'png'?", "pdf, png, svg"]),
+        ("splits.buffer_um", "100", ["splits.buffer_um", "100 um", "at least 256 um"]),
+        ("splits.test", "0.85", ["splits.val", " + 0.85", "a sum below 0.9"]),
+        ("windows.local", "2048", ["local 2048 px, global 1024 px", "local below global"]),
+        ("slide_store.shard", "2000", ["shard 2000 px, tile 256 px", "a multiple"]),
+        ("synthetic.seed", "1\n  seed: 3", ["'seed' stands twice", "each key once"]),
+        ("mpp", "[", ["not valid YAML", "column"]),
+        ("slides", "config/slide.tsv", ["a sheet is missing", "config/slide.tsv"]),
+        ("models", "config/models/dmeo.yaml", ["A file is missing", "dmeo.yaml"]),
+        ("study", "''", ["the value of study is not valid"]),
     ],
 )
-def test_wrong_values(study: Path, old: str, new: str, told: list[str]) -> None:
-    replace(study, CONFIG, old, new)
-    text = message(study)
+def test_wrong_values(study: Path, key: str, text: str, told: list[str]) -> None:
+    set_value(study, key, text)
+    shown = message(study)
     for part in told:
-        assert part in text
+        assert part in shown
+
+
+def test_missing_key(study: Path) -> None:
+    settings = merge_files([CONFIG], study)
+    del settings["study"]
+    with pytest.raises(UserError, match="the key 'study' is missing"):
+        load_study(settings, study)
 
 
 def test_all_faults_come_in_one_message(study: Path) -> None:
-    replace(study, CONFIG, "  min_genes: 5 ", "  min_genes: few ")
-    replace(study, CONFIG, "mpp: 0.25\n", "mpp: 9\n")
+    set_value(study, "qc.min_genes", "few")
+    set_value(study, "mpp", "9")
     replace(study, SHEET, ROW, ROW.replace("\tovary\t", "\tovry\t"))
     told = message(study)
     assert told.startswith("The study's configuration cannot be used: 3 faults\n1. ")
     for part in ("key mpp", "key qc.min_genes", "column organ", "Did you mean 'ovary'?"):
         assert part in told
+
+
+@pytest.mark.parametrize(
+    ("key", "read", "line", "told"),
+    [
+        ("ontology", load_ontology, "Tcells\tT_Cel\t\n", ["T_Cel", "Did you mean 'T_Cell'?", "ontology.tsv"]),
+        ("markers", load_markers, "B_Cel\tCD19\tpositive\t*\t\n", ["B_Cel", "Did you mean 'B_Cell'?", "markers.tsv"]),
+    ],
+)
+def test_class_that_is_not_of_the_study(study: Path, key: str, read: Reader, line: str, told: list[str]) -> None:
+    settings = merge_files([CONFIG], study)
+    with (study / settings[key]).open("a", encoding="utf-8") as stream:
+        stream.write(line)
+    with pytest.raises(UserError) as caught:
+        load_study(settings, study, tables={key: read})
+    for part in told:
+        assert part in str(caught.value)
 
 
 def test_the_last_file_is_named(study: Path) -> None:
@@ -178,6 +213,7 @@ def test_patient_on_both_sides(study: Path) -> None:
         (4, "download", ["column source", "one of synthetic, local, dataset"]),
         (0, "a b", ["column slide", "'a b' (text)"]),
         (3, "", ["column patient", "text that is not empty"]),
+        (1, "heart", ["no synthetic tissue exists for an organ", "heart", "breast, colon, lung"]),
         (5, "somewhere", ["a synthetic slide takes no bundle", "somewhere"]),
     ],
 )

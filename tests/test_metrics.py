@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_study import CLASSES, slide_sheet, write_predictions, write_slides, write_truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from fake_study import CLASSES, slide_sheet, write_predictions, write_slides, write_truth
 from nuclass.core.errors import UserError
 from nuclass.evaluation import (
     branches,
@@ -49,7 +49,9 @@ def test_metrics_agree_with_sklearn(seed: int) -> None:
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(y, call))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(y, call, labels=present, average="macro"))
     assert found["log_loss"] == pytest.approx(sk.log_loss(y, p, labels=range(5)))
-    assert found["top2_accuracy"] == pytest.approx(np.mean([t in np.argsort(q)[-2:] for t, q in zip(y, p, strict=True)]))
+    assert found["top2_accuracy"] == pytest.approx(
+        np.mean([t in np.argsort(q)[-2:] for t, q in zip(y, p, strict=True)])
+    )
     assert found["brier"] == pytest.approx(((p - np.eye(5)[y]) ** 2).sum(1).mean())
     each = [sk.roc_auc_score(y == k, p[:, k]) for k in present]
     assert found["auroc_macro"] == pytest.approx(np.mean(each))
@@ -125,10 +127,11 @@ def test_invalid_probabilities_are_refused(bad: np.ndarray) -> None:
         metrics(np.array([], dtype=int), np.zeros((0, 2)), ["a", "b"])
 
 
-def checkpoint(path: Path, train: dict[str, list[str]], **extra: object) -> Path:
+def checkpoint(path: Path, train: dict[str, list[str]]) -> Path:
     import torch
 
-    torch.save({"train_cells": train, "val_cells": {}, "state_dict": {"w": torch.zeros(3)}, **extra}, path)
+    cells = {slide: {"train": ids, "val": [f"{ids[0]}-val"]} for slide, ids in train.items()}
+    torch.save({"format": 1, "cells": cells, "state": {"w": torch.zeros(3), "h": torch.zeros(2).half()}}, path)
     return path
 
 
@@ -168,6 +171,11 @@ def test_a_leak_is_an_error(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "d.ckpt")
     with pytest.raises(UserError, match="does not say"):
         seen_cells(tmp_path / "d.ckpt")
+    torch.save({"cells": {"a": {}}, "odd": Path("x")}, tmp_path / "e.ckpt")
+    (tmp_path / "f.ckpt").write_text("no zip")
+    for name in ("e.ckpt", "f.ckpt"):
+        with pytest.raises(UserError, match="not a checkpoint"):
+            seen_cells(tmp_path / name)
 
 
 def test_bad_prediction_tables(tmp_path: Path) -> None:

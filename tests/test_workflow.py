@@ -81,7 +81,7 @@ def test_script_is_thin_and_named_as_its_rule(path: Path) -> None:
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
 def test_rule_files_hold_no_settings_of_a_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 220
+    assert len(text.splitlines()) <= 300
     assert not re.search(r"partition|account|gpu_model", text)
 
 

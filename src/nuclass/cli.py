@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import nuclass
 from nuclass.core.errors import UserError, closest
 
+_BASE = Path("config/config.yaml")
 _EXAMPLES = """\
 examples:
   nuclass check                                  is the demo study's configuration sound?
@@ -51,6 +53,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="nuclass",
@@ -60,13 +65,13 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_check, _add_simulate):
+    for add in (_add_check, _add_simulate, _add_build_slide, _add_label, _add_split, _add_evaluate):
         add(commands)
     return parser
 
 
 def _command(
-    commands: argparse._SubParsersAction[_Parser], name: str, run: Callable[[argparse.Namespace], None], about: str
+    commands: _Commands, name: str, run: Callable[[argparse.Namespace], None], about: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -78,7 +83,7 @@ def _command(
     return parser
 
 
-def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_check(commands: _Commands) -> None:
     parser = _command(
         commands,
         "check",
@@ -86,14 +91,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
         "Check a study's configuration, sheets and tables before anything runs.\n"
         "All faults come in one message, each with file, line, what was expected and how to mend it.",
     )
-    parser.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="files merged over config/config.yaml, the last one winning",
-    )
+    _add_settings(parser)
     parser.add_argument("--directory", type=Path, default=Path(), help="folder of the study (default: the current one)")
 
 
@@ -102,7 +100,7 @@ def _check(options: argparse.Namespace) -> None:
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
 
-    files = [Path("config/config.yaml"), *options.configfile]
+    files = [_BASE, *options.configfile]
     tables = {"ontology": load_ontology, "markers": load_markers}
     study = load_study(merge_files(files, options.directory), options.directory, files, tables=tables)
     sys.stdout.write(
@@ -111,7 +109,7 @@ def _check(options: argparse.Namespace) -> None:
     )
 
 
-def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_simulate(commands: _Commands) -> None:
     from nuclass.core.names import ORGANS
 
     parser = _command(
@@ -140,6 +138,159 @@ def _simulate(options: argparse.Namespace) -> None:
         truth_folder=options.out / "truth",
     )
     sys.stdout.write(f"Wrote {options.out / 'bundle'} and {options.out / 'truth'}.\n")
+
+
+def _add_build_slide(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "build-slide",
+        _build_slide,
+        "Bring one slide's H&E to the study's scale and place its cells on it.\n"
+        "Reads a fetched bundle (a folder with bundle.json); writes he.ome.zarr, cells.parquet and alignment.json.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle, such as resources/bundles/ovary_1")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--threads", type=int, default=1, help="tiles worked on at once (default: %(default)s)")
+    _add_settings(parser)
+
+
+def _build_slide(options: argparse.Namespace) -> None:
+    from nuclass.slides.job import build_slide
+
+    settings = _settings(options)
+    build_slide(
+        bundle=options.bundle,
+        store=options.out / "he.ome.zarr",
+        cells=options.out / "cells.parquet",
+        alignment=options.out / "alignment.json",
+        overlay=options.out / "alignment.png",
+        mpp=settings["mpp"],
+        window=settings["windows"]["local"],
+        qc=settings["qc"],
+        tiles={key: settings["slide_store"][key] for key in ("tile", "shard", "levels")},
+        name=options.bundle.name,
+        threads=options.threads,
+    )
+    _done(options.out)
+
+
+def _add_label(commands: _Commands) -> None:
+    from nuclass.core.names import ORGANS
+
+    parser = _command(
+        commands,
+        "label",
+        _label,
+        "Type the cells of one slide from their transcripts, with abstention.\n"
+        "Reads a bundle and its cells.parquet; writes labels.parquet, evidence.csv and summary.json.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument("--cells", type=Path, required=True, help="cells.parquet of the slide")
+    parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_settings(parser)
+
+
+def _label(options: argparse.Namespace) -> None:
+    from nuclass.labels.job import label_slide
+
+    settings = _settings(options)
+    label_slide(
+        bundle=options.bundle,
+        cells=options.cells,
+        markers=settings["markers"],
+        ontology=settings["ontology"],
+        organ=options.organ,
+        settings=settings["labels"],
+        labels=options.out / "labels.parquet",
+        evidence=options.out / "evidence.csv",
+        summary=options.out / "summary.json",
+    )
+    _done(options.out)
+
+
+def _add_split(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "split",
+        _split,
+        "Cut one slide into train, validation and test so that no window sees two of them.\n"
+        "Reads cells.parquet and labels.parquet; writes split.parquet and split.json.",
+    )
+    parser.add_argument("--cells", type=Path, required=True, help="cells.parquet of the slide")
+    parser.add_argument("--labels", type=Path, required=True, help="labels.parquet of the slide")
+    parser.add_argument("--role", choices=("train", "cohort"), default="train", help="a cohort is all test")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_settings(parser)
+
+
+def _split(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from nuclass.core.files import write_json, write_parquet
+    from nuclass.splits import SplitConfig, split_cells
+
+    cells = pd.read_parquet(options.cells, columns=["cell_id", "x_px", "y_px"])
+    labels = pd.read_parquet(options.labels, columns=["cell_id", "class", "status"])
+    split = split_cells(
+        cells, labels, SplitConfig.from_config(_settings(options)), options.role, options.cells.parent.name
+    )
+    write_parquet(options.out / "split.parquet", split.frame)
+    write_json(options.out / "split.json", split.report)
+    _done(options.out)
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "Judge one model's predictions: metrics, per-class numbers, confusion, arrays.\n"
+        "With --checkpoint it stops if the model has seen a cell that it is judged on.",
+    )
+    parser.add_argument("predictions", type=Path, nargs="+", help="prediction tables, the .h5 beside each")
+    parser.add_argument("--model", required=True, help="name of the model, for the record")
+    parser.add_argument("--cohort", required=True, help="name of the cohort, for the record")
+    parser.add_argument("--checkpoint", type=Path, help="the model's best.ckpt")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_settings(parser)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from nuclass.evaluation.cohort import evaluate_model
+
+    settings = _settings(options)["evaluation"]
+    evaluate_model(
+        options.predictions,
+        options.out,
+        model=options.model,
+        cohort=options.cohort,
+        checkpoint=options.checkpoint,
+        bins=settings["ece_bins"],
+        min_support=settings["min_support"],
+    )
+    _done(options.out)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--configfile",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="settings laid over config/config.yaml, the last file winning",
+    )
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    from nuclass.core.config import load_settings
+
+    return load_settings([_BASE, *options.configfile])
+
+
+def _done(out: Path) -> None:
+    sys.stdout.write(f"Wrote {out}.\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError, closest
+from nuclass.core.names import ORGANS
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.sheets import Row, read_sheet
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = Path("config/schemas")
 DATASETS = Path("resources/datasets.tsv")
+SYNTHETIC_ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")
 _BUNDLE_FILES = ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5")
 
 
@@ -113,6 +115,16 @@ def load_study(
     raise_faults(faults, "The study's configuration cannot be used")
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     return Study(config=checked, slides=slides, models=models)
+
+
+def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[str, Any]:
+    """Return the checked settings of a study, without looking at its sheets and tables."""
+    root = Path(root)
+    merged = merge_files(files, root)
+    locate = locator([root / file for file in files], "the configuration", merged)
+    checked, faults = check_settings(merged, read_yaml(root / SCHEMAS / "config.schema.yaml"), locate)
+    raise_faults(faults or _check_numbers(checked, locate), "The configuration cannot be used")
+    return checked
 
 
 def _check_numbers(config: Mapping[str, Any], locate: Any) -> list[UserError]:
@@ -248,7 +260,8 @@ def _dataset_names(root: Path) -> list[str] | None:
 def _source_faults(root: Path, path: str, row: Row, datasets: list[str] | None) -> list[UserError]:
     values, where = row.values, _place(path, row)
     if values["source"] == "synthetic":
-        return [
+        real_only = values["organ"] in ORGANS and values["organ"] not in SYNTHETIC_ORGANS
+        return [_no_such_tissue(values["organ"], where)] * real_only + [
             UserError(
                 f"a synthetic slide takes no {column}",
                 where=where,
@@ -274,6 +287,16 @@ def _source_faults(root: Path, path: str, row: Row, datasets: list[str] | None) 
             ]
         return []
     return _local_faults(root, values, where) if values["source"] == "local" else []
+
+
+def _no_such_tissue(organ: str, where: str) -> UserError:
+    return UserError(
+        "no synthetic tissue exists for an organ",
+        where=where,
+        found=organ,
+        expected="one of " + ", ".join(SYNTHETIC_ORGANS),
+        fix="choose one of these, or give a real slide",
+    )
 
 
 def _local_faults(root: Path, values: Mapping[str, str], where: str) -> list[UserError]:

@@ -32,7 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise FileNotFoundError(f"Nothing was written for {final}")
         if temporary.is_dir() and final.is_dir():
             shutil.rmtree(final)
-        os.replace(temporary, final)
+        temporary.replace(final)
     except OSError as error:
         _remove(temporary)
         if error.errno in (28, 122):

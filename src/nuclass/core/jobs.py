@@ -41,7 +41,7 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
     except UserError as error:
         _log.error("%s", error)
         sys.exit(1)
-    except Exception:
+    except Exception:  # noqa: BLE001
         _log.error("The job failed:\n%s", traceback.format_exc())
         sys.exit(1)
     _log.info("%s finished in %.1f s", snakemake.rule, time.monotonic() - start)

@@ -13,16 +13,14 @@ from typing import Any
 import pandas as pd
 
 from nuclass.core.errors import UserError
-from nuclass.core.names import CELL_ID
-
-_SEEN = ("train_cells", "val_cells")
+from nuclass.core.names import CELL_ID, TRAIN, VAL
 
 
 def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
-    """Return the cells a checkpoint was trained and selected on: ``{train_cells | val_cells: {slide: ids}}``.
+    """Return the cells a checkpoint was trained and selected on: ``{train | val: {slide: ids}}``.
 
     Only the plain data of the file is read, without its tensors and without loading torch, which would
-    take longer than the evaluation itself.
+    take longer than the evaluation itself. The key is ``cells``: ``{slide: {split: ids}}``.
 
     Raises
     ------
@@ -30,16 +28,19 @@ def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
         When the file is not a checkpoint, or does not say which cells it has seen.
     """
     data = _plain_data(Path(checkpoint))
-    missing = [key for key in _SEEN if key not in data]
-    if missing:
+    cells = data.get("cells")
+    if not cells:
         raise UserError(
             "A checkpoint does not say which cells it was trained on, so a leak cannot be ruled out",
             where=checkpoint,
             found=f"keys {sorted(data)}",
-            expected=missing,
+            expected="cells: slide -> split -> cell ids",
             fix="train it again with this workflow",
         )
-    return {key: {str(slide): set(map(str, ids)) for slide, ids in data[key].items()} for key in _SEEN}
+    return {
+        split: {str(slide): set(map(str, by_split.get(split, ()))) for slide, by_split in cells.items()}
+        for split in (TRAIN, VAL)
+    }
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -104,7 +105,7 @@ def check_no_overlap(
             shared = by_slide.get(str(slide), set()).intersection(group[CELL_ID])
             if shared:
                 raise UserError(
-                    f"{len(shared)} evaluated cells are among the checkpoint's {key.replace('_', ' ')}",
+                    f"{len(shared)} evaluated cells are among the checkpoint's {key} cells",
                     where=f"{where}, slide {slide}",
                     found=sorted(shared)[:3],
                     expected="no cell in common",

@@ -96,7 +96,7 @@ def metrics(
     return {
         "n_cells": len(y),
         "classes": list(classes),
-        "macro_classes": [classes[i] for i in chosen],
+        "macro_classes": [classes[int(i)] for i in chosen],
         "macro_rule": MACRO_RULE.format(n=max(min_support, 1)),
         **_hard(y, predicted, present, chosen),
         "top2_accuracy": top2,
@@ -107,7 +107,7 @@ def metrics(
         "auroc_macro": _mean(auroc),
         "average_precision_macro": _mean(ap),
         "mean_confidence": float(p.max(axis=1).mean()),
-        "closed_set": {"classes": [classes[i] for i in present], **_hard(y, closed, present, chosen)},
+        "closed_set": {"classes": [classes[int(i)] for i in present], **_hard(y, closed, present, chosen)},
     }
 
 

@@ -169,7 +169,7 @@ def _scales(ax: Axes, facts: pd.DataFrame) -> None:
     stated = pd.to_numeric(facts["embedded_mpp"]).to_numpy(float)
     known = np.isfinite(stated)
     ax.hlines(places[known], measured[known], stated[known], color="#BBBBBB", lw=0.8, zorder=1)
-    face = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.8}
+    face: dict[str, Any] = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.8}
     ax.scatter(stated[known], places[known], s=20, marker="D", label="stated by the file", zorder=2, **face)
     ax.scatter(measured, places, s=9, color=BRANCH_COLOURS["global"], label="from the alignment", zorder=3)
     ax.set(xlabel="Pixel size of the H&E (µm)")

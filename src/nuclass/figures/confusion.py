@@ -47,8 +47,8 @@ def draw_confusion(
     names = _used(data.values(), sheet)
     columns = 2 if len(data) > 1 else 1
     rows = -(-len(data) // columns)
-    side = (DOUBLE_MM - 24) / columns
-    fig = new_figure(style, DOUBLE_MM, rows * (side * 0.9 + 5) + 18)
+    side = (DOUBLE_MM - 60) / columns
+    fig = new_figure(style, DOUBLE_MM, rows * (side + 7) + 18)
     axes = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     image = None
     for ax, (name, table) in zip(axes.flat, data.items(), strict=False):
@@ -77,7 +77,7 @@ def draw_one_confusion(
 
     sheet = Classes.read(classes)
     data = pd.read_csv(table)
-    fig = new_figure(style, SINGLE_MM + 10, SINGLE_MM)
+    fig = new_figure(style, SINGLE_MM + 10, SINGLE_MM - 9)
     axes = fig.subplots(1, 1, squeeze=False)
     ax, names = axes[0, 0], _used([data], sheet)
     _panel(ax, data, names, sheet)

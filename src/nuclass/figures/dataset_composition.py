@@ -53,8 +53,6 @@ def draw_dataset_composition(
             empty_panel(ax, "No labelled cells")
         ax.set_title(_TITLES[role], loc="center")
     _legend(fig.add_subplot(grid[0, 2]), names, sheet)
-    note = "Rings: angle ~ square root of the cells. Numbers: % of the organ's cells."
-    fig.text(0.995, 0.995, note, ha="right", va="top", fontsize=5, color=GREY)
     _bars(fig.add_subplot(grid[1, :]), table, slides, names, sheet)
     drawn = pd.concat([part for part in numbers if part is not None], ignore_index=True)
     by_slide = table.groupby(["role", "slide", "organ", "class"], sort=False)["cells"].sum().reset_index()
@@ -112,6 +110,8 @@ def _legend(ax: Axes, names: Sequence[str], sheet: Classes) -> None:
     ax.set_axis_off()
     handles = [Patch(color=sheet.colour(n), label=sheet.full(n), lw=0) for n in names]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(-0.1, 0.5), labelspacing=0.7, handleheight=0.9)
+    note = "Ring angles: square root of\nthe cells. Numbers: per cent\nof the organ's cells."
+    ax.text(-0.1, -0.04, note, transform=ax.transAxes, va="bottom", fontsize=5.5, color=GREY, linespacing=1.4)
 
 
 def _bars(ax: Axes, table: pd.DataFrame, slides: Sequence[str], names: Sequence[str], sheet: Classes) -> None:

@@ -15,11 +15,11 @@ from nuclass.figures.style import DOUBLE_MM, Classes, cohort_name, empty_panel, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ARRAYS = ("local_image", "global_image", "local_cam", "global_cam", "gated_cam")
+_ARRAYS = ("local_image", "global_image", "local_cam", "global_local_cam", "global_cam", "gated_cam")
 _CMAP = "inferno"
 _ALPHA = 0.6
 _PAGE_MM = 240.0
-_COLUMNS = ("Cell", "Local", "Global", "Gate-weighted")
+_COLUMNS = ("Cell", "Local", "Global, on the cell", "Global, around it", "Gate-weighted")
 
 
 def draw_gradcam(
@@ -34,13 +34,14 @@ def draw_gradcam(
     style: str | Path,
     synthetic: bool,
 ) -> None:
-    """Draw one row a cell: its crop, the local map, the global map on its window, and the weighed map.
+    """Draw one row a cell: its crop, the local map, both maps of the global model, and the gate-weighted map.
 
     Parameters
     ----------
     maps
-        ``.npz`` with, for K cells, ``local_image`` (K, h, w, 3) and ``global_image`` (K, H, W, 3) as uint8,
-        ``local_cam`` (K, h, w), ``global_cam`` and ``gated_cam`` (K, H, W) in [0, 1].
+        ``.npz`` with, for K cells, ``local_image`` (K, h, w, 3) and ``global_image`` (K, H, W, 3) as uint8, and in
+        [0, 1] ``local_cam`` and ``global_local_cam`` (K, h, w) on the local window, ``global_cam`` and
+        ``gated_cam`` (K, H, W) on the global one. None of them where there is no cell.
     cells
         One row a cell in the same order: ``slide cell_id label``, and for each of local, global and
         gate ``<model>_prediction <model>_probability``, and ``gate``.
@@ -49,15 +50,11 @@ def draw_gradcam(
     """
     sheet = Classes.read(classes)
     table = pd.read_csv(cells)
-    with np.load(maps) as stored:
-        missing = [name for name in _ARRAYS if name not in stored]
-        if missing:
-            raise UserError("The file of activation maps lacks arrays", where=maps, expected=missing)
-        arrays = {name: stored[name] for name in _ARRAYS}
+    arrays = _read_maps(maps) if len(table) else {}
     n = len(table)
-    side = min((DOUBLE_MM - 34) / 4, (_PAGE_MM - 12) / max(n, 1) - 7)
-    fig = new_figure(style, DOUBLE_MM, max(n, 1) * (side + 7) + 8)
-    axes = fig.subplots(max(n, 1), 5, squeeze=False, width_ratios=[(DOUBLE_MM - 6) / side - 4, 1, 1, 1, 1])
+    side = min((DOUBLE_MM - 34) / 5, (_PAGE_MM - 12) / max(n, 1) - 7)
+    fig = new_figure(style, 5 * side + 34, max(n, 1) * (side + 7) + 8)
+    axes = fig.subplots(max(n, 1), 6, squeeze=False, width_ratios=[24 / side, 1, 1, 1, 1, 1])
     if n == 0:
         for ax in axes.flat:
             ax.set_axis_off()
@@ -65,11 +62,19 @@ def draw_gradcam(
     for row, facts in table.iterrows():
         _describe(axes[row, 0], facts, sheet)
         _row(axes[row, 1:], {name: values[row] for name, values in arrays.items()}, windows, mpp)
-        for ax, model in zip(axes[row, 2:], ("local", "global", "gate"), strict=True):
+        for ax, model in zip(axes[row, 2:], ("local", "global", "global", "gate"), strict=True):
             _caption(ax, facts, model, sheet)
     for ax, title in zip(axes[0, 1:], _COLUMNS, strict=True):
         ax.set_title(title, loc="center")
     save_figure(fig, outputs, csv, table, synthetic=synthetic)
+
+
+def _read_maps(path: str | Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        missing = [name for name in _ARRAYS if name not in stored]
+        if missing:
+            raise UserError("The file of activation maps lacks arrays", where=path, expected=missing)
+        return {name: stored[name] for name in _ARRAYS}
 
 
 def _describe(ax: Axes, facts: pd.Series, sheet: Classes) -> None:
@@ -90,7 +95,7 @@ def _caption(ax: Axes, facts: pd.Series, model: str, sheet: Classes) -> None:
     call, p = str(facts[f"{model}_prediction"]), float(facts[f"{model}_probability"])
     right = call == str(facts["label"])
     mark, colour = ("✓", "#1B7837") if right else ("✗", "#B2182B")
-    ax.set_xlabel(f"{mark} {sheet.full(call)}\np = {p:.2f}", fontsize=5.5, color=colour, labelpad=1.5, linespacing=1.1)
+    ax.set_xlabel(f"{mark} {sheet.full(call)}\np = {p:.2f}", fontsize=5, color=colour, labelpad=1.5, linespacing=1.1)
 
 
 def _row(axes: Any, arrays: dict[str, np.ndarray], windows: tuple[int, int], mpp: float) -> None:
@@ -98,6 +103,7 @@ def _row(axes: Any, arrays: dict[str, np.ndarray], windows: tuple[int, int], mpp
     panels = (
         (local, None, windows[0]),
         (local, arrays["local_cam"], windows[0]),
+        (local, arrays["global_local_cam"], windows[0]),
         (far, arrays["global_cam"], windows[1]),
         (far, arrays["gated_cam"], windows[1]),
     )

@@ -1,1 +1,1 @@
-"""Where a model looks: class activation maps."""
+"""What a model looked at: class activation maps."""

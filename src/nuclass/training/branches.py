@@ -74,6 +74,12 @@ class Branches:
         self.model_b = restore_global(self.global_).to(self.device).requires_grad_(False)
 
     @property
+    def context_folder(self) -> Path | None:
+        """Folder of the context backbone where the study trained its own, else None."""
+        folder = self.global_["context_folder"]
+        return Path(folder) if folder else None
+
+    @property
     def temperatures(self) -> tuple[float, float]:
         """Temperatures of the local and the global model, fitted on val."""
         return float(self.local["temperature"]), float(self.global_["temperature"])

@@ -75,6 +75,7 @@ class Pretrain:
     radii_um: tuple[float, ...] = (48.0, 112.0)
     token_weight: float = 1.0
     samples_per_epoch: int = 2000
+    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Local:
     optimiser: Optimiser = field(default_factory=Optimiser)
     run: Run = field(default_factory=Run)
     augment: Augment = field(default_factory=Augment)
+    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class Global:
     optimiser: Optimiser = field(default_factory=Optimiser)
     run: Run = field(default_factory=Run)
     augment: Augment = field(default_factory=Augment)
+    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,7 @@ class Gate:
     select: float = 0.3
     block_um: float = 64.0
     views: int = 0
+    seed: int = 42
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +177,7 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     Only cells of the train split are looked at and counted; those of val choose the best state. Writes
     ``config.json``, ``model.safetensors`` (``save_pretrained``) and ``metrics.json`` to ``folder`` at once.
     """
-    from nuclass.data import InMemoryWindows, balanced_weights
+    from nuclass.data import InMemoryWindows, balanced_weights, make_loader
     from nuclass.training.fit import clear_work, fingerprint, fit
 
     context = parse_models(models).context
@@ -213,10 +214,12 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     module = CompositionModule(model, settings, weights / weights.mean(), seed)
     result = fit(
         module,
-        EpochSubset(
-            sets[0], settings.run.batch_size, settings.samples_per_epoch, seed, balanced_weights(sets[0].label, 0.5)
+        DrawnBatches(
+            sets[0],
+            settings.run.batch_size,
+            WeightedDraw(balanced_weights(sets[0].label, 0.5), settings.samples_per_epoch, seed),
         ),
-        EpochSubset(sets[1], settings.run.batch_size),
+        make_loader(sets[1], settings.run.batch_size),
         settings.run,
         work=work,
         identity=fingerprint("context", to_plain(context), len(train), len(val), vocabulary.to_dict(), seed),
@@ -241,37 +244,40 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     return metrics
 
 
-class EpochSubset:
-    """Batches of a dataset in memory; ``samples`` drawn by weight each epoch, or all in order without a seed."""
+class WeightedDraw:
+    """Row numbers of an epoch, without repeats, drawn by weight from ``seed`` and epoch."""
 
-    def __init__(
-        self,
-        dataset: Any,
-        batch_size: int,
-        samples: int | None = None,
-        seed: int | None = None,
-        weights: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.samples = min(samples or len(dataset), len(dataset))
-        self.weights = None if weights is None else weights / weights.sum()
+    def __init__(self, weights: NDArray[np.float64], samples: int, seed: int) -> None:
+        self.weights = weights / weights.sum()
+        self.samples = min(samples, int((weights > 0).sum()))
+        self.seed = seed
         self.epoch = 0
-        self.sampler = self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the draw; called by the trainer."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+    def rows(self) -> NDArray[np.int64]:
+        """Return the rows of the epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return rng.choice(len(self.weights), self.samples, replace=False, p=self.weights)
 
-    def __iter__(self) -> Any:
-        rows = np.arange(self.samples)
-        if self.seed is not None:
-            rng = np.random.default_rng((self.seed, self.epoch))
-            rows = rng.choice(len(self.dataset), self.samples, replace=False, p=self.weights)
-        for start in range(0, self.samples, self.batch_size):
-            yield self.dataset[rows[start : start + self.batch_size]]
+
+class DrawnBatches:
+    """Batches of a part of a dataset in memory, another part each epoch."""
+
+    batch_sampler = None
+
+    def __init__(self, windows: Any, batch_size: int, sampler: WeightedDraw) -> None:
+        self.windows, self.batch_size, self.sampler = windows, batch_size, sampler
+
+    def __len__(self) -> int:
+        return -(-self.sampler.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        rows = self.sampler.rows()
+        for start in range(0, len(rows), self.batch_size):
+            yield self.windows[rows[start : start + self.batch_size]]
 
 
 def pool_context(tokens: Tensor, prefix: int, pooling: str) -> Tensor:

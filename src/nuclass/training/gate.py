@@ -35,6 +35,8 @@ MONITOR = "val_log_loss"
 class TensorBatches:
     """Shuffled batches of tensors of equal length, by seed and epoch; a loader for the trainer."""
 
+    batch_sampler = None
+
     def __init__(self, tensors: dict[str, Tensor], batch_size: int, seed: int | None = None) -> None:
         from nuclass.data import BlockBatchSampler
 

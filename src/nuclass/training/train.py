@@ -88,7 +88,13 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
 
 
 def train_global(
-    models: dict[str, Any], study: Study, local_checkpoint: Path, out: Path, work: Path, seed: int
+    models: dict[str, Any],
+    study: Study,
+    local_checkpoint: Path,
+    out: Path,
+    work: Path,
+    seed: int,
+    context_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train the global model on cached context features and its own copy of the local backbone.
 
@@ -96,6 +102,9 @@ def train_global(
     ----------
     local_checkpoint
         ``best.ckpt`` of the local model: the backbone's start, and the frozen teacher of the guided loss.
+
+    context_folder
+        Folder of the context backbone where the study trained its own; noted in the checkpoint.
 
     Other parameters and the result are those of :func:`train_local`.
     """
@@ -145,6 +154,7 @@ def train_global(
         "input": dict(teacher_ckpt["input"]),
         "backbone": teacher_ckpt["config"]["backbone"],
         "context": to_plain(settings.context),
+        "context_folder": str(context_folder) if context_folder else None,
         "features": feature_attributes(study, [row["slide"] for row in study.slides]),
         "context_dim": int(context.shape[2]),
         "alpha": float(model.alpha),

@@ -1,0 +1,39 @@
+"""What the models are trained with: sections of the model file, cells, cached features."""
+
+OWN_CONTEXT = bool(MODEL_CONFIG["context"]["pretrain"])
+CONTEXT_FOLDER = "results/backbones/context" if OWN_CONTEXT else None
+CONTEXT_FILES = [f"{CONTEXT_FOLDER}/{file}" for file in ("config.json", "model.safetensors")] if OWN_CONTEXT else []
+VIEWS = MODEL_CONFIG["context"]["views"] > 0
+STUDY_SCALE = {"mpp": CONFIG["mpp"], "windows": CONFIG["windows"], "cache_mb": CONFIG["slide_store"]["cache_mb"]}
+
+
+def organs_of(slides):
+    """Return what the library wants to know of slides: their names and organs."""
+    return [{"slide": slide, "organ": SLIDES.loc[slide, "organ"]} for slide in slides]
+
+
+def sections(*names):
+    """Return these sections of the model file, so that a change elsewhere reruns nothing."""
+    return {name: MODEL_CONFIG[name] for name in names}
+
+
+def wants_gpu(*names):
+    """Return 1 where a section's network is one that needs a GPU, else 0."""
+    large = {"uni2-h", "dinov3-vitl16"}
+    return int(any(MODEL_CONFIG[name].get("backbone", {}).get("name") in large for name in names))
+
+
+def cells_of(slides):
+    """Return the files that tell where cells lie, what they are, and which split they are in."""
+    return {
+        "stores": expand("results/slides/{slide}/he.ome.zarr", slide=slides),
+        "cells": expand("results/slides/{slide}/cells.parquet", slide=slides),
+        "labels": expand("results/labels/{slide}/labels.parquet", slide=slides),
+        "splits": expand("results/splits/{slide}.parquet", slide=slides),
+    }
+
+
+def features_of(slides, views):
+    """Return the cached context features of slides, with those under augmentation where asked for."""
+    kept = expand("results/features/context/{slide}.h5", slide=slides)
+    return kept + (expand("results/features/context/{slide}.views.h5", slide=slides) if views and VIEWS else [])

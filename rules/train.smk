@@ -1,0 +1,221 @@
+"""From windows to the three trained models, and their predictions of every slide."""
+
+
+include: "inputs.smk"
+
+
+if OWN_CONTEXT:
+
+    rule pretrain_context:
+        input:
+            **cells_of(TRAIN_SLIDES),
+        output:
+            backbone=CONTEXT_FILES,
+            metrics=f"{CONTEXT_FOLDER}/metrics.json",
+        params:
+            models=sections("context"),
+            slides=organs_of(TRAIN_SLIDES),
+            scale=STUDY_SCALE,
+            work="work/models/context",
+            seed=MODEL_CONFIG["context"]["pretrain"]["seed"],
+            code=code_hash("nuclass.training.context"),
+        log:
+            "logs/pretrain_context/all.log",
+        benchmark:
+            "benchmarks/pretrain_context/all.tsv"
+        threads: 2
+        resources:
+            mem_mb=mem(3000),
+            runtime=240,
+        conda:
+            "../envs/train.yaml"
+        message:
+            "Training the context backbone on the class composition of neighbourhoods"
+        script:
+            "../scripts/pretrain_context.py"
+
+
+rule embed_context:
+    input:
+        store="results/slides/{slide}/he.ome.zarr",
+        cells="results/slides/{slide}/cells.parquet",
+        labels="results/labels/{slide}/labels.parquet",
+        splits="results/splits/{slide}.parquet",
+        backbone=CONTEXT_FILES,
+    output:
+        features="results/features/context/{slide}.h5",
+    wildcard_constraints:
+        slide="|".join(COHORTS if VIEWS else ALL_SLIDES),
+    params:
+        models=sections("context"),
+        slides=lambda wildcards: organs_of([wildcards.slide]),
+        scale=STUDY_SCALE,
+        seed=MODEL_CONFIG["global"]["seed"],
+        code=code_hash("nuclass.training.context"),
+    log:
+        "logs/embed_context/{slide}.log",
+    benchmark:
+        "benchmarks/embed_context/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(3000),
+        runtime=240,
+        gpu=wants_gpu("context"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Slide {wildcards.slide}: features of every cell's neighbourhood"
+    script:
+        "../scripts/embed_context.py"
+
+
+if VIEWS:
+
+    use rule embed_context as embed_training_context with:
+        output:
+            features="results/features/context/{slide}.h5",
+            views="results/features/context/{slide}.views.h5",
+        wildcard_constraints:
+            slide="|".join(TRAIN_SLIDES),
+        log:
+            "logs/embed_training_context/{slide}.log",
+        benchmark:
+            "benchmarks/embed_training_context/{slide}.tsv"
+        message:
+            "Slide {wildcards.slide}: features of every cell's neighbourhood, also under changed stain"
+
+
+rule train_local:
+    input:
+        **cells_of(TRAIN_SLIDES),
+    output:
+        checkpoint="results/models/local/best.ckpt",
+        metrics="results/models/local/metrics.json",
+        history="results/models/local/history.csv",
+        calibration="results/models/local/calibration.json",
+    params:
+        models=sections("local"),
+        slides=organs_of(TRAIN_SLIDES),
+        scale=STUDY_SCALE,
+        work="work/models/local",
+        seed=MODEL_CONFIG["local"]["seed"],
+        code=code_hash("nuclass.training.train"),
+    log:
+        "logs/train_local/all.log",
+    benchmark:
+        "benchmarks/train_local/all.tsv"
+    threads: 2
+    resources:
+        mem_mb=mem(4000),
+        runtime=7200,
+        gpu=wants_gpu("local"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Training the local model (the cell in its 56 um window)"
+    script:
+        "../scripts/train_local.py"
+
+
+rule train_global:
+    input:
+        **cells_of(TRAIN_SLIDES),
+        local="results/models/local/best.ckpt",
+        features=features_of(TRAIN_SLIDES, views=True),
+        backbone=CONTEXT_FILES,
+    output:
+        checkpoint="results/models/global/best.ckpt",
+        metrics="results/models/global/metrics.json",
+        history="results/models/global/history.csv",
+        calibration="results/models/global/calibration.json",
+    params:
+        models=sections("context", "global", "predict"),
+        slides=organs_of(TRAIN_SLIDES),
+        scale=STUDY_SCALE,
+        work="work/models/global",
+        seed=MODEL_CONFIG["global"]["seed"],
+        code=code_hash("nuclass.training.train"),
+    log:
+        "logs/train_global/all.log",
+    benchmark:
+        "benchmarks/train_global/all.tsv"
+    threads: 2
+    resources:
+        mem_mb=mem(4000),
+        runtime=7200,
+        gpu=wants_gpu("local"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Training the global model (the cell and its 256 um neighbourhood)"
+    script:
+        "../scripts/train_global.py"
+
+
+rule train_gate:
+    input:
+        **cells_of(TRAIN_SLIDES),
+        local="results/models/local/best.ckpt",
+        wide="results/models/global/best.ckpt",
+        features=features_of(TRAIN_SLIDES, views=True),
+    output:
+        checkpoint="results/models/gate/best.ckpt",
+        metrics="results/models/gate/metrics.json",
+        history="results/models/gate/history.csv",
+        calibration="results/models/gate/calibration.json",
+    params:
+        models=sections("global", "gate", "predict"),
+        slides=organs_of(TRAIN_SLIDES),
+        scale=STUDY_SCALE,
+        work="work/models/gate",
+        seed=MODEL_CONFIG["gate"]["seed"],
+        code=code_hash("nuclass.training.gate"),
+    log:
+        "logs/train_gate/all.log",
+    benchmark:
+        "benchmarks/train_gate/all.tsv"
+    threads: 2
+    resources:
+        mem_mb=mem(4000),
+        runtime=480,
+        gpu=wants_gpu("local"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Training the gate on cells that neither branch was fitted to"
+    script:
+        "../scripts/train_gate.py"
+
+
+rule predict:
+    input:
+        store="results/slides/{slide}/he.ome.zarr",
+        cells="results/slides/{slide}/cells.parquet",
+        labels="results/labels/{slide}/labels.parquet",
+        splits="results/splits/{slide}.parquet",
+        features="results/features/context/{slide}.h5",
+        checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
+    output:
+        tables=expand("results/predictions/{model}/{{slide}}.parquet", model=MODELS),
+        arrays=expand("results/predictions/{model}/{{slide}}.h5", model=MODELS),
+    params:
+        models=sections("predict"),
+        slides=lambda wildcards: organs_of([wildcards.slide]),
+        scale=STUDY_SCALE,
+        names=MODELS,
+        code=code_hash("nuclass.training.predict"),
+    log:
+        "logs/predict/{slide}.log",
+    benchmark:
+        "benchmarks/predict/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(3000),
+        runtime=240,
+        gpu=wants_gpu("local"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Slide {wildcards.slide}: predicting with all models"
+    script:
+        "../scripts/predict.py"

@@ -1,0 +1,268 @@
+"""Class activation maps (Grad-CAM, Selvaraju et al., 2017) of both branches and of the gated mixture.
+
+For a vision transformer the activations are the tokens that enter the last block's attention (after its first norm);
+class and register tokens are left out and the patch tokens are put back on their grid. Later than that there is no
+gradient: with class-token pooling the last block's patch outputs reach no logit. For a convolutional network they are
+the last feature map. The weight of a channel is the mean gradient of the class's logit over the places; the map is the
+positive part of the weighted sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nuclass.models.backbones import Backbone
+from nuclass.training.augment import to_unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nuclass.data import WindowReader
+    from nuclass.training.branches import Branches
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps of N cells, float32 in [0, 1], in the windows' frames (S = local, W = global side in store pixels).
+
+    Attributes
+    ----------
+    local, global_local
+        (N, S, S): the local model, and the local branch of the global model.
+    global_context
+        (N, W, W): the context branch of the global model.
+    gated
+        (N, W, W): ``(1 - g) local + g global_context``, the local map in its place in the middle.
+    classes, probabilities
+        The class that is explained and its calibrated probability, by model: ``local``, ``global``.
+    gate
+        (N,), weight of the global model.
+    """
+
+    local: NDArray[np.float32]
+    global_local: NDArray[np.float32]
+    global_context: NDArray[np.float32]
+    gated: NDArray[np.float32]
+    classes: dict[str, list[str]]
+    probabilities: dict[str, NDArray[np.float32]]
+    gate: NDArray[np.float32]
+
+
+def target_layer(backbone: Backbone) -> nn.Module:
+    """Return the module whose output is explained: the last block's first norm, or the last stage."""
+    net: Any = backbone.net
+    if backbone.kind == "map":
+        return net.get_submodule(net.feature_info[-1]["module"])
+    if backbone.library == "transformers":
+        blocks = net.model.layer if hasattr(net, "model") else net.layer
+        return blocks[-1].norm1
+    return net.blocks[-1].norm1
+
+
+@contextmanager
+def _recorded(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep a module's output, so that gradients with respect to it can be taken."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        kept.append(output)
+        return output
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def class_activation(
+    backbone: Backbone, forward: Callable[[], Tensor], target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return maps (B, h, w) on the network's own grid, not scaled, and the logits (B, C).
+
+    Parameters
+    ----------
+    backbone
+        Where the maps are taken.
+    forward
+        Runs the whole model, this backbone included, and returns logits (B, C).
+    target
+        Class of each image, (B,); the predicted one by default.
+    """
+    with torch.enable_grad(), _recorded(target_layer(backbone)) as kept:
+        logits = forward()
+        chosen = logits.argmax(1) if target is None else target
+        score = logits.gather(1, chosen[:, None]).sum()
+        activation = kept[-1]
+        (gradient,) = torch.autograd.grad(score, activation)
+    grid, slope = to_grid(activation.detach(), backbone), to_grid(gradient, backbone)
+    weight = slope.mean((2, 3), keepdim=True)
+    return (weight * grid).sum(1).clamp_min(0), logits.detach()
+
+
+def to_grid(activation: Tensor, backbone: Backbone) -> Tensor:
+    """Return activations as (B, C, h, w): patch tokens on their grid, or a feature map as it is."""
+    if backbone.kind == "map":
+        return activation
+    patches = activation[:, backbone.prefix_tokens :]
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise ValueError(f"{patches.shape[1]} patch tokens are not a square grid")
+    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+
+
+def to_window(maps: Tensor, side: int) -> Tensor:
+    """Return maps (B, h, w) enlarged to a window's frame (B, side, side), each scaled to [0, 1].
+
+    Bilinear; the outer edges of the two grids coincide, as windows are cut. A map that is zero stays zero.
+    """
+    large = F.interpolate(maps[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+    return torch.where(high > low, (large - low) / (high - low).clamp_min(1e-12), torch.zeros_like(large))
+
+
+def local_maps(model: Any, images: Tensor, organ: Tensor, target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the local model's maps (B, h, w) and logits (B, C) for images (B, 3, S, S) in [0, 1]."""
+    return class_activation(model.backbone, lambda: model(images, organ).logits, target)
+
+
+def global_local_maps(
+    model: Any, images: Tensor, context: Tensor, target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the maps of the global model's local branch and its logits; ``context`` (B, K) are features."""
+    return class_activation(model.backbone, lambda: model(images, context).logits, target)
+
+
+def global_context_maps(
+    model: Any, context_net: Backbone, pooling: str, images: Tensor, neighbourhood: Tensor, target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the maps of the global model's context branch and its logits.
+
+    ``neighbourhood`` (B, 3, W, W) in [0, 1] goes through the context network here; cached features have no gradient.
+    """
+    from nuclass.training.context import pool_context
+
+    def forward() -> Tensor:
+        tokens = context_net.spatial(neighbourhood)
+        return model(images, pool_context(tokens, context_net.prefix_tokens, pooling)).logits
+
+    return class_activation(context_net, forward, target)
+
+
+def compute_maps(
+    cells: pd.DataFrame,
+    *,
+    stores: Mapping[str, str | Path],
+    checkpoints: Mapping[str, str | Path],
+    cache_mb: int = 128,
+    context_folder: str | Path | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Compute the maps of a few cells, with the windows they belong to.
+
+    Parameters
+    ----------
+    cells
+        One row a cell: ``slide organ x_px y_px gate``; with ``local_prediction`` and ``global_prediction`` the
+        classes to explain, else each branch's own prediction.
+    stores
+        Store of each slide.
+    checkpoints
+        ``best.ckpt`` of ``local`` and ``global``.
+    context_folder
+        Folder of the context backbone; by default the one that the global checkpoint names.
+
+    Returns
+    -------
+    ``local_image`` (N, S, S, 3) and ``global_image`` (N, W, W, 3) uint8, ``local_cam`` (N, S, S), ``global_local_cam``
+    (N, S, S), ``global_cam`` and ``gated_cam`` (N, W, W) float32 in [0, 1].
+    """
+    from nuclass.data import WindowReader
+    from nuclass.training.branches import Branches
+    from nuclass.training.config import Predict
+
+    branches = Branches(Path(checkpoints["local"]), Path(checkpoints["global"]), Predict())
+    reader = WindowReader(stores, cache_mb)
+    sides = branches.local["windows"]
+    maps = explain(cells, branches, reader, Path(context_folder) if context_folder else None)
+    return {
+        "local_image": reader.read(cells, sides["local"], 0, sides["local"]),
+        "global_image": reader.read(cells, sides["global"], 0, sides["global"]),
+        "local_cam": maps.local,
+        "global_local_cam": maps.global_local,
+        "global_cam": maps.global_context,
+        "gated_cam": maps.gated,
+    }
+
+
+def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, context_folder: Path | None = None) -> Maps:
+    """Return the maps of a few cells; parameters as in :func:`compute_maps`."""
+    from nuclass.training.config import Context, from_plain
+    from nuclass.training.context import context_backbone, pool_context
+
+    settings = from_plain(Context, branches.global_["context"], "the global checkpoint")
+    folder = context_folder or branches.context_folder
+    context_net = context_backbone(settings, folder).to(branches.device).eval()
+    source, sides = branches.local["input"], branches.local["windows"]
+    device, names = branches.device, list(branches.vocabulary.classes)
+    organ = torch.from_numpy(branches.vocabulary.encode_organs(cells["organ"])).to(device)
+    seen = reader.read(cells, sides["local"], source["read_level"], source["input_px"])
+    around = reader.read(cells, sides["global"], settings.read_level, context_net.input_px)
+    images, neighbourhood = (to_unit(torch.from_numpy(x).movedim(-1, 1)).to(device) for x in (seen, around))
+    with torch.no_grad():
+        context = pool_context(context_net.spatial(neighbourhood), context_net.prefix_tokens, settings.pooling)
+    targets = {
+        model: torch.tensor([names.index(name) for name in cells[f"{model}_prediction"]], device=device)
+        if f"{model}_prediction" in cells
+        else None
+        for model in ("local", "global")
+    }
+    a, logits_a = local_maps(branches.model_a, images, organ, targets["local"])
+    b, logits_b = global_local_maps(branches.model_b, images, context, targets["global"])
+    c, _ = global_context_maps(
+        branches.model_b, context_net, settings.pooling, images, neighbourhood, targets["global"]
+    )
+    local, wide = to_window(a, sides["local"]).cpu(), to_window(c, sides["global"]).cpu()
+    gate = torch.tensor(cells["gate"].to_numpy(np.float32))
+    temperature = dict(zip(("local", "global"), branches.temperatures, strict=True))
+    explained = {}
+    for model, logits in (("local", logits_a), ("global", logits_b)):
+        target = targets[model]
+        explained[model] = (logits.argmax(1) if target is None else target).cpu()
+    shares = {
+        model: (logits.cpu() / temperature[model]).softmax(1).gather(1, explained[model][:, None])[:, 0].numpy()
+        for model, logits in (("local", logits_a), ("global", logits_b))
+    }
+    return Maps(
+        local=local.numpy(),
+        global_local=to_window(b, sides["local"]).cpu().numpy(),
+        global_context=wide.numpy(),
+        gated=gated_map(local, wide, gate).numpy(),
+        classes={model: [names[int(i)] for i in index] for model, index in explained.items()},
+        probabilities=shares,
+        gate=gate.numpy(),
+    )
+
+
+def gated_map(local: Tensor, wide: Tensor, gate: Tensor) -> Tensor:
+    """Return ``(1 - g) local + g wide`` (N, W, W), the local map (N, S, S) placed in the middle of the global window.
+
+    Both windows are cut around the same point with ``x0 = floor(x - side / 2 + 0.5)``, so the local one starts
+    ``(W - S) / 2`` pixels into the global one.
+    """
+    margin = (wide.shape[-1] - local.shape[-1]) // 2
+    rest = wide.shape[-1] - local.shape[-1] - margin
+    placed = F.pad(local, (margin, rest, margin, rest))
+    g = gate.view(-1, 1, 1)
+    return (1 - g) * placed + g * wide

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fake_study import slide_sheet, write_predictions, write_slides, write_truth
+from nuclass.core.files import write_json
+from nuclass.evaluation import compare_cohorts, count_cells
+from nuclass.evaluation.truth import score_study
+from nuclass.tables import study as tables
+from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE, markdown, number, with_interval
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    paths = write_predictions(folder / "predictions", n=300)
+    options = {"mpp": 0.25, "block_um": 150}
+    compare_cohorts(paths, folder / "c.json", folder / "c.csv", draws=50, seed=1, min_support=5, **options)
+    slides = write_slides(folder, n=300)
+    composition, quality = count_cells(slides["labels"], slides["splits"], slide_sheet())
+    composition.to_csv(folder / "composition.csv", index=False)
+    quality.to_csv(folder / "quality.csv", index=False)
+    write_truth(folder / "truth", n=300)
+    scores = score_study(
+        labels=slides["labels"],
+        predictions=paths,
+        cells=slides["cells"],
+        alignments=slides["alignment"],
+        truth_folder=folder / "truth",
+        mpp=0.25,
+        window=224,
+        evaluation={"block_um": 150, "bootstrap": 50, "seed": 1, "ece_bins": 15, "min_support": 5},
+    )
+    write_json(folder / "labels.json", scores["labels"])
+    scores["criteria"].to_csv(folder / "criteria.csv", index=False)
+    return folder
+
+
+def rows(md: Path) -> list[list[str]]:
+    return [[c.strip() for c in line.strip("|").split("|")] for line in md.read_text().splitlines() if line[:1] == "|"]
+
+
+def test_numbers_as_text() -> None:
+    assert number(1234) == "1,234"
+    assert number(0.12345) == "0.123"
+    assert number(float("nan")) == number(None) == EMPTY
+    assert with_interval(0.5, 0.4, 0.6) == "0.500 (0.400 to 0.600)"
+    assert with_interval(0.5, float("nan"), float("nan")) == "0.500"
+    assert markdown([{"a": "x|y", "b": "1"}], ["a", "b"]).splitlines()[2] == "| x\\|y | 1 |"
+
+
+def test_holdout_comparison(study: Path, tmp_path: Path) -> None:
+    tables.holdout_comparison(study / "c.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    text = (tmp_path / "t.md").read_text()
+    assert SYNTHETIC_NOTE in text
+    data = pd.read_csv(tmp_path / "t.csv")
+    found = rows(tmp_path / "t.md")
+    assert found[0] == ["model", "ovary_h", "lung_h", "pancreas_h", "all cohorts"]
+    part = data[(data["metric"] == "macro_f1") & (data["cohort"] == "ovary_h") & ~data["name"].str.contains("-|oracle")]
+    best = part.loc[part["value"].idxmax()]
+    bold = [row[1] for row in found[2:6] if row[1].startswith("**")]
+    assert bold == [f"**{with_interval(best['value'], best['low'], best['high'])}**"]
+
+
+def test_branches(study: Path, tmp_path: Path) -> None:
+    tables.branches(study / "c.json", tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
+    data = pd.read_csv(tmp_path / "t.csv")
+    assert (data[["A_only", "B_only", "both", "neither"]].sum(axis=1) == data["n_cells"]).all()
+    assert SYNTHETIC_NOTE not in (tmp_path / "t.md").read_text()
+
+
+def test_dataset(study: Path, tmp_path: Path) -> None:
+    tables.dataset(study / "composition.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    data = pd.read_csv(tmp_path / "t.csv")
+    total = next(row for row in rows(tmp_path / "t.md") if row[0] == "**total**")
+    assert int(total[-1].replace(",", "")) == data.loc[data["split"] != "buffer", "cells"].sum()
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
+def test_label_quality(study: Path, tmp_path: Path, with_truth: bool) -> None:
+    truth = study / "labels.json" if with_truth else None
+    tables.label_quality(study / "quality.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True, truth=truth)
+    assert ("truth_macro_f1" in pd.read_csv(tmp_path / "t.csv")) == with_truth
+    assert len(rows(tmp_path / "t.md")) == 10
+
+
+def test_funnel_and_truth(study: Path, tmp_path: Path) -> None:
+    steps = [("a", "in the bundle", 1100, 0, ""), ("a", "labelled", 80, 1020, "low_counts 1020")]
+    pd.DataFrame(steps, columns=["slide", "step", "cells", "dropped", "reasons"]).to_csv(
+        tmp_path / "f.csv", index=False
+    )
+    tables.funnel(tmp_path / "f.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    assert rows(tmp_path / "t.md")[2] == ["a", "in the bundle", "1,100", "0", EMPTY]
+    tables.synthetic_truth(study / "criteria.csv", tmp_path / "s.csv", tmp_path / "s.md")
+    criteria = pd.read_csv(study / "criteria.csv")
+    verdicts = [row[-1] for row in rows(tmp_path / "s.md")[2:]]
+    assert [v == "yes" for v in verdicts] == criteria["met"].tolist()
