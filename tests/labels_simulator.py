@@ -94,14 +94,13 @@ def simulate(
     return Slide(matrix, cells, pd.Series([names[i] for i in label], index=ids))
 
 
-def _profiles(
-    rng: np.random.Generator, names: list[str], extra: int, house: int
-) -> tuple[list[str], np.ndarray]:
+def _profiles(rng: np.random.Generator, names: list[str], extra: int, house: int) -> tuple[list[str], np.ndarray]:
     known = sorted({gene for programme in PROGRAMMES.values() for gene in programme})
     genes = known + [f"GENE{i}" for i in range(extra)] + [f"HOUSE{i}" for i in range(house)]
     place = {gene: i for i, gene in enumerate(genes)}
     base = rng.lognormal(-1.2, 0.9, len(genes)) * 0.12
     base[len(known) + extra :] = rng.lognormal(0.3, 0.5, house)
+    assert len(place) == len(genes), "a programme names one of the unnamed genes"
     profile = np.tile(base, (len(names), 1))
     for row, name in enumerate(names):
         programme = [place[gene] for gene in PROGRAMMES[name]]
@@ -113,9 +112,7 @@ def _profiles(
     return genes, profile
 
 
-def _tissue(
-    rng: np.random.Generator, xy: np.ndarray, names: list[str], share: np.ndarray, side: float
-) -> np.ndarray:
+def _tissue(rng: np.random.Generator, xy: np.ndarray, names: list[str], share: np.ndarray, side: float) -> np.ndarray:
     """Draw classes in patches: each class has sources, and a cell prefers the classes whose sources are near."""
     weight = np.zeros((len(xy), len(names)))
     for column in range(len(names)):

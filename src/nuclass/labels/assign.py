@@ -3,13 +3,15 @@
 1. Scores. Expression is normalised to the median depth, logged and scaled by gene. A class's score is the mean
    of its positive markers, each weighted by how few classes share it, less half the mean of its negatives.
 2. Seeds. A cell is a seed of its best class where the margin is wide, or where its cluster at any resolution
-   agrees. A class without enough seeds is not in the slide.
+   agrees. A class without enough seeds is not in the slide. Cells of one cluster with next to no seeds around them
+   are another type, one without markers here (a hepatocyte, a plasma cell): it competes and gets no label.
 3. Posteriors. Each class's expression profile is the mean of its seeds. A cell's counts are multinomial under
    ``(1 - s) profile + s neighbours``, where the neighbours' mean within reach stands for transcripts that the
    segmentation gave to the wrong cell. The likelihood is tempered, since genes are not independent, and the
-   prior is the share of classes among the nearest cells in expression. Profiles and posteriors are refined
-   in turn (expectation maximisation).
-4. Abstention. Below ``min_confidence``, or where a mixture of two classes explains a cell much better than one.
+   prior is the mean of two shares of the classes: among the nearest cells in expression, and in the slide.
+   Profiles, freed of the neighbours' part, and posteriors are refined in turn (expectation maximisation).
+4. Abstention. Below ``min_confidence``; where a mixture of two classes explains a cell much better than one; where
+   the cell is most likely of another type.
 
 Clusters vote; their numbers carry no meaning.
 """
@@ -37,6 +39,10 @@ _log = get_logger(__name__)
 
 _CHUNK = 20_000
 _PSEUDO = 1e-5
+_SLIDE_PRIOR = 1.0
+"""Weight of the slide's class shares in the prior, against 1 for those of the nearest cells."""
+_MIN_OTHER = 10
+"""Cells that another type must have at the least."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Settings:
     min_confidence: float = 0.6
     min_seeds: int = 6
     seed_margin: float = 0.5
+    other_seeds: float = 0.2
     spill: float = 0.12
     spill_um: float = 16.0
     temperature: float = 2.0
@@ -105,13 +112,15 @@ def label_cells(
         )
     data = adata[kept[CELL_ID].tolist()]
     counts = sparse.csr_matrix(data.X, dtype=np.float32)
-    clusters, nearest, principal = cluster(data, settings)
+    clusters, nearest, _ = cluster(data, settings)
     scaled = standardised(counts)
     score = _scores(scaled, list(data.var_names), candidates)
     smooth = 0.5 * score + 0.5 * score[nearest].mean(1)
     seeds, present = _seeds(smooth, clusters, settings)
     names = [candidates[k].name for k in present]
-    posterior, pairs = _posteriors(counts, kept[["x_um", "y_um"]].to_numpy(), seeds, present, nearest, settings)
+    start, others = _others(seeds, len(candidates), clusters, nearest, settings)
+    xy_um = kept[["x_um", "y_um"]].to_numpy()
+    posterior, pairs = _posteriors(counts, xy_um, start, [*present, *others], nearest, settings)
     labels = _decide(cells, kept, clusters, posterior, pairs, names, settings)
     evidence = _evidence(clusters, score, posterior, [c.name for c in candidates], names)
     summary = {
@@ -119,6 +128,7 @@ def label_cells(
         "candidates": [c.name for c in candidates],
         "not_candidates": absent,
         "not_found": [c.name for k, c in enumerate(candidates) if k not in present],
+        "other_types": len(others),
         "seeds": {name: int((seeds == k).sum()) for k, name in zip(present, names, strict=True)},
         "cells": labels["status"].value_counts().to_dict(),
         "classes": labels.loc[labels["status"] == LABELLED, "class"].value_counts().to_dict(),
@@ -164,6 +174,26 @@ def _seeds(score: np.ndarray, clusters: pd.DataFrame, settings: Settings) -> tup
     return np.where(np.isin(seeds, present), seeds, -1), present
 
 
+def _others(
+    seeds: np.ndarray, n_candidates: int, clusters: pd.DataFrame, nearest: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, list[int]]:
+    """Return the starting classes with the other types added, and the codes of these, from ``n_candidates`` on.
+
+    A cell may be of another type where it is no seed and fewer than the share ``other_seeds`` of its nearest
+    cells are: among cells of the study's classes about half or more are seeds. Such cells of one cluster of
+    the finest resolution make up one other type, if they are enough.
+    """
+    codes = clusters[max(clusters, key=float)].to_numpy()
+    foreign = (seeds < 0) & ((seeds >= 0)[nearest].mean(1) < settings.other_seeds)
+    start = seeds.copy()
+    others: list[int] = []
+    needed = max(_MIN_OTHER, settings.min_seeds, int(0.002 * len(seeds)))
+    for code in np.flatnonzero(np.bincount(codes, foreign) >= needed):
+        others.append(n_candidates + len(others))
+        start[foreign & (codes == code)] = others[-1]
+    return start, others
+
+
 def _posteriors(
     counts: sparse.csr_matrix,
     xy_um: np.ndarray,
@@ -172,15 +202,14 @@ def _posteriors(
     nearest: np.ndarray,
     settings: Settings,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return posteriors (N, P) over the present classes and the gain of the best pair of classes (N,)."""
+    """Return posteriors (N, P) over the classes present and the gain of the best pair of classes (N,)."""
     background = _neighbours(counts, xy_um, settings.spill_um)
-    onehot = np.stack([seeds == k for k in present], 1).astype(np.float32)
-    weight, posterior = onehot, onehot
+    weight = np.stack([seeds == k for k in present], 1).astype(np.float32)
+    posterior, profile = weight, None
     gain = np.zeros(len(seeds), np.float32)
     for turn in range(settings.rounds):
-        profile = weight.T @ counts + 0.5
-        profile = np.asarray(profile) / np.asarray(profile).sum(1, keepdims=True)
-        share = weight[nearest].mean(1) + 0.15 * weight.mean(0) / max(weight.sum(1).mean(), 1e-9) + 1e-3
+        profile = _profiles(counts, background, weight, profile, settings.spill)
+        share = weight[nearest].mean(1) + _SLIDE_PRIOR * weight.mean(0) / max(weight.sum(1).mean(), 1e-9) + 1e-3
         prior = np.log(share / share.sum(1, keepdims=True))
         last = turn == settings.rounds - 1
         parts = [
@@ -193,6 +222,24 @@ def _posteriors(
         gain = np.concatenate([part[1] for part in parts])
         weight = np.where(posterior > 0.8, posterior, 0).astype(np.float32)
     return posterior, gain
+
+
+def _profiles(
+    counts: sparse.csr_matrix, background: np.ndarray, weight: np.ndarray, last: np.ndarray | None, spill: float
+) -> np.ndarray:
+    """Return the classes' profiles (P, G) from weighted cells, each summing to 1.
+
+    With the profiles of the turn before, each transcript counts by how likely it is the cell's own and not
+    a neighbour's.
+    """
+    total = np.full((weight.shape[1], counts.shape[1]), 0.5)
+    for i in range(0, counts.shape[0], _CHUNK):
+        part, dense = weight[i : i + _CHUNK], counts[i : i + _CHUNK].toarray()
+        if last is not None:
+            own = (1 - spill) * (part / np.maximum(part.sum(1, keepdims=True), 1e-9)) @ last
+            dense *= own / (own + spill * background[i : i + _CHUNK] + 1e-9)
+        total += part.T @ dense
+    return total / total.sum(1, keepdims=True)
 
 
 def _likelihood(
@@ -247,12 +294,16 @@ def _decide(
     names: list[str],
     settings: Settings,
 ) -> pd.DataFrame:
-    """Return the labels of all cells of the bundle."""
-    order = np.sort(posterior, axis=1)
-    confidence, margin = order[:, -1], order[:, -1] - order[:, -2]
-    best = np.array(names, dtype=object)[posterior.argmax(1)]
-    reason = np.where(
-        gain > settings.doublet_gain, "doublet", np.where(confidence < settings.min_confidence, "unsure", "")
+    """Return the labels of all cells of the bundle; columns of ``posterior`` beyond ``names`` are other types."""
+    named, other = posterior[:, : len(names)], posterior[:, len(names) :].sum(1)
+    order = np.sort(named, axis=1)
+    confidence = order[:, -1]
+    margin = np.maximum(confidence - np.maximum(order[:, -2], other), 0)
+    best = np.where(other > confidence, "", np.array(names, dtype=object)[named.argmax(1)])
+    reason = np.select(
+        [other > confidence, gain > settings.doublet_gain, confidence < settings.min_confidence],
+        ["other_type", "doublet", "unsure"],
+        "",
     )
     found = pd.DataFrame(
         {
@@ -280,7 +331,7 @@ def _evidence(
 ) -> pd.DataFrame:
     """Return, for each resolution, cluster and class: cells, mean marker score, mean posterior."""
     full = np.zeros_like(score)
-    full[:, [candidates.index(name) for name in names]] = posterior
+    full[:, [candidates.index(name) for name in names]] = posterior[:, : len(names)]
     tables = []
     for column in clusters:
         codes = clusters[column].to_numpy()

@@ -45,7 +45,7 @@ def label_slide(
         raise UserError(
             "Cells of the slide have no counts",
             where=f"{bundle}, cell_feature_matrix.h5",
-            found=f"{int(missing.sum())} of {len(table)} cells missing, such as {table.loc[missing, 'cell_id'].iloc[0]}",
+            found=f"{int(missing.sum())} of {len(table)} missing, such as {table.loc[missing, 'cell_id'].iloc[0]}",
             expected="one row of counts for each cell",
             fix="fetch the bundle again: its files are of different runs",
         )

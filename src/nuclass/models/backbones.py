@@ -344,19 +344,28 @@ def _timm_network(architecture: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _dinov3_from_config(config: dict[str, Any]) -> nn.Module:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     try:
         return DINOv3ViTModel(DINOv3ViTConfig(**config))
-    except (TypeError, ValueError) as error:
-        raise UserError("The DINOv3 configuration is not valid", where="backbone.config", found=str(error)) from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(
+            "The DINOv3 configuration is not valid",
+            where="backbone.config",
+            found=str(error),
+            fix="see the arguments of transformers.DINOv3ViTConfig",
+        ) from error
 
 
 def _dinov3_from_folder(folder: Path) -> nn.Module:
     from transformers import DINOv3ViTModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
-        net, info = DINOv3ViTModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        loaded: Any = DINOv3ViTModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        net, info = loaded
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             "A backbone's weights cannot be read",

@@ -60,6 +60,8 @@ def soft_cross_entropy(logits: Tensor, counts: Tensor, class_weights: Tensor) ->
 class CompositionModule(pl.LightningModule):
     """Training of :class:`CompositionModel`."""
 
+    class_weights: Tensor
+
     def __init__(self, model: CompositionModel, settings: Pretrain, class_weights: Tensor, seed: int) -> None:
         super().__init__()
         self.model, self.settings, self.seed = model, settings, seed
@@ -303,9 +305,9 @@ def pool_context(tokens: Tensor, prefix: int, pooling: str) -> Tensor:
 
 def context_backbone(settings: Context, folder: Path | None) -> Backbone:
     """Return the context backbone: from ``folder`` where one was trained, else by its own settings."""
-    described = dict(settings.backbone)
+    described: dict[str, Any] = dict(settings.backbone)
     if folder is not None:
-        keep = {key: described[key] for key in ("input_px", "mean", "std") if key in described}
+        keep: dict[str, Any] = {key: described[key] for key in ("input_px", "mean", "std") if key in described}
         described = {"name": "folder", "path": str(folder), **keep}
     return build_backbone(described)
 

@@ -101,6 +101,7 @@ class LocalModule(Skeleton):
     """Class-balanced cross-entropy with label smoothing on the local model."""
 
     model: LocalModel
+    class_weights: Tensor
 
     def __init__(self, model: LocalModel, settings: Local, class_weights: Tensor, seed: int) -> None:
         super().__init__(model, settings.optimiser, settings.augment, seed)
@@ -130,6 +131,7 @@ class GlobalModule(Skeleton):
     """
 
     model: GlobalModel
+    class_weights: Tensor
 
     def __init__(self, model: GlobalModel, settings: Global, class_weights: Tensor, seed: int) -> None:
         super().__init__(model, settings.optimiser, settings.augment, seed)

@@ -1,0 +1,534 @@
+"""Training end to end on a toy study: files, resume, what is refused; and the parts it is made of."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import torch
+
+from nuclass.core.errors import UserError
+from nuclass.core.files import write_parquet
+from nuclass.models.backbones import build_backbone
+from nuclass.slides.geometry import Frames
+from nuclass.slides.writer import write_store
+from nuclass.training import config as settings
+from nuclass.training.augment import augment_images, blur, dihedral, jitter_stain, to_unit
+from nuclass.training.checkpoint import load_checkpoint, restore_local, save_checkpoint
+from nuclass.training.config import Augment, Local, Optimiser, from_plain, load_models, parse_models, to_plain
+from nuclass.training.context import embed_context, neighbourhoods, pool_context, pretrain_context, soft_cross_entropy
+from nuclass.training.gate import auroc, select_blocks, train_gate
+from nuclass.training.inputs import Study, load_training_cells
+from nuclass.training.metrics import calibration_error, f1_per_class, macro_f1
+from nuclass.training.optim import decays, parameter_groups, warmup_factor
+from nuclass.training.predict import predict_slide
+from nuclass.training.train import train_global, train_local
+
+torch.set_num_threads(1)
+SIDE = 640
+CLASSES = ("B_Cell", "Fibroblast", "T_Cell")
+COLOURS = {"B_Cell": (70, 50, 140), "T_Cell": (190, 60, 60), "Fibroblast": (190, 60, 60)}
+RUN = {"epochs": 4, "patience": 9, "batch_size": 16, "precision": "32-true", "accelerator": "cpu"}
+RATES = {"lr_head": 3e-3, "lr_backbone": 3e-3, "warmup_steps": 5, "schedule": "cosine"}
+SOFT = {"stain_scale": 0.05, "stain_shift": 0.01, "stain_mix": 0.0, "blur": 0.1}
+MODELS = {
+    "context": {
+        "backbone": {
+            "name": "dinov3",
+            "input_px": 32,
+            "config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_register_tokens": 2,
+                "patch_size": 8,
+                "image_size": 32,
+                "layerscale_value": 0.5,
+            },
+        },
+        "read_level": 2,
+        "pooling": "cls+center",
+        "views": 2,
+        "augment": SOFT,
+        "pretrain": {
+            "run": {**RUN, "epochs": 3},
+            "optimiser": RATES,
+            "augment": SOFT,
+            "radii_um": [8, 16],
+            "samples_per_epoch": 100,
+        },
+    },
+    "local": {
+        "backbone": {"name": "timm:test_resnet", "input_px": 32, "pool": "center"},
+        "read_level": 0,
+        "model": {"organ_dim": 4, "hidden": 16, "dropout": 0.1, "organ_dropout": 0.1},
+        "optimiser": RATES,
+        "run": RUN,
+        "augment": SOFT,
+    },
+    "global": {
+        "model": {"project": 12, "hidden": 16, "gate_hidden": 8, "dropout": 0.1},
+        "optimiser": RATES,
+        "run": {**RUN, "epochs": 3},
+        "augment": SOFT,
+    },
+    "gate": {
+        "model": {"project": 4, "hidden": [16]},
+        "optimiser": {"lr": 1e-2, "warmup_steps": 2},
+        "run": {"epochs": 8, "patience": 8, "batch_size": 32},
+        "select": 0.4,
+        "block_um": 20,
+        "views": 1,
+    },
+    "predict": {"batch_size": 64, "accelerator": "cpu"},
+}
+
+
+def paint(slide: str, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """A pale square of dots; red dots are T cells on the left half and fibroblasts on the grey right half."""
+    rng = np.random.default_rng(seed)
+    image = np.full((SIDE, SIDE, 3), (235, 220, 230), np.uint8)
+    image[:, SIDE // 2 :] = (190, 200, 215)
+    xy = rng.uniform(40, SIDE - 40, (220, 2))
+    red = rng.random(len(xy)) < 0.6
+    names = np.where(red, np.where(xy[:, 0] > SIDE / 2, "Fibroblast", "T_Cell"), "B_Cell")
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
+    for (x, y), name in zip(xy, names, strict=True):
+        image[(columns - x) ** 2 + (rows - y) ** 2 < 36] = COLOURS[name]
+    ids = [f"{slide[0]}{i:03d}-1" for i in range(len(xy))]
+    return image, pd.DataFrame({"cell_id": ids, "x_px": xy[:, 0], "y_px": xy[:, 1], "class": names})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    results = tmp_path_factory.mktemp("toy") / "results"
+    slides = [("lung_1", "lung", 1), ("colon_1", "colon", 2), ("lung_h", "lung", 3), ("liver_h", "liver", 4)]
+    for slide, _, seed in slides:
+        image, cells = paint(slide, seed)
+        (results / "slides" / slide).mkdir(parents=True)
+        tifffile.imwrite(results / "he.ome.tif", image, tile=(128, 128), photometric="rgb")
+        frames = Frames(np.diag([1.25, 1.25, 1.0]), 0.2, 0.25)
+        write_store(
+            results / "he.ome.tif", frames, results / "slides" / slide / "he.ome.zarr", tile=64, shard=256, levels=3
+        )
+        held = slide.endswith("_h")
+        split = np.select(
+            [cells["y_px"] < 350, cells["y_px"] < 380, cells["y_px"] < 560], ["train", "buffer", "val"], "test"
+        )
+        write_parquet(results / "slides" / slide / "cells.parquet", cells.drop(columns="class"))
+        labels = cells[["cell_id", "class"]].assign(status="labelled")
+        write_parquet(results / "labels" / slide / "labels.parquet", labels)
+        write_parquet(
+            results / "splits" / f"{slide}.parquet",
+            pd.DataFrame({"cell_id": cells["cell_id"], "split": "test" if held else split}),
+        )
+    return Study(
+        [{"slide": "lung_1", "organ": "lung"}, {"slide": "colon_1", "organ": "colon"}],
+        results,
+        windows={"local": 32, "global": 128},
+    )
+
+
+def one_slide(study: Study, slide: str) -> Study:
+    return Study([{"slide": slide, "organ": slide.split("_")[0]}], study.results, study.mpp, study.windows)
+
+
+@pytest.fixture(scope="module")
+def trained(study) -> dict[str, Path]:
+    """All three models, trained in their order."""
+    root = study.results
+    backbone = root / "backbones" / "context"
+    pretrain_context(MODELS, study, backbone, root / "work" / "context", 1)
+    for slide in ("lung_1", "colon_1", "lung_h", "liver_h"):
+        single = one_slide(study, slide)
+        views = single.views(slide) if slide.endswith("_1") else None
+        embed_context(MODELS, single, single.features(slide), folder=backbone, views_out=views, seed=1)
+    models = root / "models"
+    local, wide = models / "local" / "best.ckpt", models / "global" / "best.ckpt"
+    train_local(MODELS, study, local.parent, root / "work" / "local", 1)
+    train_global(MODELS, study, local, wide.parent, root / "work" / "global", 1, backbone)
+    train_gate(MODELS, study, local, wide, models / "gate", root / "work" / "gate", 1)
+    return {"local": local, "global": wide, "gate": models / "gate" / "best.ckpt"}
+
+
+def test_a_trained_model_is_four_files_and_leaves_no_state(trained, study):
+    for path in trained.values():
+        assert sorted(file.name for file in path.parent.iterdir()) == [
+            "best.ckpt",
+            "calibration.json",
+            "history.csv",
+            "metrics.json",
+        ]
+    assert not any((study.results / "work").rglob("*.ckpt"))
+
+
+def test_the_toy_is_learned(trained):
+    scores = {name: json.loads((path.parent / "metrics.json").read_text()) for name, path in trained.items()}
+    assert scores["local"]["val"]["f1_per_class"]["B_Cell"] > 0.9
+    assert scores["global"]["val"]["f1_macro"] > 0.6
+    history = pd.read_csv(trained["local"].parent / "history.csv")
+    assert len(history) == 4
+    assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+
+
+def test_a_checkpoint_holds_all_that_its_use_needs(trained, study):
+    data = load_checkpoint(trained["global"], "global")
+    assert data["classes"] == sorted(CLASSES)
+    assert data["organs"] == ["colon", "lung", "unknown"]
+    assert data["windows"] == {"local": 32, "global": 128}
+    assert data["mpp"] == 0.25
+    assert data["alpha"] == float(data["state"]["alpha"]) == 1.0
+    train, val, _ = load_training_cells(study)
+    for split, frame in (("train", train), ("val", val)):
+        for slide, part in frame.groupby("slide"):
+            assert data["cells"][slide][split] == part["cell_id"].tolist()
+
+
+def test_the_gate_was_fitted_to_no_training_cell(trained):
+    data = load_checkpoint(trained["gate"], "gate")
+    for slide, cells in data["cells"].items():
+        fitted = set(data["fit_cells"][slide]["val"])
+        selected = set(data["select_cells"][slide]["val"])
+        assert not fitted & set(cells["train"])
+        assert not fitted & selected
+        assert fitted | selected == set(cells["val"])
+
+
+def test_predictions_follow_the_contract(trained, study, tmp_path):
+    outputs = {name: tmp_path / name / "lung_h.parquet" for name in trained}
+    counts = predict_slide(MODELS, one_slide(study, "lung_h"), trained, outputs)
+    assert counts == {"test": 220}
+    columns = ["cell_id", "slide", "organ", "split", "x_px", "y_px", "label", "prediction", "confidence"]
+    for name, path in outputs.items():
+        table = pd.read_parquet(path)
+        p = table[[f"prob_{c}" for c in sorted(CLASSES)]].to_numpy()
+        assert list(table.columns[:9]) == columns
+        assert ("gate" in table) == (name == "gate")
+        assert np.allclose(p.sum(1), 1)
+        assert (np.array(sorted(CLASSES))[p.argmax(1)] == table["prediction"]).all()
+        with h5py.File(path.with_suffix(".h5")) as file:
+            assert file["cell_id"].asstr()[:].tolist() == table["cell_id"].tolist()
+            assert file["embeddings"].dtype == np.float16
+            assert file["logits"].shape == (220, 3)
+    mixture = pd.read_parquet(outputs["gate"])
+    assert mixture["gate"].between(0, 1).all()
+
+
+def test_only_unseen_cells_of_a_training_slide_are_predicted(trained, study, tmp_path):
+    outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
+    counts = predict_slide(MODELS, one_slide(study, "lung_1"), trained, outputs)
+    assert set(counts) == {"val", "test"}
+
+
+def test_an_organ_never_seen_is_typed_as_unknown(trained, study, tmp_path):
+    outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
+    predict_slide(MODELS, one_slide(study, "liver_h"), trained, outputs)
+    assert (pd.read_parquet(outputs["local"])["organ"] == "liver").all()
+
+
+def test_training_cells_are_never_predicted(trained, study, tmp_path):
+    data = torch.load(trained["local"], weights_only=True)
+    data["cells"]["lung_h"] = {"train": ["l003-1", "l004-1"], "val": []}
+    torch.save(data, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="used in training") as caught:
+        predict_slide(
+            MODELS,
+            one_slide(study, "lung_h"),
+            {**trained, "local": tmp_path / "best.ckpt"},
+            {name: tmp_path / f"{name}.parquet" for name in trained},
+        )
+    assert "2 cells, the first: l003-1" in str(caught.value)
+
+
+def test_a_gate_of_other_branches_is_refused(trained, study, tmp_path):
+    data = torch.load(trained["local"], weights_only=True)
+    data["state"]["head.4.bias"] += 1
+    torch.save(data, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="trained on another local model"):
+        predict_slide(MODELS, one_slide(study, "lung_h"), {**trained, "local": tmp_path / "best.ckpt"}, {})
+
+
+def test_features_of_another_backbone_are_refused(trained, study, tmp_path):
+    data = torch.load(trained["global"], weights_only=True)
+    data["features"]["sha256"] = "other"
+    torch.save(data, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="do not fit the global model"):
+        train_gate(MODELS, study, trained["local"], tmp_path / "best.ckpt", tmp_path / "o", tmp_path / "w", 1)
+
+
+def test_broken_and_foreign_checkpoints_are_named(trained, tmp_path):
+    with pytest.raises(UserError, match="is missing"):
+        load_checkpoint(tmp_path / "none.ckpt", "local")
+    (tmp_path / "half.ckpt").write_bytes(trained["local"].read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(tmp_path / "half.ckpt", "local")
+    with pytest.raises(UserError, match="of another model"):
+        load_checkpoint(trained["local"], "gate")
+    data = load_checkpoint(trained["local"], "local")
+    del data["state"]["norm.weight"]
+    with pytest.raises(UserError, match=r"norm\.weight"):
+        restore_local(data)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(study, tmp_path, monkeypatch, trained):
+    from nuclass.training.modules import LocalModule
+
+    original = LocalModule.on_train_epoch_start
+
+    def killed(module):
+        if module.current_epoch == 2:
+            raise MemoryError("killed")
+        original(module)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(LocalModule, "on_train_epoch_start", killed)
+        train_local(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "work" / "last.ckpt").is_file()
+    train_local(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
+    resumed, straight = (
+        load_checkpoint(p, "local")["state"] for p in (tmp_path / "out" / "best.ckpt", trained["local"])
+    )
+    assert all(torch.equal(resumed[key], straight[key]) for key in straight)
+    assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == 4
+
+
+def test_a_state_of_another_run_is_not_taken_up(study, tmp_path):
+    from nuclass.training.fit import _prepare, fingerprint
+
+    (tmp_path / "last.ckpt").touch()
+    (tmp_path / "run.json").write_text(json.dumps({"identity": fingerprint("a", 1)}))
+    assert _prepare(tmp_path, fingerprint("a", 1)) == tmp_path / "last.ckpt"
+    assert _prepare(tmp_path, fingerprint("a", 2)) is None
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_loss_that_is_no_number_names_its_batch(study, tmp_path):
+    wild = copy.deepcopy(MODELS)
+    wild["local"]["optimiser"] = {"lr_head": 1e30, "lr_backbone": 1e30, "warmup_steps": 0, "grad_clip": 0}
+    with pytest.raises(UserError, match="not a finite number") as caught:
+        train_local(wild, study, tmp_path / "out", tmp_path / "work", 1)
+    assert "epoch 0, batch" in str(caught.value)
+
+
+def test_one_class_and_no_val_are_refused(study, tmp_path):
+    def with_labels(name: str, change) -> Study:
+        root = tmp_path / name
+        for kind in ("labels", "splits"):
+            (root / kind).mkdir(parents=True)
+        (root / "slides").symlink_to(study.results / "slides")
+        labels = pd.read_parquet(study.results / "labels" / "lung_1" / "labels.parquet")
+        splits = pd.read_parquet(study.results / "splits" / "lung_1.parquet")
+        labels, splits = change(labels, splits)
+        write_parquet(root / "labels" / "lung_1" / "labels.parquet", labels)
+        write_parquet(root / "splits" / "lung_1.parquet", splits)
+        return Study([{"slide": "lung_1", "organ": "lung"}], root)
+
+    with pytest.raises(UserError, match="two classes"):
+        load_training_cells(with_labels("one", lambda a, b: (a.assign(**{"class": "T_Cell"}), b)))
+    with pytest.raises(UserError, match="split 'val'"):
+        load_training_cells(with_labels("noval", lambda a, b: (a, b.assign(split="train"))))
+
+    def rare(labels, splits):
+        first = splits.index[splits["split"] == "val"][0]
+        labels.loc[labels["cell_id"] == splits.loc[first, "cell_id"], "class"] = "Mast_Cell"
+        return labels, splits
+
+    train, val, vocabulary = load_training_cells(with_labels("rare", rare))
+    assert "Mast_Cell" not in vocabulary.classes
+    assert len(train)
+    assert "Mast_Cell" not in set(val["class"])
+
+
+def test_views_are_cached_for_train_and_val_only(trained, study):
+    from nuclass.data import load_cells, read_features
+
+    frame = load_cells([{"slide": "lung_1", "organ": "lung"}], study.results, ("train", "val"))
+    plain = read_features(study.features("lung_1"), frame["cell_id"].tolist())
+    views = read_features(study.views("lung_1"), frame["cell_id"].tolist())
+    assert plain.shape == (len(frame), 64)
+    assert views.shape == (len(frame), 2, 64)
+    assert not np.allclose(views[:, 0], views[:, 1])
+    assert not study.views("lung_h").is_file()
+
+
+def test_no_cell_of_val_is_counted_for_training():
+    frame = pd.DataFrame({"slide": "a", "x_px": [100.0, 110.0, 100.0, 900.0], "y_px": [100.0, 100.0, 125.0, 900.0]})
+    tokens, around = neighbourhoods(frame, np.array([0, 1, 1, 0]), 2, window_px=64, side=4, radii_px=[12.0, 30.0])
+    # the first cell sees the second 10 px to its right and the third 25 px below, never itself
+    assert tokens[0, :, 2, 2].tolist() == [0, 1]
+    assert tokens[0, :, 3, 2].tolist() == [0, 1]
+    assert int(tokens[0].sum()) == 2
+    assert around[0].tolist() == [[0, 1], [0, 2]]
+    assert int(tokens[3].sum()) == 0
+
+
+def test_soft_cross_entropy_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [5.0, 0.0], [9.0, 9.0]])
+    counts = torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
+    loss = soft_cross_entropy(logits, counts, torch.tensor([1.0, 3.0]))
+    # shares (1/2, 3/2) and (1, 0); every log probability that counts is -ln 2
+    assert float(loss) == pytest.approx(np.log(2))
+
+
+def test_pooling_leaves_registers_out():
+    tokens = torch.arange(1 + 2 + 16).float()[None, :, None].expand(1, -1, 3)
+    assert pool_context(tokens, 3, "cls")[0].tolist() == [0, 0, 0]
+    assert pool_context(tokens, 3, "mean")[0, 0] == np.arange(3, 19).mean()
+    assert pool_context(tokens, 3, "center")[0, 0] == 3 + np.mean([5, 6, 9, 10])
+    assert pool_context(tokens, 3, "cls+mean").shape == (1, 6)
+
+
+def test_blocks_are_cut_by_place_and_by_slide():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"slide": np.repeat(["a", "b"], 500), "x_px": rng.uniform(0, 1000, 1000)})
+    frame["y_px"] = rng.uniform(0, 1000, 1000)
+    chosen = select_blocks(frame, 0.3, 100, 7)
+    for slide in "ab":
+        assert 0.25 < chosen[frame["slide"] == slide].mean() < 0.4
+    block = frame["slide"] + (frame["x_px"] // 100).astype(str) + (frame["y_px"] // 100).astype(str)
+    assert (pd.Series(chosen).groupby(block.to_numpy()).nunique() == 1).all()
+    assert np.array_equal(chosen, select_blocks(frame, 0.3, 100, 7))
+    assert not np.array_equal(chosen, select_blocks(frame, 0.3, 100, 8))
+    with pytest.raises(UserError, match="cannot be cut"):
+        select_blocks(frame, 0.3, 10_000, 7)
+
+
+def test_metrics_by_hand():
+    labels, predictions = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
+    f1 = f1_per_class(labels, predictions, 3)
+    assert f1[:2].tolist() == pytest.approx([2 / 3, 4 / 5])
+    assert torch.isnan(f1[2])
+    assert macro_f1(labels, predictions, 3) == pytest.approx((2 / 3 + 4 / 5) / 2)
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])
+    # bin of 0.9: half right, gap 0.4 twice; bin of 0.7: right, gap 0.3
+    assert calibration_error(p, torch.tensor([0, 1, 1]), 10) == pytest.approx((0.8 + 0.3) / 3)
+    assert auroc(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.1])) == pytest.approx(3.5 / 4)
+    assert auroc(torch.tensor([]), torch.tensor([0.1])) is None
+
+
+def uint8_images(n: int = 6, side: int = 16) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (n, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    ).permute(0, 3, 1, 2)
+
+
+def test_the_eight_symmetries_are_exact_and_different():
+    image = uint8_images(1).expand(8, -1, -1, -1)
+    turned = dihedral(image, torch.arange(8))
+    assert len({turned[k].numpy().tobytes() for k in range(8)}) == 8
+    assert torch.equal(turned[0], image[0])
+    assert torch.equal(turned[4], image[0].flip(-1))
+    for k in range(8):
+        assert torch.equal(turned[k].flatten().sort().values, image[0].flatten().sort().values)
+
+
+def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
+    x = to_unit(uint8_images(1).expand(4, -1, -1, -1))
+    still = jitter_stain(x, Augment(stain_scale=0, stain_shift=0, stain_mix=0))
+    assert torch.allclose(still, x, atol=1e-4)
+    changed = jitter_stain(x, Augment(), torch.Generator().manual_seed(1))
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert not torch.allclose(changed[0], changed[1])
+
+
+def test_stain_is_scaled_in_optical_density():
+    # the same factor for all three stains is that factor of the optical density
+    x = torch.full((1, 3, 2, 2), 0.5)
+    settings_ = Augment(stain_scale=0.4, stain_shift=0, stain_mix=0)
+
+    class Fixed:
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
+        y = jitter_stain(x, settings_)
+    density = -np.log((0.5 * 255 + 1) / 256)
+    assert float(y[0, 0, 0, 0]) == pytest.approx((np.exp(-1.4 * density) * 256 - 1) / 255, rel=1e-4)
+
+
+def test_augmentation_repeats_by_seed_and_leaves_its_input():
+    images = uint8_images()
+    before = images.clone()
+    first, second, third = (augment_images(images, Augment(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    assert torch.equal(images, before)
+    off = Augment(dihedral=False, stain_scale=0, stain_shift=0, stain_mix=0, brightness=0, blur=0, noise=0)
+    assert torch.equal(augment_images(images, off), to_unit(images))
+
+
+def test_blur_keeps_a_flat_image():
+    assert torch.allclose(blur(torch.full((1, 3, 5, 5), 0.3)), torch.full((1, 3, 5, 5), 0.3))
+
+
+def test_decay_leaves_norms_biases_and_tokens_alone():
+    net = torch.nn.ModuleDict(
+        {"backbone": build_backbone({"name": "timm:test_vit", "input_px": 160}), "head": torch.nn.Linear(64, 2)}
+    )
+    groups = parameter_groups(net, Optimiser(lr_head=1e-3, lr_backbone=1e-4, llrd=0.5, weight_decay=0.1))
+    size = {id(p): name for name, p in net.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = size[id(parameter)]
+            matrix = parameter.ndim >= 2 and "pos_embed" not in name and "token" not in name
+            assert group["weight_decay"] == (0.1 if matrix else 0.0)
+            assert decays(name, parameter) == matrix
+    assert sum(len(group["params"]) for group in groups) == len(size)
+    depth = len(net["backbone"].net.blocks)
+    rates = sorted({group["lr"] for group in groups})
+    assert rates == pytest.approx(sorted([1e-3, *(1e-4 * 0.5**k for k in range(depth + 1))]))
+
+
+def test_uni2_h_gets_few_groups_with_the_published_rates():
+    with torch.device("meta"):
+        net = torch.nn.ModuleDict({"backbone": build_backbone({"name": "uni2-h"}, load_weights=False)})
+    groups = parameter_groups(net, Optimiser(lr_backbone=3e-6, llrd=0.85))
+    assert len(groups) <= 50
+    assert min(group["lr"] for group in groups) == pytest.approx(3e-6 * 0.85**24)
+
+
+def test_warmup_then_constant_or_cosine():
+    constant = Optimiser(warmup_steps=4)
+    assert [warmup_factor(step, constant, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    cosine = Optimiser(warmup_steps=0, schedule="cosine")
+    assert warmup_factor(0, cosine, 100) == 1.0
+    assert warmup_factor(50, cosine, 100) == pytest.approx(0.5)
+    assert warmup_factor(100, cosine, 100) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_the_model_files_are_valid(name):
+    models = parse_models(load_models(f"config/models/{name}.yaml"))
+    assert from_plain(Local, to_plain(models.local), "there") == models.local
+    with torch.device("meta"):
+        build_backbone(models.local.backbone, load_weights=False)
+        build_backbone(models.context.backbone, load_weights=False)
+
+
+def test_all_faults_of_a_model_file_come_at_once():
+    with pytest.raises(UserError) as caught:
+        parse_models({"local": {"run": {"epoch": 3, "batch_size": "many"}}, "gaet": {}, "context": {"pooling": "max"}})
+    text = str(caught.value)
+    for word in ("local.run.epoch", "'epochs'", "local.run.batch_size", "gaet", "'gate'", "context.pooling"):
+        assert word in text
+
+
+def test_numbers_written_as_text_are_understood():
+    assert parse_models({"local": {"optimiser": {"lr_head": "3e-4"}}}).local.optimiser.lr_head == 3e-4
+    assert settings.Gate().loss.pos_weight == "auto"
+
+
+def test_a_checkpoint_survives_a_round_trip(tmp_path):
+    save_checkpoint(tmp_path / "best.ckpt", {"model": "local", "classes": ["a"]}, {"w": torch.arange(3)})
+    data = load_checkpoint(tmp_path / "best.ckpt", "local")
+    assert data["state"]["w"].tolist() == [0, 1, 2]
+    assert data["versions"]["nuclass"]
