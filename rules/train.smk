@@ -18,7 +18,7 @@ if OWN_CONTEXT:
             scale=STUDY_SCALE,
             work="work/models/context",
             seed=MODEL_CONFIG["context"]["pretrain"]["seed"],
-            code=code_hash("nuclass.training.context"),
+            code=code_hash("nuclass.training.composition"),
         log:
             "logs/pretrain_context/all.log",
         benchmark:

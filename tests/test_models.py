@@ -91,7 +91,7 @@ def test_a_wrong_weight_file_is_refused_by_its_first_tensor(tmp_path):
     state = build_backbone(TINY_CNN).net.state_dict()
     state["conv1.0.weight"] = state["conv1.0.weight"][:, :1]
     torch.save(state, file)
-    with pytest.raises(UserError, match="conv1.0.weight"):
+    with pytest.raises(UserError, match=r"conv1\.0\.weight"):
         build_backbone({**TINY_CNN, "weights": str(file)})
 
 

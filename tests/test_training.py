@@ -20,9 +20,10 @@ from nuclass.slides.geometry import Frames
 from nuclass.slides.writer import write_store
 from nuclass.training import config as settings
 from nuclass.training.augment import augment_images, blur, dihedral, jitter_stain, to_unit
-from nuclass.training.checkpoint import load_checkpoint, restore_local, save_checkpoint
+from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local, save_checkpoint
+from nuclass.training.composition import neighbourhoods, pretrain_context, soft_cross_entropy
 from nuclass.training.config import Augment, Local, Optimiser, from_plain, load_models, parse_models, to_plain
-from nuclass.training.context import embed_context, neighbourhoods, pool_context, pretrain_context, soft_cross_entropy
+from nuclass.training.context import embed_context, pool_context
 from nuclass.training.gate import auroc, select_blocks, train_gate
 from nuclass.training.inputs import Study, load_training_cells
 from nuclass.training.metrics import calibration_error, f1_per_class, macro_f1
@@ -51,6 +52,7 @@ MODELS = {
                 "patch_size": 8,
                 "image_size": 32,
                 "layerscale_value": 0.5,
+                "pos_embed_rescale": None,
             },
         },
         "read_level": 2,
@@ -184,7 +186,8 @@ def test_a_checkpoint_holds_all_that_its_use_needs(trained, study):
     assert data["organs"] == ["colon", "lung", "unknown"]
     assert data["windows"] == {"local": 32, "global": 128}
     assert data["mpp"] == 0.25
-    assert data["alpha"] == float(data["state"]["alpha"]) == 1.0
+    assert data["alpha"] == float(data["state"]["alpha"])
+    assert float(restore_global(data).alpha) == data["alpha"]
     train, val, _ = load_training_cells(study)
     for split, frame in (("train", train), ("val", val)):
         for slide, part in frame.groupby("slide"):
@@ -287,9 +290,10 @@ def test_a_killed_run_goes_on_to_the_same_result(study, tmp_path, monkeypatch, t
             raise MemoryError("killed")
         original(module)
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(LocalModule, "on_train_epoch_start", killed)
+    monkeypatch.setattr(LocalModule, "on_train_epoch_start", killed)
+    with pytest.raises(MemoryError):
         train_local(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
+    monkeypatch.setattr(LocalModule, "on_train_epoch_start", original)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "work" / "last.ckpt").is_file()
     train_local(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
@@ -431,28 +435,21 @@ def test_the_eight_symmetries_are_exact_and_different():
 
 
 def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
-    x = to_unit(uint8_images(1).expand(4, -1, -1, -1))
+    x = uint8_images(1).expand(4, -1, -1, -1).contiguous().float()
     still = jitter_stain(x, Augment(stain_scale=0, stain_shift=0, stain_mix=0))
-    assert torch.allclose(still, x, atol=1e-4)
+    assert torch.allclose(still, x, atol=1e-2)
     changed = jitter_stain(x, Augment(), torch.Generator().manual_seed(1))
     assert changed.min() >= 0
-    assert changed.max() <= 1
+    assert changed.max() <= 255
     assert not torch.allclose(changed[0], changed[1])
 
 
-def test_stain_is_scaled_in_optical_density():
+def test_stain_is_scaled_in_optical_density(monkeypatch):
     # the same factor for all three stains is that factor of the optical density
-    x = torch.full((1, 3, 2, 2), 0.5)
-    settings_ = Augment(stain_scale=0.4, stain_shift=0, stain_mix=0)
-
-    class Fixed:
-        pass
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
-        y = jitter_stain(x, settings_)
-    density = -np.log((0.5 * 255 + 1) / 256)
-    assert float(y[0, 0, 0, 0]) == pytest.approx((np.exp(-1.4 * density) * 256 - 1) / 255, rel=1e-4)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
+    y = jitter_stain(torch.full((1, 3, 2, 2), 127.0), Augment(stain_scale=0.4, stain_shift=0, stain_mix=0))
+    density = -np.log(128 / 256)
+    assert float(y[0, 0, 0, 0]) == pytest.approx(np.exp(-1.4 * density) * 256 - 1, rel=1e-4)
 
 
 def test_augmentation_repeats_by_seed_and_leaves_its_input():
@@ -463,7 +460,7 @@ def test_augmentation_repeats_by_seed_and_leaves_its_input():
     assert not torch.equal(first, third)
     assert torch.equal(images, before)
     off = Augment(dihedral=False, stain_scale=0, stain_shift=0, stain_mix=0, brightness=0, blur=0, noise=0)
-    assert torch.equal(augment_images(images, off), to_unit(images))
+    assert torch.allclose(augment_images(images, off), to_unit(images))
 
 
 def test_blur_keeps_a_flat_image():
@@ -532,3 +529,57 @@ def test_a_checkpoint_survives_a_round_trip(tmp_path):
     data = load_checkpoint(tmp_path / "best.ckpt", "local")
     assert data["state"]["w"].tolist() == [0, 1, 2]
     assert data["versions"]["nuclass"]
+
+
+def test_maps_of_trained_models_lie_in_their_windows(trained, study, tmp_path):
+    from nuclass.interpret.gradcam import compute_maps
+
+    outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
+    predict_slide(MODELS, one_slide(study, "lung_h"), trained, outputs)
+    cells = pd.read_parquet(outputs["gate"]).iloc[:3]
+    maps = compute_maps(cells, stores={"lung_h": study.store("lung_h")}, checkpoints=trained)
+    assert maps["local_image"].shape == (3, 32, 32, 3)
+    assert maps["global_image"].shape == (3, 128, 128, 3)
+    assert maps["local_cam"].shape == maps["global_local_cam"].shape == (3, 32, 32)
+    assert maps["global_cam"].shape == maps["gated_cam"].shape == (3, 128, 128)
+    for name in ("local_cam", "global_cam", "gated_cam"):
+        assert maps[name].min() >= 0
+        assert maps[name].max() <= 1
+    assert maps["global_cam"].max() == 1
+
+
+def test_the_backbone_rests_in_the_first_epochs():
+    from nuclass.models.local import LocalModel
+    from nuclass.training.modules import LocalModule
+
+    section = from_plain(Local, {"optimiser": {"freeze_epochs": 1}}, "there")
+    model = LocalModel(build_backbone(MODELS["local"]["backbone"]), 2, 3, organ_dim=4, hidden=8)
+    module = LocalModule(model, section, torch.ones(3), 1)
+    module.train()
+    for epoch, frozen in ((0, True), (1, False)):
+        module.trainer = type("Trainer", (), {"current_epoch": epoch})()
+        module.on_train_epoch_start()
+        assert all(p.requires_grad != frozen for p in model.backbone.parameters())
+        assert model.backbone.training != frozen
+        assert all(p.requires_grad for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("backbone", [MODELS["local"]["backbone"], MODELS["context"]["backbone"]])
+def test_gradient_checkpointing_changes_no_gradient(backbone):
+    torch.manual_seed(0)
+    plain = build_backbone(backbone)
+    saving = copy.deepcopy(plain)
+    saving.checkpoint_gradients()
+    x = torch.rand(4, 3, 32, 32)
+    for net in (plain, saving):
+        net.train()(x).square().sum().backward()
+    pairs = zip(plain.named_parameters(), saving.parameters(), strict=True)
+    for (name, a), b in pairs:
+        assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-4), name
+
+
+def test_several_devices_are_refused(study, tmp_path):
+    many = copy.deepcopy(MODELS)
+    many["local"]["run"]["devices"] = 2
+    with pytest.raises(UserError, match=r"run\.devices"):
+        train_local(many, study, tmp_path / "out", tmp_path / "work", 1)

@@ -30,6 +30,8 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
     threads = str(snakemake.threads)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = threads
+    # Threads that spin while they wait bring a busy machine almost to a halt.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     start = time.monotonic()
     host = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {threads} threads"
     wildcards = ", ".join(f"{key}={value}" for key, value in snakemake.wildcards.items())
@@ -41,6 +43,10 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
     except UserError as error:
         _log.error("%s", error)
         sys.exit(1)
+    except SystemExit as error:
+        # A library that ends the process after a signal must not make the job look finished.
+        _log.error("The job was stopped before its end (exit status %s)", error.code)
+        sys.exit(error.code or 143)
     except Exception:  # noqa: BLE001
         _log.error("The job failed:\n%s", traceback.format_exc())
         sys.exit(1)

@@ -1,10 +1,16 @@
-"""Class activation maps (Grad-CAM, Selvaraju et al., 2017) of both branches and of the gated mixture.
+"""Gradient-weighted class activation maps of both branches and of the mixture as the gate weighs it.
 
-For a vision transformer the activations are the tokens that enter the last block's attention (after its first norm);
-class and register tokens are left out and the patch tokens are put back on their grid. Later than that there is no
-gradient: with class-token pooling the last block's patch outputs reach no logit. For a convolutional network they are
-the last feature map. The weight of a channel is the mean gradient of the class's logit over the places; the map is the
-positive part of the weighted sum.
+What is explained is the log odds of a class, ``z_c - ln sum_{j != c} exp z_j``: a logit alone says nothing, for only
+differences of logits count, and a probability has no gradient left where the network is sure.
+
+Convolutional networks: Grad-CAM (Selvaraju et al., 2017) on the last feature map; a channel weighs as much as its mean
+gradient, and the map is the positive part of the weighted sum.
+
+Vision transformers: the patch tokens that enter the last block's attention, after its first norm, put back on their
+grid; class and register tokens are left out. (After the last block a patch has no gradient where the class token is
+read out.) Gradients differ from place to place, for the class token attends to few patches, so they are not averaged:
+each token's difference from the mean token is multiplied with its own gradient, and the positive parts are summed over
+the channels (LayerCAM, Jiang et al., 2021).
 """
 
 from __future__ import annotations
@@ -104,12 +110,19 @@ def class_activation(
     with torch.enable_grad(), _recorded(target_layer(backbone)) as kept:
         logits = forward()
         chosen = logits.argmax(1) if target is None else target
-        score = logits.gather(1, chosen[:, None]).sum()
         activation = kept[-1]
-        (gradient,) = torch.autograd.grad(score, activation)
+        (gradient,) = torch.autograd.grad(log_odds(logits, chosen).sum(), activation)
     grid, slope = to_grid(activation.detach(), backbone), to_grid(gradient, backbone)
-    weight = slope.mean((2, 3), keepdim=True)
-    return (weight * grid).sum(1).clamp_min(0), logits.detach()
+    if backbone.kind == "map":
+        return (slope.mean((2, 3), keepdim=True) * grid).sum(1).clamp_min(0), logits.detach()
+    return (slope * (grid - grid.mean((2, 3), keepdim=True))).clamp_min(0).sum(1), logits.detach()
+
+
+def log_odds(logits: Tensor, target: Tensor) -> Tensor:
+    """Return ``ln p / (1 - p)`` of each row's target class, (B,); ``logits`` (B, C)."""
+    logits = logits.float()
+    rest = logits.scatter(1, target[:, None], -torch.inf)
+    return logits.gather(1, target[:, None])[:, 0] - rest.logsumexp(1)
 
 
 def to_grid(activation: Tensor, backbone: Backbone) -> Tensor:

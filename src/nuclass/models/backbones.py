@@ -198,6 +198,15 @@ class Backbone(nn.Module):
         """Return ``(images - mean) / std`` in float32; ``images`` in [0, 1]."""
         return (images.float() - self.mean) / self.std
 
+    def checkpoint_gradients(self) -> None:
+        """Keep no activations inside the blocks; compute them again in the backward pass."""
+        net: Any = self.net
+        if self.library == "transformers":
+            enable = getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)
+            enable()
+        else:
+            net.set_grad_checkpointing(True)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of ``images`` (B, 3, S, S) in [0, 1] as (B, D)."""
         return self.pool_tokens(self.spatial(images))

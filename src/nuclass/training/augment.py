@@ -7,6 +7,8 @@ shift each, mix back. Slides differ in stain and scanner; a model must not lean 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,6 @@ from nuclass.training.config import Augment
 
 _HED = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 _HED = _HED / _HED.norm(dim=1, keepdim=True)
-_BLUR = torch.tensor([1.0, 2.0, 1.0])
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def augment_images(images: Tensor, settings: Augment, generator: torch.Generator | None = None) -> Tensor:
-    """Return augmented float images in [0, 1].
+    """Return augmented float images in [0, 1], channels last in memory.
 
     Parameters
     ----------
@@ -40,21 +41,23 @@ def augment_images(images: Tensor, settings: Augment, generator: torch.Generator
 
 
 def _augment(images: Tensor, settings: Augment, generator: torch.Generator | None) -> Tensor:
+    n = len(images)
     if settings.dihedral:
-        images = dihedral(images, torch.randint(0, 8, (len(images),), generator=generator))
-    x = to_unit(images)
+        images = dihedral(images, torch.randint(0, 8, (n,), generator=generator))
+    x = images.contiguous().float()
+
+    def uniform() -> Tensor:
+        return torch.rand(n, generator=generator).to(x.device).view(-1, 1, 1, 1)
+
     if settings.stain_scale or settings.stain_shift or settings.stain_mix:
         x = jitter_stain(x, settings, generator)
     if settings.blur:
-        weight = torch.rand(len(x), generator=generator) * settings.blur
-        x = torch.lerp(x, blur(x), weight.to(x.device).view(-1, 1, 1, 1))
+        x = torch.lerp(x, blur(x), uniform() * settings.blur)
     if settings.brightness:
-        gain = 1 + (2 * torch.rand(len(x), generator=generator) - 1) * settings.brightness
-        x = x * gain.to(x.device).view(-1, 1, 1, 1)
+        x = x.mul_(1 + (2 * uniform() - 1) * settings.brightness)
     if settings.noise:
-        sigma = torch.rand(len(x), generator=generator).to(x.device).view(-1, 1, 1, 1) * settings.noise
-        x = x + sigma * _noise_like(x, generator)
-    return x.clamp_(0, 1)
+        x = x.addcmul_(_noise_like(x, generator), 255 * settings.noise * uniform())
+    return x.mul_(1 / 255).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def dihedral(images: Tensor, operation: Tensor) -> Tensor:
@@ -73,7 +76,10 @@ def dihedral(images: Tensor, operation: Tensor) -> Tensor:
 
 
 def jitter_stain(x: Tensor, settings: Augment, generator: torch.Generator | None = None) -> Tensor:
-    """Scale, shift and mix the stains of float images (B, 3, H, W) in [0, 1], each sample its own way."""
+    """Scale, shift and mix the stains of float images (B, 3, H, W) in [0, 255], each sample its own way.
+
+    With ``OD = ln 256 - ln(I + 1)`` the whole change is one affine map of ``ln(I + 1)`` per sample.
+    """
     n = len(x)
 
     def uniform(*shape: int) -> Tensor:
@@ -83,19 +89,19 @@ def jitter_stain(x: Tensor, settings: Augment, generator: torch.Generator | None
     turned = torch.eye(3) + settings.stain_mix * uniform(3, 3)
     stain_to_rgb = _HED @ turned
     linear = torch.linalg.inv(_HED) @ (scale[:, :, None] * stain_to_rgb)
-    offset = (settings.stain_shift * uniform(3))[:, None, :] @ stain_to_rgb
-    density = x.contiguous().view(n, 3, -1).mul(255 / 256).add_(1 / 256).log_().neg_()
-    changed = torch.baddbmm(offset.mT.to(x.device), linear.mT.to(x.device), density)
-    intensity = changed.neg_().exp_().mul_(256 / 255).sub_(1 / 255).clamp_(0, 1)
-    return intensity.view(x.shape).contiguous(memory_format=torch.channels_last)
+    shift = (settings.stain_shift * uniform(3))[:, None, :] @ stain_to_rgb
+    offset = math.log(256) * (1 - linear.sum(1, keepdim=True)) - shift
+    brightness = (x + 1).log_().view(n, 3, -1)
+    changed = torch.baddbmm(offset.mT.to(x.device), linear.mT.to(x.device), brightness)
+    return changed.exp_().sub_(1).clamp_(0, 255).view(x.shape)
 
 
 def blur(x: Tensor) -> Tensor:
     """Return a 3 x 3 binomial blur, edges repeated."""
-    channels = x.shape[1]
-    row = (_BLUR / _BLUR.sum()).to(x).view(1, 1, 1, 3).expand(channels, 1, 1, 3)
-    x = F.conv2d(F.pad(x, (1, 1, 0, 0), mode="replicate"), row, groups=channels)
-    return F.conv2d(F.pad(x, (0, 0, 1, 1), mode="replicate"), row.transpose(2, 3), groups=channels)
+    wide = F.pad(x, (1, 1, 0, 0), mode="replicate")
+    x = torch.add(wide[..., :-2], wide[..., 2:]).add_(x, alpha=2)
+    tall = F.pad(x, (0, 0, 1, 1), mode="replicate")
+    return torch.add(tall[..., :-2, :], tall[..., 2:, :]).add_(x, alpha=2).mul_(1 / 16)
 
 
 def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,25 @@ def choose_device(accelerator: str = "auto") -> torch.device:
             "No GPU was found", where="accelerator", found=accelerator, expected="a CUDA device", fix="use 'auto'"
         )
     return torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context for inference: bfloat16 for ``bf16...``, or for ``auto`` on a GPU that has it."""
+    wanted = precision.startswith("bf16")
+    if precision == "auto":
+        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+def state_hash(module: torch.nn.Module) -> str:
+    """Return a hash of a module's weights."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Branches:
@@ -120,8 +140,9 @@ class Branches:
                 image = batch["image"].to(self.device)
                 pixels = augment_images(image, augment, generator) if augment else to_unit(image)
                 context = batch["context"][:, view].to(self.device)
-                a = self.model_a(pixels, batch["organ"].to(self.device))
-                b = self.model_b(pixels, context)
+                with autocast(self.device, self.settings.precision):
+                    a = self.model_a(pixels, batch["organ"].to(self.device))
+                    b = self.model_b(pixels, context)
                 parts.append(tuple(x.float().cpu() for x in (a.features, b.features, a.logits, b.logits)))
                 progress.advance(len(image))
         return BranchOutputs(*(torch.cat(column) for column in zip(*parts, strict=True)))

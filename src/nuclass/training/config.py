@@ -75,6 +75,7 @@ class Pretrain:
     radii_um: tuple[float, ...] = (48.0, 112.0)
     token_weight: float = 1.0
     samples_per_epoch: int = 2000
+    val_samples: int = 600
     seed: int = 42
 
 

@@ -1,285 +1,24 @@
-"""The context backbone: train a small one (demo), cache features of any one."""
+"""Features of the frozen context backbone, computed once for every labelled cell and kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from nuclass.core.errors import UserError
-from nuclass.core.files import atomic_path, write_json
-from nuclass.core.log import get_logger
-from nuclass.models.backbones import Backbone, build_backbone, count_parameters
-from nuclass.training.augment import augment_images, dihedral, to_unit
-from nuclass.training.config import Context, Pretrain, parse_models, to_plain
-from nuclass.training.inputs import Study, load_training_cells
-from nuclass.training.optim import make_optimiser, parameter_groups, warmup_factor
+from nuclass.core.names import TRAIN, VAL
+from nuclass.core.progress import Progress
+from nuclass.models.backbones import Backbone, build_backbone
+from nuclass.training.augment import augment_images, to_unit
+from nuclass.training.branches import autocast, choose_device, state_hash
+from nuclass.training.config import Context, parse_models
+from nuclass.training.inputs import Study, by_place
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_log = get_logger(__name__)
-MONITOR = "val_loss"
-
-
-class CompositionModel(nn.Module):
-    """A vision transformer that tells which classes lie where: per patch token, and around the centre from CLS."""
-
-    def __init__(self, backbone: Backbone, n_classes: int, n_radii: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.n_classes, self.n_radii = n_classes, n_radii
-        self.token_head = nn.Linear(backbone.feature_dim, n_classes)
-        self.class_head = nn.Linear(backbone.feature_dim, n_classes * n_radii)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of the tokens (B, C, h, w) and of the neighbourhood (B, R, C)."""
-        tokens = self.backbone.spatial(images)
-        side = round((tokens.shape[1] - self.backbone.prefix_tokens) ** 0.5)
-        grid = self.token_head(tokens[:, self.backbone.prefix_tokens :])
-        grid = grid.transpose(1, 2).reshape(len(tokens), self.n_classes, side, side)
-        return grid, self.class_head(tokens[:, 0]).view(-1, self.n_radii, self.n_classes)
-
-
-def soft_cross_entropy(logits: Tensor, counts: Tensor, class_weights: Tensor) -> Tensor:
-    """Return the cross-entropy between class counts and logits, both (M, C); rows without a cell are left out.
-
-    Counts become shares; a class's share is weighted by ``class_weights`` (C,), and the sum divided by all weights.
-    """
-    total = counts.sum(1, keepdim=True)
-    shares = counts / total.clamp_min(1e-6) * class_weights
-    return -(shares * logits.log_softmax(1)).sum() / shares.sum().clamp_min(1e-6)
-
-
-class CompositionModule(pl.LightningModule):
-    """Training of :class:`CompositionModel`."""
-
-    class_weights: Tensor
-
-    def __init__(self, model: CompositionModel, settings: Pretrain, class_weights: Tensor, seed: int) -> None:
-        super().__init__()
-        self.model, self.settings, self.seed = model, settings, seed
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self._val: list[tuple[float, int]] = []
-
-    def loss(self, images: Tensor, tokens: Tensor, around: Tensor) -> Tensor:
-        """Return the loss of float images; ``tokens`` (B, C, h, w) and ``around`` (B, R, C) are counts."""
-        grid, neighbourhood = self.model(images)
-        classes = tokens.shape[1]
-        dense = soft_cross_entropy(
-            grid.float().permute(0, 2, 3, 1).reshape(-1, classes),
-            tokens.permute(0, 2, 3, 1).reshape(-1, classes),
-            self.class_weights,
-        )
-        wide = soft_cross_entropy(
-            neighbourhood.float().reshape(-1, classes), around.reshape(-1, classes), self.class_weights
-        )
-        return self.settings.token_weight * dense + wide
-
-    def on_train_epoch_start(self) -> None:
-        """Seed by the epoch."""
-        torch.manual_seed(self.seed * 1009 + self.current_epoch)
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Turn image and targets together, change the stain of the image alone."""
-        generator = torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch) * 1_000_003 + batch_idx)
-        images, tokens = batch["image"], batch["tokens"].float()
-        augment = self.settings.augment
-        if augment.dihedral:
-            turn = torch.randint(0, 8, (len(images),), generator=generator)
-            images, tokens = dihedral(images, turn), dihedral(tokens, turn)
-        pixels = augment_images(images, _without_turns(augment), generator)
-        loss = self.loss(pixels, tokens, batch["around"].float())
-        if not torch.isfinite(loss):
-            raise UserError("The loss is not a finite number", where=f"epoch {self.current_epoch}, batch {batch_idx}")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep a batch's loss."""
-        loss = self.loss(to_unit(batch["image"]), batch["tokens"].float(), batch["around"].float())
-        self._val.append((float(loss), len(batch["image"])))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean loss."""
-        self.log(MONITOR, sum(loss * n for loss, n in self._val) / sum(n for _, n in self._val))
-        self._val = []
-
-    def configure_optimizers(self) -> Any:
-        """Return AdamW with the schedule of the settings."""
-        settings = self.settings.optimiser
-        optimiser = make_optimiser(parameter_groups(self.model, settings))
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_factor(step, settings, total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _without_turns(augment: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(augment, dihedral=False)
-
-
-def neighbourhoods(
-    frame: pd.DataFrame, labels: NDArray[np.int64], n_classes: int, *, window_px: int, side: int, radii_px: list[float]
-) -> tuple[Tensor, Tensor]:
-    """Count the labelled cells around each cell of ``frame``, the cell itself left out.
-
-    Parameters
-    ----------
-    frame
-        Columns slide, x_px, y_px; only its own cells are counted, so no other split's labels enter.
-    window_px, side
-        Window side in store pixels, and number of tokens along it.
-    radii_px
-        Radii of the neighbourhoods.
-
-    Returns
-    -------
-    uint8 counts per token (N, C, side, side), and float32 counts per radius (N, R, C).
-    """
-    from scipy.spatial import cKDTree
-
-    tokens = np.zeros((len(frame), n_classes, side, side), np.uint8)
-    around = np.zeros((len(frame), len(radii_px), n_classes), np.float32)
-    slides = frame["slide"].to_numpy()
-    for slide in dict.fromkeys(slides):
-        rows = np.flatnonzero(slides == slide)
-        xy = frame.iloc[rows][["x_px", "y_px"]].to_numpy(float)
-        pairs = cKDTree(xy).query_pairs(window_px / 2 * 2**0.5, output_type="ndarray")
-        centre, other = np.concatenate([pairs, pairs[:, ::-1]]).T
-        offset = xy[other] - xy[centre]
-        place = np.floor((offset + window_px / 2) / (window_px / side)).astype(np.int64)
-        inside = ((place >= 0) & (place < side)).all(1)
-        np.add.at(tokens, (rows[centre[inside]], labels[rows[other[inside]]], place[inside, 1], place[inside, 0]), 1)
-        distance = np.hypot(*offset.T)
-        for k, radius in enumerate(radii_px):
-            near = distance <= radius
-            np.add.at(around, (rows[centre[near]], k, labels[rows[other[near]]]), 1)
-    return torch.from_numpy(tokens), torch.from_numpy(around)
-
-
-def context_windows(frame: pd.DataFrame, study: Study, settings: Context, input_px: int, description: str) -> Any:
-    """Return the global windows of ``frame``, uint8 (N, input_px, input_px, 3)."""
-    from nuclass.core.progress import Progress
-
-    with study.reader() as reader, Progress(len(frame), description, "windows") as progress:
-        return reader.read(frame, study.windows["global"], settings.read_level, input_px, progress)
-
-
-def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: Path, seed: int) -> dict[str, Any]:
-    """Train the context backbone on the class composition of neighbourhoods and save it.
-
-    Only cells of the train split are looked at and counted; those of val choose the best state. Writes
-    ``config.json``, ``model.safetensors`` (``save_pretrained``) and ``metrics.json`` to ``folder`` at once.
-    """
-    from nuclass.data import InMemoryWindows, balanced_weights, make_loader
-    from nuclass.training.fit import clear_work, fingerprint, fit
-
-    context = parse_models(models).context
-    settings = context.pretrain
-    if settings is None:
-        raise UserError(
-            "There is no section to train the context backbone by",
-            where="context.pretrain",
-            fix="add it, or give a backbone with weights",
-        )
-    train, val, vocabulary = load_training_cells(study)
-    val = val.sample(n=min(len(val), 600), random_state=seed).sort_index().reset_index(drop=True)
-    torch.manual_seed(seed)
-    backbone = build_backbone(context.backbone)
-    model = CompositionModel(backbone, len(vocabulary.classes), len(settings.radii_um))
-    size = study.windows["global"]
-    side = backbone.input_px // int(backbone.net.config.patch_size)  # type: ignore[union-attr, arg-type]
-    sets = []
-    for frame, name in ((train, "train"), (val, "val")):
-        labels = vocabulary.encode_classes(frame["class"])
-        tokens, around = neighbourhoods(
-            frame,
-            labels,
-            len(vocabulary.classes),
-            window_px=size,
-            side=side,
-            radii_px=[radius / study.mpp for radius in settings.radii_um],
-        )
-        images = context_windows(frame, study, context, backbone.input_px, f"{name} neighbourhoods")
-        organs = vocabulary.encode_organs(frame["organ"])
-        sets.append(InMemoryWindows(images, organs, labels, {"tokens": tokens, "around": around}))
-    counts = np.bincount(sets[0].label.numpy(), minlength=len(vocabulary.classes))
-    weights = torch.from_numpy((np.maximum(counts, 1) ** -0.5).astype(np.float32))
-    module = CompositionModule(model, settings, weights / weights.mean(), seed)
-    result = fit(
-        module,
-        DrawnBatches(
-            sets[0],
-            settings.run.batch_size,
-            WeightedDraw(balanced_weights(sets[0].label, 0.5), settings.samples_per_epoch, seed),
-        ),
-        make_loader(sets[1], settings.run.batch_size),
-        settings.run,
-        work=work,
-        identity=fingerprint("context", to_plain(context), len(train), len(val), vocabulary.to_dict(), seed),
-        description="context backbone",
-        monitor=MONITOR,
-        mode="min",
-        grad_clip=settings.optimiser.grad_clip,
-    )
-    metrics = {
-        "best": result.best,
-        "history": result.history,
-        "seconds": round(result.seconds, 1),
-        "parameters": count_parameters(backbone.net),
-        "n_train": len(train),
-        "n_val": len(val),
-        "classes": list(vocabulary.classes),
-    }
-    with atomic_path(folder) as temporary:
-        backbone.net.cpu().save_pretrained(temporary)  # type: ignore[operator, union-attr]
-        write_json(temporary / "metrics.json", metrics)
-    clear_work(work)
-    return metrics
-
-
-class WeightedDraw:
-    """Row numbers of an epoch, without repeats, drawn by weight from ``seed`` and epoch."""
-
-    def __init__(self, weights: NDArray[np.float64], samples: int, seed: int) -> None:
-        self.weights = weights / weights.sum()
-        self.samples = min(samples, int((weights > 0).sum()))
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the draw; called by the trainer."""
-        self.epoch = epoch
-
-    def rows(self) -> NDArray[np.int64]:
-        """Return the rows of the epoch."""
-        rng = np.random.default_rng((self.seed, self.epoch))
-        return rng.choice(len(self.weights), self.samples, replace=False, p=self.weights)
-
-
-class DrawnBatches:
-    """Batches of a part of a dataset in memory, another part each epoch."""
-
-    batch_sampler = None
-
-    def __init__(self, windows: Any, batch_size: int, sampler: WeightedDraw) -> None:
-        self.windows, self.batch_size, self.sampler = windows, batch_size, sampler
-
-    def __len__(self) -> int:
-        return -(-self.sampler.samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rows = self.sampler.rows()
-        for start in range(0, len(rows), self.batch_size):
-            yield self.windows[rows[start : start + self.batch_size]]
 
 
 def pool_context(tokens: Tensor, prefix: int, pooling: str) -> Tensor:
@@ -324,6 +63,8 @@ def embed_context(
 ) -> int:
     """Cache one slide's context features; returns the number of cells.
 
+    Windows are read in the order of their place and never held all at once.
+
     Parameters
     ----------
     study
@@ -335,15 +76,11 @@ def embed_context(
     views_out
         File for the features of train and val cells under ``context.views`` stain augmentations, (N, V, K).
     """
-    from nuclass.core.names import TRAIN, VAL
     from nuclass.data import load_cells, write_features
-    from nuclass.training.branches import choose_device
 
     settings = parse_models(models).context
-    backbone = context_backbone(settings, folder)
-    device = choose_device(settings.accelerator)
-    backbone = backbone.to(device).eval()
-    frame = load_cells(study.slides, study.results, None)
+    backbone = context_backbone(settings, folder).to(choose_device(settings.accelerator)).eval()
+    frame = by_place(load_cells(study.slides, study.results, None))
     attributes = {
         "backbone": str(settings.backbone["name"]),
         "pooling": settings.pooling,
@@ -351,44 +88,48 @@ def embed_context(
         "read_level": settings.read_level,
         "input_px": backbone.input_px,
         "mpp": study.mpp,
-        "sha256": backbone_hash(backbone),
+        "sha256": state_hash(backbone.net),
     }
-    images = context_windows(frame, study, settings, backbone.input_px, "global windows")
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    features = _features(backbone, pixels, settings, None)
+    augmented = frame["split"].isin((TRAIN, VAL)).to_numpy() & (views_out is not None)
+    features, views = _features(frame, study, settings, backbone, augmented, seed)
     write_features(out, frame["cell_id"].tolist(), features.numpy(), attributes)
     if views_out is not None:
-        rows = np.flatnonzero(frame["split"].isin((TRAIN, VAL)).to_numpy())
-        ids = frame["cell_id"].iloc[rows].tolist()
-        views = [
-            _features(backbone, pixels[rows], settings, torch.Generator().manual_seed(seed * 1009 + view))
-            for view in range(settings.views)
-        ]
-        stacked = torch.stack(views, 1) if views else features.new_zeros((len(rows), 0, features.shape[1]))
-        write_features(views_out, ids, stacked.numpy(), attributes)
+        write_features(views_out, frame["cell_id"][augmented].tolist(), views.numpy(), attributes)
     return len(frame)
 
 
-def _features(backbone: Backbone, pixels: Tensor, settings: Context, generator: torch.Generator | None) -> Tensor:
-    """Return pooled features (N, K) of uint8 windows, augmented where a generator is given."""
-    from nuclass.core.progress import Progress
-
+def _features(
+    frame: pd.DataFrame, study: Study, settings: Context, backbone: Backbone, augmented: Any, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return pooled features (N, K) of all cells and (M, V, K) of the cells marked in ``augmented``."""
     device = backbone.mean.device
-    parts = []
-    name = "context features" if generator is None else "context features, augmented"
-    with Progress(len(pixels), name, "cells") as progress:
-        for chunk in pixels.split(settings.batch_size):
-            chunk = chunk.to(device)
-            x = to_unit(chunk) if generator is None else augment_images(chunk, settings.augment, generator)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                tokens = backbone.spatial(x)
-            parts.append(pool_context(tokens.float(), backbone.prefix_tokens, settings.pooling).cpu())
-            progress.advance(len(chunk))
-    return torch.cat(parts)
+    plain: list[Tensor] = []
+    views: list[Tensor] = []
+
+    def pooled(x: Tensor) -> Tensor:
+        with autocast(device, settings.precision):
+            tokens = backbone.spatial(x)
+        return pool_context(tokens.float(), backbone.prefix_tokens, settings.pooling).half().cpu()
+
+    generators = [torch.Generator().manual_seed(seed * 1009 + view) for view in range(settings.views)]
+    with Progress(len(frame), "context features", "cells") as progress:
+        for batch in _windows(frame, study, settings, backbone.input_px):
+            image = batch["image"].to(device)
+            plain.append(pooled(to_unit(image)))
+            part = image[torch.from_numpy(augmented[batch["index"].numpy()]).to(device)]
+            if len(part) and generators:
+                copies = [pooled(augment_images(part, settings.augment, generator)) for generator in generators]
+                views.append(torch.stack(copies, 1))
+            progress.advance(len(image))
+    empty = torch.zeros(int(augmented.sum()), len(generators), plain[0].shape[1], dtype=torch.half)
+    return torch.cat(plain), torch.cat(views) if views else empty
 
 
-def backbone_hash(backbone: Backbone) -> str:
-    """Return a hash of a backbone's weights, to hold features and models together."""
-    from nuclass.training.train import state_hash
+def _windows(frame: pd.DataFrame, study: Study, settings: Context, input_px: int) -> Any:
+    """Return batches ``image`` uint8 (B, 3, S, S) and ``index`` of the global windows, in the frame's order."""
+    from nuclass.data import WindowDataset, make_loader
 
-    return state_hash(backbone.net)
+    none = np.zeros(len(frame), np.int64)
+    size = study.windows["global"]
+    dataset = WindowDataset(study.reader(), frame, size, settings.read_level, input_px, none, none)
+    return make_loader(dataset, settings.batch_size, num_workers=settings.workers)

@@ -160,6 +160,14 @@ def fit(
         num_sanity_val_steps=0,
         default_root_dir=work,
     )
+    if trainer.world_size > 1:
+        raise UserError(
+            "Training runs on one device",
+            where="run.devices",
+            found=f"{trainer.world_size} devices",
+            expected="one",
+            fix="set devices: 1, or a list with one index",
+        )
     start = time.monotonic()
     try:
         trainer.fit(module, train, val, ckpt_path=resume, weights_only=False)

@@ -19,14 +19,14 @@ from nuclass.core.log import get_logger
 from nuclass.core.names import GATE
 from nuclass.models.gate import GateModel, mix
 from nuclass.models.losses import EPSILON, auto_pos_weight, gate_loss, gate_targets
-from nuclass.training.branches import Branches, BranchOutputs
+from nuclass.training.branches import Branches, BranchOutputs, state_hash
 from nuclass.training.checkpoint import new_gate
 from nuclass.training.config import Gate, Optimiser, Run, parse_models, to_plain
 from nuclass.training.fit import clear_work, fingerprint, fit
 from nuclass.training.inputs import Study, cells_by_slide, known_classes, load_training_cells
 from nuclass.training.metrics import summarise
 from nuclass.training.optim import decays, make_optimiser, warmup_factor
-from nuclass.training.train import state_hash, write_outputs
+from nuclass.training.train import write_outputs
 
 _log = get_logger(__name__)
 MONITOR = "val_log_loss"

@@ -77,7 +77,7 @@ def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocab
     """
     from nuclass.data import Vocabulary, load_cells
 
-    frame = load_cells(study.slides, study.results, (TRAIN, VAL))
+    frame = by_place(load_cells(study.slides, study.results, (TRAIN, VAL)))
     names = ", ".join(row["slide"] for row in study.slides)
     for split in (TRAIN, VAL):
         if not (frame["split"] == split).any():
@@ -100,6 +100,14 @@ def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocab
         raise UserError("No val cell has a class that training saw", where=f"slides {names}")
     _log.info("%d train and %d val cells, %d classes", len(train), len(val), len(vocabulary.classes))
     return train, val, vocabulary
+
+
+def by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows slide by slide, neighbours after each other, so that each tile is decoded about once."""
+    from nuclass.data.windows import locality_order, slide_codes
+
+    _, codes = slide_codes(frame)
+    return frame.iloc[locality_order(codes, frame[["x_px", "y_px"]].to_numpy())].reset_index(drop=True)
 
 
 def known_classes(frame: pd.DataFrame, vocabulary: Vocabulary, what: str) -> pd.DataFrame:

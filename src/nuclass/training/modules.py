@@ -44,13 +44,11 @@ class Skeleton(pl.LightningModule):
         raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
-        """Seed dropout by the epoch and set what depends on it."""
+        """Seed dropout by the epoch; freeze the backbone in the first ones where that is asked for."""
         torch.manual_seed(self.seed * 1009 + self.current_epoch)
-        backbone = getattr(self.model, "backbone", None)
-        if backbone is not None and self.optimiser_settings.freeze_epochs:
-            frozen = self.current_epoch < self.optimiser_settings.freeze_epochs
-            backbone.train(not frozen)
-            self._frozen = frozen
+        frozen = self.current_epoch < self.optimiser_settings.freeze_epochs
+        self.model.backbone.requires_grad_(not frozen)  # type: ignore[union-attr, operator]
+        self.model.backbone.train(not frozen)  # type: ignore[union-attr, operator]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Augment on the device and compute the loss; a loss that is not finite ends the run by name."""
@@ -61,7 +59,7 @@ class Skeleton(pl.LightningModule):
             raise UserError(
                 "The loss is not a finite number",
                 where=f"epoch {self.current_epoch}, batch {batch_idx}",
-                found=float(loss),
+                found=float(loss.detach()),
                 fix="lower the learning rates, or set precision: 32-true",
             )
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
@@ -79,12 +77,6 @@ class Skeleton(pl.LightningModule):
         self.log(MONITOR, macro_f1(labels, predictions, logits.shape[1]))
         self.log("val_accuracy", float((predictions == labels).double().mean()))
         self.log("val_loss", float(F.cross_entropy(logits, labels)))
-
-    def on_after_backward(self) -> None:
-        """Drop the backbone's gradients while it is frozen."""
-        if getattr(self, "_frozen", False):
-            for parameter in self.model.backbone.parameters():  # type: ignore[union-attr]
-                parameter.grad = None
 
     def configure_optimizers(self) -> Any:
         """Return AdamW in few groups with warm-up by optimiser step."""

@@ -18,11 +18,10 @@ from nuclass.core.log import get_logger
 from nuclass.core.names import GATE, GLOBAL, LOCAL, TEST, TRAIN, VAL, probability_columns
 from nuclass.models.gate import mix
 from nuclass.models.losses import EPSILON
-from nuclass.training.branches import Branches
+from nuclass.training.branches import Branches, state_hash
 from nuclass.training.checkpoint import load_checkpoint, restore_gate
 from nuclass.training.config import parse_models
-from nuclass.training.inputs import Study
-from nuclass.training.train import state_hash
+from nuclass.training.inputs import Study, by_place
 
 _log = get_logger(__name__)
 
@@ -107,7 +106,7 @@ def predict_slide(
     """
     from nuclass.data import load_cells
 
-    frame = load_cells(study.slides, study.results, (VAL, TEST))
+    frame = by_place(load_cells(study.slides, study.results, (VAL, TEST)))
     predictor = Predictor(models, checkpoints)
     for name, prediction in predictor.predict(frame, study).items():
         write_prediction(outputs[name], frame, prediction, predictor.classes)
@@ -123,7 +122,7 @@ def check_unseen(frame: pd.DataFrame, checkpoint: dict[str, Any]) -> None:
             raise UserError(
                 "Cells to predict were used in training",
                 where=f"slide {slide}",
-                found=f"{len(both)} cells, the first: {both[0]}",
+                found=f"{len(both)} cells, the first: {min(both)}",
                 expected="none",
                 fix="the splits changed after training: train the models again",
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -16,8 +15,9 @@ from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
 from nuclass.models.backbones import count_parameters
 from nuclass.models.losses import effective_number_weights, fit_temperature
+from nuclass.training.branches import autocast, choose_device, feature_attributes, state_hash
 from nuclass.training.checkpoint import load_checkpoint, new_global, new_local, restore_local, save_checkpoint
-from nuclass.training.config import Models, parse_models, to_plain
+from nuclass.training.config import Models, Run, parse_models, to_plain
 from nuclass.training.inputs import Study, cells_by_slide, context_features, load_training_cells, local_windows
 from nuclass.training.metrics import calibration_error, summarise
 
@@ -58,6 +58,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
     }
     train_set = local_windows(train, study, vocabulary, **shape, description="train windows")
     val_set = local_windows(val, study, vocabulary, **shape, description="val windows")
+    speed_up(model, run)
     module = LocalModule(model, section, class_weights(train_set.label, vocabulary, section.loss.beta), seed)
     val_loader = make_loader(val_set, run.batch_size, num_workers=run.workers)
     result = fit(
@@ -71,7 +72,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         monitor=MONITOR,
         grad_clip=section.optimiser.grad_clip,
     )
-    logits = predict_logits(module, val_loader)
+    logits = predict_logits(module, val_loader, run.precision)
     payload = {
         "model": LOCAL,
         "config": to_plain(section),
@@ -109,7 +110,6 @@ def train_global(
     Other parameters and the result are those of :func:`train_local`.
     """
     from nuclass.data import make_loader
-    from nuclass.training.branches import feature_attributes
     from nuclass.training.fit import clear_work, fingerprint, fit
     from nuclass.training.modules import MONITOR, GlobalModule
 
@@ -131,6 +131,7 @@ def train_global(
     train_set = local_windows(train, study, vocabulary, **shape, description="train windows")
     train_set.extra = {"context": context, "teacher": teacher_logits(teacher, train_set, run, settings)}
     val_set = local_windows(val, study, vocabulary, **shape, extra={"context": val_context}, description="val windows")
+    speed_up(model, run)
     module = GlobalModule(model, section, class_weights(train_set.label, vocabulary, section.loss.beta), seed)
     val_loader = make_loader(val_set, run.batch_size, num_workers=run.workers)
     result = fit(
@@ -146,7 +147,7 @@ def train_global(
         monitor=MONITOR,
         grad_clip=section.optimiser.grad_clip,
     )
-    logits = predict_logits(module, val_loader)
+    logits = predict_logits(module, val_loader, run.precision)
     payload = {
         "model": GLOBAL,
         "config": to_plain(section),
@@ -180,8 +181,16 @@ def common_payload(study: Study, vocabulary: Any, train: pd.DataFrame, val: pd.D
     }
 
 
+def speed_up(model: Any, run: Run) -> None:
+    """Apply the settings that change speed and memory alone: gradient checkpointing and compilation."""
+    if run.gradient_checkpointing:
+        model.backbone.checkpoint_gradients()
+    if run.compile:
+        model.compile()
+
+
 @torch.inference_mode()
-def predict_logits(module: Any, loader: Any) -> Tensor:
+def predict_logits(module: Any, loader: Any, precision: str) -> Tensor:
     """Return the logits (N, C) of a fitted module over a loader, float32 on the CPU."""
     from nuclass.training.augment import to_unit
 
@@ -189,23 +198,25 @@ def predict_logits(module: Any, loader: Any) -> Tensor:
     parts = []
     for batch in loader:
         moved = {key: value.to(device) for key, value in batch.items()}
-        parts.append(module.logits(moved, to_unit(moved["image"])).float().cpu())
+        with autocast(device, precision):
+            logits = module.logits(moved, to_unit(moved["image"]))
+        parts.append(logits.float().cpu())
     return torch.cat(parts)
 
 
 @torch.inference_mode()
-def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Any, settings: Models) -> Tensor:
+def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Run, settings: Models) -> Tensor:
     """Return the frozen local model's logits (N, C) of a dataset's plain windows, computed once."""
     from nuclass.data import make_loader
     from nuclass.training.augment import to_unit
-    from nuclass.training.branches import choose_device
 
     device = choose_device(settings.predict.accelerator)
     teacher = teacher.to(device).eval()
     parts = []
     with Progress(len(dataset), "the local model's opinion", "cells") as progress:
         for batch in make_loader(dataset, settings.predict.batch_size, num_workers=run.workers):
-            logits = teacher(to_unit(batch["image"].to(device)), batch["organ"].to(device)).logits
+            with autocast(device, settings.predict.precision):
+                logits = teacher(to_unit(batch["image"].to(device)), batch["organ"].to(device)).logits
             parts.append(logits.float().cpu())
             progress.advance(len(logits))
     return torch.cat(parts)
@@ -276,17 +287,6 @@ def same_vocabulary(checkpoint: dict[str, Any], vocabulary: Any, where: object) 
                 expected=", ".join(names),
                 fix="train the local model again on the same slides and labels",
             )
-
-
-def state_hash(module: torch.nn.Module) -> str:
-    """Return a hash of a module's weights."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:
