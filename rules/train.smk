@@ -23,7 +23,7 @@ if OWN_CONTEXT:
             "logs/pretrain_context/all.log",
         benchmark:
             "benchmarks/pretrain_context/all.tsv"
-        threads: 2
+        threads: 1
         resources:
             mem_mb=mem(3000),
             runtime=240,
@@ -104,7 +104,7 @@ rule train_local:
         "logs/train_local/all.log",
     benchmark:
         "benchmarks/train_local/all.tsv"
-    threads: 2
+    threads: 1 + MODEL_CONFIG["local"]["run"]["workers"]
     resources:
         mem_mb=mem(4000),
         runtime=7200,
@@ -139,7 +139,7 @@ rule train_global:
         "logs/train_global/all.log",
     benchmark:
         "benchmarks/train_global/all.tsv"
-    threads: 2
+    threads: 2 + MODEL_CONFIG["global"]["run"]["workers"]
     resources:
         mem_mb=mem(4000),
         runtime=7200,
