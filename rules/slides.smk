@@ -12,7 +12,7 @@ rule build_slide:
         "benchmarks/build_slide/{slide}.tsv"
     conda:
         "../envs/slides.yaml"
-    threads: 2
+    threads: 1
     resources:
         mem_mb=mem(3000),
         runtime=120,
