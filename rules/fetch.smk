@@ -5,22 +5,22 @@ rule simulate_bundle:
     output:
         bundle="resources/bundles/{slide}/bundle.json",
         truth="resources/truth/{slide}/truth.parquet",
-    log:
-        "logs/simulate_bundle/{slide}.log",
-    benchmark:
-        "benchmarks/simulate_bundle/{slide}.tsv"
     wildcard_constraints:
         slide=slides_from("synthetic"),
-    conda:
-        "../envs/fetch.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(2000),
-        runtime=10,
     params:
         slide=lambda wildcards: slide_row(wildcards.slide),
         seed=CONFIG["synthetic"]["seed"],
         code=code_hash("nuclass.synthetic"),
+    log:
+        "logs/simulate_bundle/{slide}.log",
+    benchmark:
+        "benchmarks/simulate_bundle/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(2000),
+        runtime=10,
+    conda:
+        "../envs/fetch.yaml"
     message:
         "Simulate the bundle and the H&E image of {wildcards.slide}"
     script:
@@ -32,20 +32,20 @@ rule fetch_bundle:
         unpack(fetch_inputs),
     output:
         bundle="resources/bundles/{slide}/bundle.json",
+    wildcard_constraints:
+        slide=slides_from("local", "dataset"),
+    params:
+        slide=lambda wildcards: slide_row(wildcards.slide),
     log:
         "logs/fetch_bundle/{slide}.log",
     benchmark:
         "benchmarks/fetch_bundle/{slide}.tsv"
-    wildcard_constraints:
-        slide=slides_from("local", "dataset"),
-    conda:
-        "../envs/fetch.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=720,
-    params:
-        slide=lambda wildcards: slide_row(wildcards.slide),
+    conda:
+        "../envs/fetch.yaml"
     message:
         "Fetch the bundle, the H&E image and the alignment of {wildcards.slide}"
     script:

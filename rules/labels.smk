@@ -11,20 +11,20 @@ rule label_cells:
         labels="results/labels/{slide}/labels.parquet",
         evidence="results/labels/{slide}/evidence.csv",
         summary="results/labels/{slide}/summary.json",
-    log:
-        "logs/label_cells/{slide}.log",
-    benchmark:
-        "benchmarks/label_cells/{slide}.tsv"
-    conda:
-        "../envs/labels.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(2000, 10),
-        runtime=60,
     params:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
         labels=CONFIG["labels"],
         code=code_hash("nuclass.labels"),
+    log:
+        "logs/label_cells/{slide}.log",
+    benchmark:
+        "benchmarks/label_cells/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(2000, 10),
+        runtime=60,
+    conda:
+        "../envs/labels.yaml"
     message:
         "Slide {wildcards.slide}: cell types from marker genes ({params.organ})"
     script:

@@ -9,22 +9,22 @@ rule split_cells:
         table="results/splits/{slide}.parquet",
         report="results/splits/{slide}.json",
         picture="results/splits/{slide}.png",
-    log:
-        "logs/split_cells/{slide}.log",
-    benchmark:
-        "benchmarks/split_cells/{slide}.tsv"
-    conda:
-        "../envs/splits.yaml"
-    threads: 1
-    resources:
-        mem_mb=mem(1000, 10),
-        runtime=20,
     params:
         role=lambda wildcards: slide_row(wildcards.slide)["role"],
         splits=CONFIG["splits"],
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
         code=code_hash("nuclass.splits"),
+    log:
+        "logs/split_cells/{slide}.log",
+    benchmark:
+        "benchmarks/split_cells/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000, 10),
+        runtime=20,
+    conda:
+        "../envs/splits.yaml"
     message:
         "Slide {wildcards.slide}: cells to train, validation and test ({params.role})"
     script:

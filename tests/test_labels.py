@@ -80,20 +80,14 @@ def test_same_seed_gives_the_same_labels(pancreas: tuple[ad.AnnData, pd.DataFram
 
 
 def test_shuffled_genes_leave_nothing_to_find(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
-    """With counts that carry no cell type, labels must not look confident and right."""
-    data, cells, truth = pancreas
+    data, cells, _ = pancreas
     rng = np.random.default_rng(0)
     dense = data.X.toarray()
     for row in dense:
         rng.shuffle(row)
     noise = ad.AnnData(sparse.csr_matrix(dense), obs=data.obs, var=data.var)
-    try:
-        labels = label_cells(noise, cells, MARKERS, "pancreas", SETTINGS).labels
-    except UserError as error:
-        assert "Too few classes" in str(error)  # noqa: PT017
-        return
-    kept = (labels["status"] == "labelled").to_numpy()
-    assert (labels["class"][kept].to_numpy() == truth["class"][kept].to_numpy()).mean() < 0.3
+    with pytest.raises(UserError, match="Too few classes are found in this slide"):
+        label_cells(noise, cells, MARKERS, "pancreas", SETTINGS)
 
 
 def test_classes_of_other_organs_are_no_candidates(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:

@@ -36,7 +36,7 @@ def halve(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     even = image[:height, :width]
     wide = np.uint16 if image.dtype == np.uint8 else np.uint32
-    total = even[0::2, 0::2].astype(wide)
+    total: Any = even[0::2, 0::2].astype(wide)
     total += even[1::2, 0::2]
     total += even[0::2, 1::2]
     total += even[1::2, 1::2]
