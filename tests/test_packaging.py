@@ -15,7 +15,12 @@ import yaml
 from nuclass.core import code
 
 REPOSITORY = Path(__file__).parent.parent
-CONDA_NAMES = {"pytorch": "torch", "python-igraph": "igraph", "matplotlib-base": "matplotlib"}
+CONDA_NAMES = {
+    "huggingface_hub": "huggingface-hub",
+    "pytorch": "torch",
+    "python-igraph": "igraph",
+    "matplotlib-base": "matplotlib",
+}
 STAGES = ("evaluate", "fetch", "figures", "labels", "report", "slides", "splits", "train")
 
 
