@@ -5,6 +5,7 @@ rule simulate_bundle:
     output:
         bundle="resources/bundles/{slide}/bundle.json",
         truth="resources/truth/{slide}/truth.parquet",
+        facts="resources/truth/{slide}/slide.json",
     wildcard_constraints:
         slide=slides_from("synthetic"),
     params:

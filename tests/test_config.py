@@ -254,7 +254,13 @@ def local(study: Path) -> Callable[[str], str]:
     """Turn the first slide into a local one; call with the alignment's text to get the message."""
     bundle = study / "my slide"
     bundle.mkdir()
-    for name in ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "he.ome.tif"):
+    for name in (
+        "experiment.xenium",
+        "cells.parquet",
+        "cell_feature_matrix.h5",
+        "nucleus_boundaries.parquet",
+        "he.ome.tif",
+    ):
         (bundle / name).touch()
     files = "\t".join(["my slide", "my slide/he.ome.tif", "my slide/alignment.csv"])
     replace(study, SHEET, ROW, f"ovary_1\tovary\ttrain\tovary_donor_1\tlocal\t{files}\n")
@@ -292,6 +298,11 @@ def test_alignment_that_is_no_matrix(local: Callable[[str], str], alignment: str
     assert told.startswith("an alignment file is not a 3x3 matrix\n")
     for part in (f"found:      {found}", "slide 'ovary_1'", "my slide/alignment.csv", "three lines of three numbers"):
         assert part in told
+
+
+@pytest.mark.parametrize("alignment", ["0,0,0\n0,0,0\n0,0,1\n", "nan,0,1\n0,1,0\n0,0,1\n"])
+def test_alignment_that_cannot_be_inverted(local: Callable[[str], str], alignment: str) -> None:
+    assert local(alignment).startswith("an alignment matrix cannot be inverted\n")
 
 
 def test_missing_bundle_file(study: Path, local: Callable[[str], str]) -> None:

@@ -583,3 +583,20 @@ def test_several_devices_are_refused(study, tmp_path):
     many["local"]["run"]["devices"] = 2
     with pytest.raises(UserError, match=r"run\.devices"):
         train_local(many, study, tmp_path / "out", tmp_path / "work", 1)
+
+
+def test_a_running_state_belongs_to_its_data() -> None:
+    """Another label, place or scale is another run: it must not go on from the old state."""
+    import pandas as pd
+
+    from nuclass.training.inputs import Study, data_hash
+
+    frame = pd.DataFrame(
+        {"slide": ["a"], "cell_id": ["c"], "class": ["T_Cell"], "x_px": [1.0], "y_px": [2.0], "split": ["train"]}
+    )
+    study = Study([], Path("results"))
+    same = data_hash(study, frame.copy())
+    assert data_hash(study, frame) == same
+    assert data_hash(study, frame.assign(**{"class": "B_Cell"})) != same
+    assert data_hash(study, frame.assign(x_px=1.5)) != same
+    assert data_hash(Study([], Path("results"), mpp=0.5), frame) != same

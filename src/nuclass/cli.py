@@ -1,4 +1,4 @@
-"""The ``nuclass`` command: the stages of the study one by one, without Snakemake."""
+"""The ``nuclass`` command: configuration check and the stages up to the splits, and evaluation, without Snakemake."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 SCHEMAS = Path("config/schemas")
 DATASETS = Path("resources/datasets.tsv")
 SYNTHETIC_ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")
-_BUNDLE_FILES = ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5")
+# What the stages read of a bundle; one of each group must be there.
+_BUNDLE_FILES = (
+    ("experiment.xenium",),
+    ("cells.parquet", "cells.csv.gz"),
+    ("cell_feature_matrix.h5",),
+    ("nucleus_boundaries.parquet", "nucleus_boundaries.csv.gz"),
+)
 
 
 @dataclass(frozen=True)
@@ -315,14 +322,14 @@ def _local_faults(root: Path, values: Mapping[str, str], where: str) -> list[Use
         ]
     faults = [
         UserError(
-            f"a bundle lacks {name}",
+            f"a bundle lacks {' or '.join(names)}",
             where=where,
             found=f"{values['bundle']} without it",
             expected="a complete Xenium output folder",
             fix="copy the file from the run's output",
         )
-        for name in _BUNDLE_FILES
-        if not (folder / name).is_file()
+        for names in _BUNDLE_FILES
+        if not any((folder / name).is_file() for name in names)
     ]
     for column in ("he", "alignment"):
         if not values[column]:
@@ -354,7 +361,18 @@ def _alignment_faults(file: Path, shown: str, where: str) -> list[UserError]:
     try:
         matrix = [[float(cell) for cell in row] for row in cells]
         if [len(row) for row in matrix] == [3, 3, 3]:
-            return []
+            area = matrix[0][0] * matrix[1][1] - matrix[0][1] * matrix[1][0]
+            if math.isfinite(sum(map(sum, matrix))) and area != 0:
+                return []
+            return [
+                UserError(
+                    "an alignment matrix cannot be inverted",
+                    where=f"{where}, file {shown}",
+                    found="numbers that are not finite, or a scale of 0",
+                    expected="a matrix that leads from H&E px to morphology px",
+                    fix="export the alignment again from Xenium Explorer",
+                )
+            ]
         widths = ", ".join(str(width) for width in sorted({len(row) for row in matrix}))
         found = f"{len(matrix)} rows of {widths} numbers" if matrix else "an empty file"
     except ValueError:

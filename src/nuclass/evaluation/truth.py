@@ -150,8 +150,8 @@ def score_geometry(
 
     ``offset`` is the distance, in pixels of ``mpp``, between the true centre of a nucleus and the position
     in ``cells.parquet``, over kept cells with a nucleus that is not two cells merged into one.
-    ``window_offset`` is the larger of the two axes' distances to the centre of the window as it is cut
-    on whole pixels. ``scale_error`` is the relative error of the measured mpp of the H&E.
+    ``window_offset`` is the distance to the centre of the window as it is cut
+    on whole pixels of the slide store. ``scale_error`` is the relative error of the measured mpp of the H&E.
     """
     slides = {
         slide: _slide_geometry(
@@ -186,7 +186,7 @@ def _slide_geometry(
     found = joined[["x_px", "y_px"]].to_numpy()
     offset = np.hypot(*(found - true).T)
     centre = np.floor(found - window / 2 + 0.5) + window / 2
-    window_offset = np.abs(centre - true).max(axis=1)
+    window_offset = np.hypot(*(centre - true).T)
     return {
         "cells": len(joined),
         "mirrored": bool(facts.get("mirrored", False)),
@@ -232,7 +232,7 @@ def criteria(labels: Mapping[str, Any], models: Mapping[str, Any], geometry: Map
         _add_groups(add, models[target], target)
     at_least("Gate, AUROC where exactly one branch is right", result["branches"]["gate_auroc"], 0.75)
     at_most("Calibration error of the fused model (ECE, 15 bins)", result["ece"][GATE], 0.05)
-    at_most("Nucleus to window position, largest distance (px)", geometry["offset_max_px"], 1.0)
+    at_most("Nucleus to centre of the window, largest distance (px)", geometry["window_offset_max_px"], 1.0)
     at_most("Scale, largest relative error", geometry["scale_error_max"], 0.001)
     return pd.DataFrame(rows, columns=["criterion", "value", "low", "high", "threshold", "met"])
 

@@ -1,4 +1,4 @@
-"""Losses and weights as pure functions. Formulas: docs/method.md; a test works each out by hand."""
+"""Losses and weights as pure functions. A test works each out by hand."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from nuclass.core.files import atomic_path, write_json
 from nuclass.models.backbones import Backbone, build_backbone, count_parameters
 from nuclass.training.augment import augment_images, dihedral, to_unit
 from nuclass.training.config import Context, Pretrain, parse_models, to_plain
-from nuclass.training.inputs import Study, cells_by_slide, load_training_cells
+from nuclass.training.inputs import Study, data_hash, load_training_cells
 from nuclass.training.optim import make_optimiser, parameter_groups, warmup_factor
 
 if TYPE_CHECKING:
@@ -186,11 +186,12 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
             fix="add it, or give a backbone with weights",
         )
     train, val, vocabulary = load_training_cells(study)
-    val = val.sample(n=min(len(val), settings.val_samples), random_state=seed).sort_index().reset_index(drop=True)
     torch.manual_seed(seed)
     backbone = build_backbone(context.backbone)
     model = CompositionModel(backbone, len(vocabulary.classes), len(settings.radii_um))
-    train_set, val_set = (composition_set(part, study, context, backbone, vocabulary) for part in (train, val))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(val))[: settings.val_samples])
+    train_set = composition_set(train, study, context, backbone, vocabulary)
+    val_set = composition_set(val, study, context, backbone, vocabulary, drawn)
     draw = WeightedDraw(balanced_weights(train_set.label, 0.5), settings.samples_per_epoch, seed)
     result = fit(
         CompositionModule(model, settings, root_weights(train_set.label, len(vocabulary.classes)), seed),
@@ -198,7 +199,7 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
         make_loader(val_set, settings.run.batch_size),
         settings.run,
         work=work,
-        identity=fingerprint("context", to_plain(context), cells_by_slide(train, val), vocabulary.to_dict(), seed),
+        identity=fingerprint("context", to_plain(context), data_hash(study, train, val), vocabulary.to_dict(), seed),
         description="context backbone",
         monitor=MONITOR,
         mode="min",
@@ -221,9 +222,17 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
 
 
 def composition_set(
-    frame: pd.DataFrame, study: Study, context: Context, backbone: Backbone, vocabulary: Vocabulary
+    frame: pd.DataFrame,
+    study: Study,
+    context: Context,
+    backbone: Backbone,
+    vocabulary: Vocabulary,
+    rows: NDArray[np.int64] | None = None,
 ) -> InMemoryWindows:
-    """Return the global windows of ``frame`` in memory, with the counts ``tokens`` and ``around`` as targets."""
+    """Return the global windows of ``frame`` in memory, with the counts ``tokens`` and ``around`` as targets.
+
+    All cells of ``frame`` are counted; windows are read of ``rows`` only, where given.
+    """
     from nuclass.core.progress import Progress
     from nuclass.data import InMemoryWindows
 
@@ -237,6 +246,8 @@ def composition_set(
         side=backbone.input_px // int(backbone.net.config.patch_size),  # type: ignore[union-attr, arg-type]
         radii_px=[radius / study.mpp for radius in radii],
     )
+    if rows is not None:
+        frame, tokens, around = frame.iloc[rows].reset_index(drop=True), tokens[rows], around[rows]
     with study.reader() as reader, Progress(len(frame), "global windows", "windows") as progress:
         images = reader.read(frame, size, context.read_level, backbone.input_px, progress)
     targets = {"tokens": tokens, "around": around}

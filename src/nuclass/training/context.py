@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nuclass.core.names import TRAIN, VAL
+from nuclass.core.names import TEST, TRAIN, VAL
 from nuclass.core.progress import Progress
 from nuclass.models.backbones import Backbone, build_backbone
 from nuclass.training.augment import augment_images, to_unit
@@ -80,7 +80,7 @@ def embed_context(
 
     settings = parse_models(models).context
     backbone = context_backbone(settings, folder).to(choose_device(settings.accelerator)).eval()
-    frame = by_place(load_cells(study.slides, study.results, None))
+    frame = by_place(load_cells(study.slides, study.results, (TRAIN, VAL, TEST)))
     attributes = {
         "backbone": str(settings.backbone["name"]),
         "pooling": settings.pooling,

@@ -95,13 +95,21 @@ class History(pl.Callback):
             self._progress.__exit__(None, None, None)
 
 
+def choose_accelerator(accelerator: str) -> str:
+    """Return Lightning's accelerator; ``auto``: a CUDA GPU where there is one, else the processor."""
+    if accelerator != "auto":
+        return accelerator
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
 def choose_precision(precision: str, accelerator: str = "auto") -> str:
     """Return Lightning's precision; ``auto``: bf16 mixed where the hardware multiplies bf16, else float32."""
     if precision != "auto":
         return precision
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "bf16-mixed" if supported is not None and supported() else "32-true"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -145,7 +153,7 @@ def fit(
     )
     stop = EarlyStopping(monitor=monitor, mode=mode, patience=run.patience, check_on_train_epoch_end=False)
     trainer = pl.Trainer(
-        accelerator=run.accelerator,
+        accelerator=choose_accelerator(run.accelerator),
         devices=run.devices,
         precision=choose_precision(run.precision, run.accelerator),  # type: ignore[arg-type]
         max_epochs=run.epochs,

@@ -23,7 +23,7 @@ from nuclass.training.branches import Branches, BranchOutputs, state_hash
 from nuclass.training.checkpoint import new_gate
 from nuclass.training.config import Gate, Optimiser, Run, parse_models, to_plain
 from nuclass.training.fit import clear_work, fingerprint, fit
-from nuclass.training.inputs import Study, cells_by_slide, known_classes, load_training_cells
+from nuclass.training.inputs import Study, cells_by_slide, data_hash, known_classes, load_training_cells
 from nuclass.training.metrics import summarise
 from nuclass.training.optim import decays, make_optimiser, warmup_factor
 from nuclass.training.train import write_outputs
@@ -173,7 +173,7 @@ def train_gate(
         TensorBatches(select_part, 4096),
         run,
         work=work,
-        identity=fingerprint(GATE, to_plain(section), cells_by_slide(val), parents, seed),
+        identity=fingerprint(GATE, to_plain(section), data_hash(study, val), parents, seed),
         description="gate",
         monitor=MONITOR,
         mode="min",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,14 @@ def context_features(frame: pd.DataFrame, study: Study, *, views: bool) -> Tenso
     for rows, features in parts:
         result[rows] = features
     return torch.from_numpy(result)
+
+
+def data_hash(study: Study, *frames: pd.DataFrame) -> str:
+    """Return a hash of what a model is trained on: cells, their classes and places, scale and windows."""
+    digest = hashlib.sha256(repr((study.mpp, sorted(study.windows.items()))).encode())
+    for frame in frames:
+        digest.update(frame[["slide", "cell_id", "class", "x_px", "y_px", "split"]].to_csv(index=False).encode())
+    return digest.hexdigest()
 
 
 def cells_by_slide(*frames: pd.DataFrame) -> dict[str, dict[str, list[str]]]:

@@ -18,7 +18,14 @@ from nuclass.models.losses import effective_number_weights, fit_temperature
 from nuclass.training.branches import autocast, choose_device, feature_attributes, state_hash
 from nuclass.training.checkpoint import load_checkpoint, new_global, new_local, restore_local, save_checkpoint
 from nuclass.training.config import Models, Run, parse_models, to_plain
-from nuclass.training.inputs import Study, cells_by_slide, context_features, load_training_cells, local_windows
+from nuclass.training.inputs import (
+    Study,
+    cells_by_slide,
+    context_features,
+    data_hash,
+    load_training_cells,
+    local_windows,
+)
 from nuclass.training.metrics import calibration_error, summarise
 
 _log = get_logger(__name__)
@@ -67,7 +74,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         val_loader,
         run,
         work=work,
-        identity=fingerprint(LOCAL, to_plain(section), cells_by_slide(train, val), vocabulary.to_dict(), seed),
+        identity=fingerprint(LOCAL, to_plain(section), data_hash(study, train, val), vocabulary.to_dict(), seed),
         description="local model",
         monitor=MONITOR,
         grad_clip=section.optimiser.grad_clip,
@@ -141,7 +148,13 @@ def train_global(
         run,
         work=work,
         identity=fingerprint(
-            GLOBAL, to_plain(section), cells_by_slide(train, val), vocabulary.to_dict(), seed, state_hash(teacher)
+            GLOBAL,
+            to_plain(section),
+            data_hash(study, train, val),
+            vocabulary.to_dict(),
+            seed,
+            state_hash(teacher),
+            tensor_hash(val_context),
         ),
         description="global model",
         monitor=MONITOR,
@@ -287,6 +300,13 @@ def same_vocabulary(checkpoint: dict[str, Any], vocabulary: Any, where: object) 
                 expected=", ".join(names),
                 fix="train the local model again on the same slides and labels",
             )
+
+
+def tensor_hash(values: Tensor) -> str:
+    """Return a hash of a tensor's values."""
+    import hashlib
+
+    return hashlib.sha256(values.cpu().float().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:
