@@ -18,16 +18,12 @@ from nuclass.core.files import write_parquet
 from nuclass.models.backbones import build_backbone
 from nuclass.slides.geometry import Frames
 from nuclass.slides.writer import write_store
-from nuclass.training import config as settings
-from nuclass.training.augment import augment_images, blur, dihedral, jitter_stain, to_unit
-from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local, save_checkpoint
-from nuclass.training.composition import neighbourhoods, pretrain_context, soft_cross_entropy
-from nuclass.training.config import Augment, Local, Optimiser, from_plain, load_models, parse_models, to_plain
-from nuclass.training.context import embed_context, pool_context
-from nuclass.training.gate import auroc, select_blocks, train_gate
+from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local
+from nuclass.training.composition import pretrain_context
+from nuclass.training.config import Local, from_plain
+from nuclass.training.context import embed_context
+from nuclass.training.gate import train_gate
 from nuclass.training.inputs import Study, load_training_cells
-from nuclass.training.metrics import calibration_error, f1_per_class, macro_f1
-from nuclass.training.optim import decays, parameter_groups, warmup_factor
 from nuclass.training.predict import predict_slide
 from nuclass.training.train import train_global, train_local
 
@@ -361,174 +357,6 @@ def test_views_are_cached_for_train_and_val_only(trained, study):
     assert views.shape == (len(frame), 2, 64)
     assert not np.allclose(views[:, 0], views[:, 1])
     assert not study.views("lung_h").is_file()
-
-
-def test_no_cell_of_val_is_counted_for_training():
-    frame = pd.DataFrame({"slide": "a", "x_px": [100.0, 110.0, 100.0, 900.0], "y_px": [100.0, 100.0, 125.0, 900.0]})
-    tokens, around = neighbourhoods(frame, np.array([0, 1, 1, 0]), 2, window_px=64, side=4, radii_px=[12.0, 30.0])
-    # the first cell sees the second 10 px to its right and the third 25 px below, never itself
-    assert tokens[0, :, 2, 2].tolist() == [0, 1]
-    assert tokens[0, :, 3, 2].tolist() == [0, 1]
-    assert int(tokens[0].sum()) == 2
-    assert around[0].tolist() == [[0, 1], [0, 2]]
-    assert int(tokens[3].sum()) == 0
-
-
-def test_soft_cross_entropy_by_hand():
-    logits = torch.tensor([[0.0, 0.0], [5.0, 0.0], [9.0, 9.0]])
-    counts = torch.tensor([[1.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
-    loss = soft_cross_entropy(logits, counts, torch.tensor([1.0, 3.0]))
-    # shares (1/2, 3/2) and (1, 0); every log probability that counts is -ln 2
-    assert float(loss) == pytest.approx(np.log(2))
-
-
-def test_pooling_leaves_registers_out():
-    tokens = torch.arange(1 + 2 + 16).float()[None, :, None].expand(1, -1, 3)
-    assert pool_context(tokens, 3, "cls")[0].tolist() == [0, 0, 0]
-    assert pool_context(tokens, 3, "mean")[0, 0] == np.arange(3, 19).mean()
-    assert pool_context(tokens, 3, "center")[0, 0] == 3 + np.mean([5, 6, 9, 10])
-    assert pool_context(tokens, 3, "cls+mean").shape == (1, 6)
-
-
-def test_blocks_are_cut_by_place_and_by_slide():
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"slide": np.repeat(["a", "b"], 500), "x_px": rng.uniform(0, 1000, 1000)})
-    frame["y_px"] = rng.uniform(0, 1000, 1000)
-    chosen = select_blocks(frame, 0.3, 100, 7)
-    for slide in "ab":
-        assert 0.25 < chosen[frame["slide"] == slide].mean() < 0.4
-    block = frame["slide"] + (frame["x_px"] // 100).astype(str) + (frame["y_px"] // 100).astype(str)
-    assert (pd.Series(chosen).groupby(block.to_numpy()).nunique() == 1).all()
-    assert np.array_equal(chosen, select_blocks(frame, 0.3, 100, 7))
-    assert not np.array_equal(chosen, select_blocks(frame, 0.3, 100, 8))
-    with pytest.raises(UserError, match="cannot be cut"):
-        select_blocks(frame, 0.3, 10_000, 7)
-
-
-def test_metrics_by_hand():
-    labels, predictions = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
-    f1 = f1_per_class(labels, predictions, 3)
-    assert f1[:2].tolist() == pytest.approx([2 / 3, 4 / 5])
-    assert torch.isnan(f1[2])
-    assert macro_f1(labels, predictions, 3) == pytest.approx((2 / 3 + 4 / 5) / 2)
-    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])
-    # bin of 0.9: half right, gap 0.4 twice; bin of 0.7: right, gap 0.3
-    assert calibration_error(p, torch.tensor([0, 1, 1]), 10) == pytest.approx((0.8 + 0.3) / 3)
-    assert auroc(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.1])) == pytest.approx(3.5 / 4)
-    assert auroc(torch.tensor([]), torch.tensor([0.1])) is None
-
-
-def uint8_images(n: int = 6, side: int = 16) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (n, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    ).permute(0, 3, 1, 2)
-
-
-def test_the_eight_symmetries_are_exact_and_different():
-    image = uint8_images(1).expand(8, -1, -1, -1)
-    turned = dihedral(image, torch.arange(8))
-    assert len({turned[k].numpy().tobytes() for k in range(8)}) == 8
-    assert torch.equal(turned[0], image[0])
-    assert torch.equal(turned[4], image[0].flip(-1))
-    for k in range(8):
-        assert torch.equal(turned[k].flatten().sort().values, image[0].flatten().sort().values)
-
-
-def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
-    x = uint8_images(1).expand(4, -1, -1, -1).contiguous().float()
-    still = jitter_stain(x, Augment(stain_scale=0, stain_shift=0, stain_mix=0))
-    assert torch.allclose(still, x, atol=1e-2)
-    changed = jitter_stain(x, Augment(), torch.Generator().manual_seed(1))
-    assert changed.min() >= 0
-    assert changed.max() <= 255
-    assert not torch.allclose(changed[0], changed[1])
-
-
-def test_stain_is_scaled_in_optical_density(monkeypatch):
-    # the same factor for all three stains is that factor of the optical density
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
-    y = jitter_stain(torch.full((1, 3, 2, 2), 127.0), Augment(stain_scale=0.4, stain_shift=0, stain_mix=0))
-    density = -np.log(128 / 256)
-    assert float(y[0, 0, 0, 0]) == pytest.approx(np.exp(-1.4 * density) * 256 - 1, rel=1e-4)
-
-
-def test_augmentation_repeats_by_seed_and_leaves_its_input():
-    images = uint8_images()
-    before = images.clone()
-    first, second, third = (augment_images(images, Augment(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, third)
-    assert torch.equal(images, before)
-    off = Augment(dihedral=False, stain_scale=0, stain_shift=0, stain_mix=0, brightness=0, blur=0, noise=0)
-    assert torch.allclose(augment_images(images, off), to_unit(images))
-
-
-def test_blur_keeps_a_flat_image():
-    assert torch.allclose(blur(torch.full((1, 3, 5, 5), 0.3)), torch.full((1, 3, 5, 5), 0.3))
-
-
-def test_decay_leaves_norms_biases_and_tokens_alone():
-    net = torch.nn.ModuleDict(
-        {"backbone": build_backbone({"name": "timm:test_vit", "input_px": 160}), "head": torch.nn.Linear(64, 2)}
-    )
-    groups = parameter_groups(net, Optimiser(lr_head=1e-3, lr_backbone=1e-4, llrd=0.5, weight_decay=0.1))
-    size = {id(p): name for name, p in net.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            name = size[id(parameter)]
-            matrix = parameter.ndim >= 2 and "pos_embed" not in name and "token" not in name
-            assert group["weight_decay"] == (0.1 if matrix else 0.0)
-            assert decays(name, parameter) == matrix
-    assert sum(len(group["params"]) for group in groups) == len(size)
-    depth = len(net["backbone"].net.blocks)
-    rates = sorted({group["lr"] for group in groups})
-    assert rates == pytest.approx(sorted([1e-3, *(1e-4 * 0.5**k for k in range(depth + 1))]))
-
-
-def test_uni2_h_gets_few_groups_with_the_published_rates():
-    with torch.device("meta"):
-        net = torch.nn.ModuleDict({"backbone": build_backbone({"name": "uni2-h"}, load_weights=False)})
-    groups = parameter_groups(net, Optimiser(lr_backbone=3e-6, llrd=0.85))
-    assert len(groups) <= 50
-    assert min(group["lr"] for group in groups) == pytest.approx(3e-6 * 0.85**24)
-
-
-def test_warmup_then_constant_or_cosine():
-    constant = Optimiser(warmup_steps=4)
-    assert [warmup_factor(step, constant, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    cosine = Optimiser(warmup_steps=0, schedule="cosine")
-    assert warmup_factor(0, cosine, 100) == 1.0
-    assert warmup_factor(50, cosine, 100) == pytest.approx(0.5)
-    assert warmup_factor(100, cosine, 100) == pytest.approx(0.0)
-
-
-@pytest.mark.parametrize("name", ["demo", "paper"])
-def test_the_model_files_are_valid(name):
-    models = parse_models(load_models(f"config/models/{name}.yaml"))
-    assert from_plain(Local, to_plain(models.local), "there") == models.local
-    with torch.device("meta"):
-        build_backbone(models.local.backbone, load_weights=False)
-        build_backbone(models.context.backbone, load_weights=False)
-
-
-def test_all_faults_of_a_model_file_come_at_once():
-    with pytest.raises(UserError) as caught:
-        parse_models({"local": {"run": {"epoch": 3, "batch_size": "many"}}, "gaet": {}, "context": {"pooling": "max"}})
-    text = str(caught.value)
-    for word in ("local.run.epoch", "'epochs'", "local.run.batch_size", "gaet", "'gate'", "context.pooling"):
-        assert word in text
-
-
-def test_numbers_written_as_text_are_understood():
-    assert parse_models({"local": {"optimiser": {"lr_head": "3e-4"}}}).local.optimiser.lr_head == 3e-4
-    assert settings.Gate().loss.pos_weight == "auto"
-
-
-def test_a_checkpoint_survives_a_round_trip(tmp_path):
-    save_checkpoint(tmp_path / "best.ckpt", {"model": "local", "classes": ["a"]}, {"w": torch.arange(3)})
-    data = load_checkpoint(tmp_path / "best.ckpt", "local")
-    assert data["state"]["w"].tolist() == [0, 1, 2]
-    assert data["versions"]["nuclass"]
 
 
 def test_maps_of_trained_models_lie_in_their_windows(trained, study, tmp_path):
