@@ -90,7 +90,7 @@ def test_real_alignment_file():
     from nuclass.xenium.alignment import read_alignment
 
     (file,) = Path(root).glob("alignments/*Melanoma*he_imagealignment.csv")
-    assert Frames(read_alignment(file), PIXEL).mpp_he == pytest.approx(0.13685, abs=5e-6)
+    assert Frames(read_alignment(file).matrix, PIXEL).mpp_he == pytest.approx(0.13685, abs=5e-6)
 
 
 def test_mirrored_reflection_of_the_forum():

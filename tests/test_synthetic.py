@@ -73,7 +73,7 @@ def test_the_alignment_leads_from_nuclei_in_the_bundle_to_nuclei_in_the_image(fo
     bundle = read_bundle(folder / "a" / "bundle")
     cells = bundle.cells().set_index("cell_id")
     truth = pd.read_parquet(folder / "a" / "truth" / "lung_h" / "truth.parquet").set_index("cell_id")
-    matrix = read_alignment(folder / "a" / "bundle" / "lung_h_he_imagealignment.csv")
+    matrix = read_alignment(folder / "a" / "bundle" / "lung_h_he_imagealignment.csv").matrix
     morph = cells[["nucleus_x_um", "nucleus_y_um"]].dropna() / bundle.pixel_size
     he = (np.linalg.inv(matrix) @ np.column_stack([morph, np.ones(len(morph))]).T)[:2].T
     assert np.linalg.det(matrix[:2, :2]) < 0, "lung_h is mirrored"

@@ -19,7 +19,6 @@ from bundle_example import example
 from nuclass.core.errors import UserError
 from nuclass.synthetic.bundle import BundleData, write_bundle
 from nuclass.synthetic.raster import area_and_centroid
-from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.polygons import polygon_starts, ragged_area_and_centroid
 from nuclass.xenium.reader import UNASSIGNED, read_bundle
 
@@ -231,66 +230,3 @@ def test_real_experiments(real_data: Path, tmp_path: Path, name: str, version: s
     bundle = read_bundle(tmp_path)
     assert bundle.pixel_size == 0.2125
     assert bundle.version == version
-
-
-def test_real_alignments(real_data: Path) -> None:
-    folder = real_data / "alignments"
-    skin = read_alignment(folder / "Xeniumranger_V1_hSkin_Melanoma_Add_on_FFPE_he_imagealignment.csv")
-    assert np.sqrt(abs(np.linalg.det(skin[:2, :2]))) * 0.2125 == pytest.approx(0.13685, abs=1e-5)
-    again = read_alignment(folder / "skin_melanoma_addon_tutorial_alignment_matrix.csv")
-    np.testing.assert_allclose(again, skin, rtol=1e-12)
-    homography = read_alignment(folder / "janesick_breast_rep1_morphology_to_visium_homography.csv")
-    assert homography[2, 0] != 0
-    assert read_alignment(folder / "KB_Xenium_Prime_Breast_Cancer_FFPE_he_imagealignment.csv").dtype == np.float64
-
-
-MIRRORED = np.array([[-0.01, 1.288, 12.5], [1.288, 0.01, -77.0], [0, 0, 1]])
-
-
-@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("final", [True, False])
-def test_alignment_line_ends(tmp_path: Path, ending: str, final: bool) -> None:
-    text = ending.join(", ".join(f"{v:.12e}" for v in row) for row in MIRRORED) + (ending if final else "")
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    np.testing.assert_allclose(read_alignment(tmp_path / "a.csv"), MIRRORED)
-
-
-def test_alignment_from_keypoints(tmp_path: Path) -> None:
-    he = np.random.default_rng(0).uniform(0, 2e4, (6, 2))
-    fixed = he @ MIRRORED[:2, :2].T + MIRRORED[:2, 2]
-    frame = pd.DataFrame(np.hstack([fixed, he]), columns=["fixedX", "fixedY", "alignmentX", "alignmentY"])
-    frame.to_csv(tmp_path / "points.csv", index=False)
-    np.testing.assert_allclose(read_alignment(tmp_path / "points.csv"), MIRRORED, atol=1e-6)
-    frame.head(2).to_csv(tmp_path / "few.csv", index=False)
-    with pytest.raises(UserError, match="Too few keypoints"):
-        read_alignment(tmp_path / "few.csv")
-    frame.assign(alignmentY=2 * frame["alignmentX"]).to_csv(tmp_path / "line.csv", index=False)
-    with pytest.raises(UserError, match="one line"):
-        read_alignment(tmp_path / "line.csv")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1,0,0\n0,1,0\n", "2 lines of 3 values"),
-        ("1,0\n0,1\n0,0\n", "3 lines of 2 values"),
-        ("1,0,0\n0,1,0\n0,0,1\n0,0,1", "4 lines"),
-        ("1,0,zero\n0,1,0\n0,0,1", "line 1, value 3"),
-        ("1,0,0\n0,nan,0\n0,0,1", "line 2, value 2"),
-        ("1,1,0\n1,1,0\n0,0,1", "cannot be inverted"),
-        ("0,0,0\n0,0,0\n0,0,0", "cannot be inverted"),
-        ("", "is empty"),
-        ("\xff\xfe", "not text"),
-    ],
-)
-def test_broken_alignments(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "broken.csv"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=message) as caught:
-        read_alignment(path)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_alignment(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing"):
-        read_alignment(tmp_path / "none.csv")

@@ -68,7 +68,7 @@ def build_slide(
     xenium = read_bundle(folder)
     with open_source(he) as source:
         he_shape = source.shape
-    frames = Frames(read_alignment(folder / inventory["alignment"]), xenium.pixel_size, mpp, he_shape)
+    frames = Frames(read_alignment(folder / inventory["alignment"]).matrix, xenium.pixel_size, mpp, he_shape)
     # The cells first: a wrong alignment shows in seconds, the picture takes minutes.
     table = build_cells_table(xenium, frames, he_shape, qc, window)
     _log.info("cells of %s: %s", name, ", ".join(f"{key} {n}" for key, n in funnel(table).items() if n))

@@ -1,122 +1,293 @@
-"""The H&E alignment file: H&E pixels to morphology pixels."""
+"""The H&E alignment: a matrix or keypoints of Xenium Explorer, in every spelling that is met.
+
+Both frames are continuous, with the origin at the image's top left corner, x = column and y = row. The
+direction is always taken as H&E pixels to morphology pixels, as 10x Genomics exports it; whether that
+holds is for the verdict on the slide to say, not for the file.
+"""
 
 from __future__ import annotations
 
-import csv
+import io
+import re
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
+from nuclass.xenium.keypoints import KeypointFit, fit_keypoints
+from nuclass.xenium.numbers import Line, TextTable, decode_text, read_table
 
-_KEYPOINTS = ("fixedX", "fixedY", "alignmentX", "alignmentY")
+__all__ = ["Alignment", "KeypointFit", "parse_matrix_text", "read_alignment"]
+
+_log = get_logger(__name__)
+
+Matrix = npt.NDArray[np.float64]
+
+# The one name whose target (micrometres or pixels) the sources disagree on.
+_UNSETTLED = "_he_alignment.csv"
+_KEYPOINTS = ("fixedx", "fixedy", "alignmentx", "alignmenty")
+_SPELT = dict(zip(_KEYPOINTS, ("fixedX", "fixedY", "alignmentX", "alignmentY"), strict=True))
 _EXPECTED = (
     "a 3x3 matrix of numbers, three lines of three separated by commas (H&E pixels to morphology pixels), "
-    f"or keypoints with the header {','.join(_KEYPOINTS)}"
+    f"or keypoints with the header {','.join(_SPELT.values())}"
 )
 _FIX = "export the alignment again from Xenium Explorer, or take the *_he_imagealignment.csv of the dataset"
 # A matrix whose inverse loses more than this is of no use: well above any real one in pixels.
 _MAX_CONDITION = 1e12
 
 
-def read_alignment(file: str | Path) -> npt.NDArray[np.float64]:
-    """Read an alignment as a matrix (3, 3), float64, H&E pixels to morphology pixels.
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """An alignment as given.
 
-    Both frames are continuous, with the origin at the image's top left corner. The matrix may be a
-    homography; its last row is kept as written. A keypoints file of Xenium Explorer (``fixed`` the
-    morphology image, ``alignment`` the H&E) is turned into the affine map that fits all its points
-    in the least-squares sense.
+    Attributes
+    ----------
+    matrix
+        (3, 3) float64, H&E px to the target, exactly as written or as fitted. It may be a homography;
+        its last row is kept.
+    kind
+        ``matrix`` or ``keypoints``.
+    unit
+        ``morphology_px``, or ``unsettled`` for a ``*_he_alignment.csv``, whose target is pixels by one
+        source and micrometres by another.
+    fit
+        How well the keypoints agree; None for a matrix.
+    """
+
+    matrix: Matrix
+    kind: Literal["matrix", "keypoints"]
+    unit: Literal["morphology_px", "unsettled"]
+    fit: KeypointFit | None = None
+
+
+def read_alignment(
+    file: str | Path, *, pixel_size: float = 0.2125, robust: bool = True, name: str | None = None
+) -> Alignment:
+    """Read an alignment file: a matrix, keypoints (``fixed`` the morphology image, ``alignment`` the H&E), or a zip.
+
+    Text in UTF-8 or UTF-16, any line ends; commas, semicolons, tabs or blanks between the numbers; a header
+    and an index column or none; lines that begin with ``#`` are comments. Two lines of three numbers get
+    the last row 0, 0, 1, which the log says. Of a zip of CSVs the matrix is taken, else the keypoints.
+
+    Parameters
+    ----------
+    file
+        The file.
+    pixel_size
+        Micrometres per morphology px, for the residuals of keypoints.
+    robust
+        Leave out grossly wrong keypoints, see :func:`nuclass.xenium.keypoints.fit_keypoints`.
+    name
+        The file's original name or address, which decides ``unit``; by default its present name.
 
     Raises
     ------
     UserError
-        If the file is missing, not 3x3, not numeric, or the matrix cannot be inverted.
+        If the file is missing, holds no alignment, a value is not a number, or the matrix cannot be inverted.
     """
     path = Path(file)
-    rows = _rows(path)
-    if tuple(cell.strip().lower() for cell in rows[0]) == tuple(name.lower() for name in _KEYPOINTS):
-        return _invertible(path, _fit(path, _numbers(path, rows[1:], 4, first_line=2)))
-    if len(rows) != 3 or any(len(row) != 3 for row in rows):
-        widths = sorted({len(row) for row in rows})
-        shape = f"{len(rows)} lines of {' or '.join(map(str, widths))} values"
-        raise UserError("The alignment is not a 3x3 matrix", where=path, found=shape, expected=_EXPECTED, fix=_FIX)
-    return _invertible(path, _numbers(path, rows, 3, first_line=1))
-
-
-def _rows(path: Path) -> list[list[str]]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as error:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(
             "The alignment file is missing", where=path, found="no such file", expected=_EXPECTED, fix=_FIX
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError("The alignment file is not text", where=path, expected=_EXPECTED, fix=_FIX) from error
-    rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
-    if not rows:
-        raise UserError("The alignment file is empty", where=path, expected=_EXPECTED, fix=_FIX)
-    return rows
+    original = re.split(r"[?#]", name or path.name)[0].lower()
+    unsettled = original.endswith(_UNSETTLED)
+    if content.startswith(b"PK"):
+        return _from_zip(content, path, pixel_size, robust)
+    return _from_text(content, str(path), pixel_size, robust, unsettled)
 
 
-def _numbers(path: Path, rows: list[list[str]], width: int, first_line: int) -> npt.NDArray[np.float64]:
-    values = np.empty((len(rows), width))
-    for i, row in enumerate(rows):
-        if len(row) != width:
+def parse_matrix_text(text: str, where: str = "alignment matrix") -> Matrix:
+    """Read six or nine numbers, row by row, separated by commas, semicolons or blanks, as a matrix (3, 3).
+
+    Six numbers are the first two rows; the last is then 0, 0, 1.
+
+    Raises
+    ------
+    UserError
+        If there are not six or nine numbers, or the matrix cannot be inverted.
+    """
+    cells = [cell for cell in re.split(r"[\s,;\[\]()]+", text) if cell]
+    table = TextTable((Line(1, tuple(cells)),), ".")
+    values = [table.value(cell) for cell in cells]
+    for position, (cell, value) in enumerate(zip(cells, values, strict=True), 1):
+        if value is None or not np.isfinite(value):
             raise UserError(
-                "A line of the alignment file has the wrong length",
-                where=f"{path}, line {i + first_line}",
-                found=f"{len(row)} values",
-                expected=f"{width} values",
-                fix=_FIX,
+                "A value of the alignment matrix is not a number",
+                where=f"{where}, value {position}",
+                found=repr(cell),
+                expected="six or nine numbers with decimal points",
+                fix="write them row by row, separated by commas or blanks",
             )
-        for j, cell in enumerate(row):
-            try:
-                values[i, j] = float(cell)
-            except ValueError:
-                values[i, j] = np.nan
-            if not np.isfinite(values[i, j]):
-                raise UserError(
-                    "A value of the alignment is not a number",
-                    where=f"{path}, line {i + first_line}, value {j + 1}",
-                    found=repr(cell.strip()),
-                    expected=_EXPECTED,
-                    fix=_FIX,
-                )
-    return values
-
-
-def _fit(path: Path, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the least-squares affine map from alignment (H&E) to fixed (morphology) points."""
-    if len(points) < 3:
+    if len(values) not in (6, 9):
         raise UserError(
-            "Too few keypoints for an alignment",
-            where=path,
-            found=f"{len(points)} points",
-            expected="at least 3, not on one line",
-            fix="set more keypoints in Xenium Explorer and export them again",
+            "The alignment matrix has the wrong number of values",
+            where=where,
+            found=f"{len(values)} numbers",
+            expected="nine (three rows of three), or six (the first two rows of an affine matrix)",
+            fix="write them row by row, separated by commas or blanks",
         )
-    source = np.column_stack([points[:, 2:4], np.ones(len(points))])
-    solution, _, rank, _ = np.linalg.lstsq(source, points[:, :2], rcond=None)
-    if rank < 3:
+    return _invertible(where, _completed(np.array(values, np.float64).reshape(-1, 3), where))
+
+
+def _from_zip(content: bytes, path: Path, pixel_size: float, robust: bool) -> Alignment:
+    """Return the matrix of an Explorer export, else its keypoints."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [n for n in archive.namelist() if not n.endswith("/")]
+            chosen = [n for n in names if n.lower().endswith((".csv", ".txt")) and not _hidden(n)]
+            texts = {n: archive.read(n) for n in chosen}
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise UserError("The alignment archive cannot be read", where=path, found=str(error), fix=_FIX) from error
+    found: dict[str, list[Alignment]] = {"matrix": [], "keypoints": []}
+    reasons = []
+    for member, text in texts.items():
+        unsettled = member.lower().endswith(_UNSETTLED)
+        try:
+            alignment = _from_text(text, f"{path}, {member}", pixel_size, robust, unsettled)
+        except UserError as error:
+            reasons.append(f"{member}: {error.what[0].lower()}{error.what[1:]}")
+        else:
+            found[alignment.kind].append(alignment)
+    if len(found["matrix"]) > 1 and any(
+        not np.array_equal(a.matrix, found["matrix"][0].matrix) for a in found["matrix"]
+    ):
         raise UserError(
-            "The keypoints lie on one line",
+            "The alignment archive holds several matrices",
             where=path,
-            found=f"{len(points)} points on a line",
-            expected="at least 3 points that span the tissue",
-            fix="set more keypoints in Xenium Explorer and export them again",
+            found=", ".join(names),
+            expected="one matrix",
+            fix="give the CSV of the H&E image alone",
         )
-    return np.vstack([solution.T, [0.0, 0.0, 1.0]])
+    for alignment in (*found["matrix"], *found["keypoints"]):
+        return alignment
+    raise UserError(
+        "The alignment archive holds no alignment",
+        where=path,
+        found="; ".join(reasons) if reasons else ", ".join(names) or "no files",
+        expected=_EXPECTED,
+        fix=_FIX,
+    )
 
 
-def _invertible(path: Path, matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _hidden(member: str) -> bool:
+    """Whether a zip member is a leftover of the file system, such as macOS writes."""
+    return "__MACOSX" in member or member.rpartition("/")[2].startswith(".")
+
+
+def _from_text(content: bytes, where: str, pixel_size: float, robust: bool, unsettled: bool) -> Alignment:
+    text = decode_text(content, where, "alignment file", _EXPECTED, _FIX)
+    table = read_table(text, where, _KEYPOINTS)
+    if not table.lines:
+        raise UserError("The alignment file is empty", where=where, expected=_EXPECTED, fix=_FIX)
+    if {cell.lower() for cell in table.lines[0].cells} & set(_KEYPOINTS):
+        points = _keypoints(table, where)
+        matrix, fit = fit_keypoints(points[:, 2:], points[:, :2], pixel_size=pixel_size, robust=robust, where=where)
+        return Alignment(_invertible(where, matrix), "keypoints", "morphology_px", fit)
+    rows = _matrix_rows(table, where)
+    if len(rows) not in (2, 3) or any(len(row.cells) != 3 for row in rows):
+        widths = sorted({len(row.cells) for row in rows})
+        shape = f"{len(rows)} line{'' if len(rows) == 1 else 's'} of {' or '.join(map(str, widths))} values"
+        raise UserError("The alignment is not a 3x3 matrix", where=where, found=shape, expected=_EXPECTED, fix=_FIX)
+    values = np.array([[_number(table, row, i, where) for i in range(3)] for row in rows])
+    unit: Literal["morphology_px", "unsettled"] = "unsettled" if unsettled else "morphology_px"
+    return Alignment(_invertible(where, _completed(values, where)), "matrix", unit)
+
+
+def _matrix_rows(table: TextTable, where: str) -> tuple[Line, ...]:
+    """Return the rows of a matrix without a header and an index column.
+
+    The first line is a header if three rows of numbers follow and it is not numbers itself, or counts
+    0, 1, 2 as a data frame does.
+    """
+    head, *rest = table.lines
+    if len(rest) != 3:
+        return table.lines
+    counts = head.cells[-3:] == ("0", "1", "2") and len(head.cells) <= 4
+    if table.numeric(head) and not counts:
+        return table.lines
+    indexed = all(len(row.cells) == 4 for row in rest) and (len(head.cells) == 3 or not _is_value(table, head.cells[0]))
+    if indexed:
+        rest = [Line(row.number, row.cells[1:]) for row in rest]
+    if not all(len(row.cells) == 3 and table.numeric(row) for row in rest):
+        return table.lines
+    _log.info("%s: line %d is a header%s", where, head.number, " and the first column an index" if indexed else "")
+    return tuple(rest)
+
+
+def _is_value(table: TextTable, cell: str) -> bool:
+    return table.value(cell) is not None
+
+
+def _keypoints(table: TextTable, where: str) -> Matrix:
+    """Return the keypoints (N, 4): fixed x, y, alignment x, y."""
+    head, *rest = table.lines
+    names = [cell.lower() for cell in head.cells]
+    missing = [_SPELT[name] for name in _KEYPOINTS if name not in names]
+    if missing:
+        raise UserError(
+            "The keypoints file lacks columns",
+            where=f"{where}, line {head.number}",
+            found=", ".join(head.cells),
+            expected=", ".join(missing),
+            fix=_FIX,
+        )
+    columns = [names.index(name) for name in _KEYPOINTS]
+    return np.array([[_number(table, row, i, where) for i in columns] for row in rest]).reshape(-1, 4)
+
+
+def _number(table: TextTable, row: Line, column: int, where: str) -> float:
+    if column >= len(row.cells):
+        raise UserError(
+            "A line of the alignment file is too short",
+            where=f"{where}, line {row.number}",
+            found=f"{len(row.cells)} values",
+            expected=f"at least {column + 1} values",
+            fix=_FIX,
+        )
+    value = table.value(row.cells[column])
+    if value is None or not np.isfinite(value):
+        raise UserError(
+            "A value of the alignment is not a number",
+            where=f"{where}, line {row.number}, value {column + 1}",
+            found=repr(row.cells[column]),
+            expected=_EXPECTED,
+            fix=_FIX,
+        )
+    return value
+
+
+def _completed(values: Matrix, where: str) -> Matrix:
+    """Return a matrix (3, 3); two rows get the last row of an affine map."""
+    if len(values) == 3:
+        return values
+    _log.info("%s: six numbers, taken as the first two rows of an affine matrix; the last row is 0, 0, 1", where)
+    return np.vstack([values, [0.0, 0.0, 1.0]])
+
+
+def _invertible(where: str, matrix: Matrix) -> Matrix:
+    if not matrix[2].any():
+        raise UserError(
+            "The last row of the alignment matrix is all zero",
+            where=where,
+            found="0, 0, 0",
+            expected="0, 0, 1, or the last row of a homography",
+            fix=_FIX,
+        )
     # Offsets are thousands of pixels; without them the condition number tells of the map alone.
     scaled = matrix / np.maximum(np.abs(matrix).max(axis=0, keepdims=True), 1e-300)
-    singular = np.linalg.cond(scaled) > _MAX_CONDITION or abs(np.linalg.det(matrix[:2, :2])) < 1e-12
-    if singular:
+    singular = abs(matrix[2, 2]) < 1e-12 or np.linalg.cond(scaled) > _MAX_CONDITION
+    if singular or abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2])) < 1e-12:
         raise UserError(
             "The alignment matrix cannot be inverted",
-            where=path,
+            where=where,
             found=f"determinant {np.linalg.det(matrix):.3g}",
             expected="a map that keeps the plane: scale, rotation, mirroring, offset",
             fix=_FIX,
