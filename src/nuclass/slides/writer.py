@@ -19,7 +19,7 @@ from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
 from nuclass.slides.geometry import Frames
-from nuclass.slides.source import RowReader, Source, open_source
+from nuclass.slides.source import Source, open_source
 from nuclass.slides.zarr_format import (
     EMPTY,
     WHITE,
@@ -97,22 +97,18 @@ def resampled_bands(
     step = 1 / (scale * level.factor)
     margin = math.ceil(max(step, 1.0)) + 1
     right = max(math.ceil(width * step), level.width)
-    with RowReader(source, level, threads) as reader:
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            first = max(math.floor(top * step) - margin, 0)
-            last = math.ceil(bottom * step) + margin
-            pixels = reader.read(min(first, level.height), min(last, level.height))
-            needed = max(math.ceil(bottom * step) - first, len(pixels))
-            pixels = _padded(pixels, needed, right)
-            if step == 1:
-                yield pixels[top - first : bottom - first, :width]
-                continue
-            box = (0.0, top * step - first, width * step, bottom * step - first)
-            image = Pillow.frombuffer("RGB", (right, needed), pixels, "raw", "RGB", 0, 1)
-            yield np.asarray(image.resize((width, bottom - top), Pillow.Resampling.BILINEAR, box=box))
-        if reader.missing:
-            _log.warning("%s: %d tiles are absent from the file and were left white", source.path, reader.missing)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first = max(math.floor(top * step) - margin, 0)
+        last = min(math.ceil(bottom * step) + margin, level.height)
+        needed = max(math.ceil(bottom * step) - first, last - first)
+        pixels = source.region(level, 0, first, right, needed)
+        if step == 1:
+            yield pixels[top - first : bottom - first, :width]
+            continue
+        box = (0.0, top * step - first, width * step, bottom * step - first)
+        image = Pillow.frombuffer("RGB", (right, needed), pixels, "raw", "RGB", 0, 1)
+        yield np.asarray(image.resize((width, bottom - top), Pillow.Resampling.BILINEAR, box=box))
 
 
 def _padded(pixels: Image, height: int, width: int) -> Image:
