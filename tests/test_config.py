@@ -19,7 +19,7 @@ CONFIG = Path("config/config.yaml")
 SHEET = Path("config/slides.tsv")
 Reader = Callable[[Path], object]
 MODELS = Path("config/models/demo.yaml")
-ROW = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic\t\t\t\n"
+ROW = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic\t\t\t\t\t\n"
 
 
 @pytest.fixture
@@ -214,7 +214,9 @@ def test_patient_on_both_sides(study: Path) -> None:
         (0, "a b", ["column slide", "'a b' (text)"]),
         (3, "", ["column patient", "text that is not empty"]),
         (1, "heart", ["no synthetic tissue exists for an organ", "heart", "breast, colon, lung"]),
-        (5, "somewhere", ["a synthetic slide takes no bundle", "somewhere"]),
+        (5, "somewhere", ["a synthetic slide takes no dataset", "somewhere"]),
+        (6, "somewhere", ["a synthetic slide takes no path", "somewhere"]),
+        (9, "registr", ["the value of column align is not valid. Did you mean 'register'?", "given, refine, register"]),
     ],
 )
 def test_wrong_cells_of_the_sheet(study: Path, column: int, value: str, told: list[str]) -> None:
@@ -262,8 +264,8 @@ def local(study: Path) -> Callable[[str], str]:
         "he.ome.tif",
     ):
         (bundle / name).touch()
-    files = "\t".join(["my slide", "my slide/he.ome.tif", "my slide/alignment.csv"])
-    replace(study, SHEET, ROW, f"ovary_1\tovary\ttrain\tovary_donor_1\tlocal\t{files}\n")
+    files = "\t".join(["", "my slide", "my slide/he.ome.tif", "my slide/alignment.csv"])
+    replace(study, SHEET, ROW, f"ovary_1\tovary\ttrain\tovary_donor_1\tlocal\t{files}\t\n")
 
     def check(alignment: str) -> str:
         (bundle / "alignment.csv").write_text(alignment, encoding="utf-8")
@@ -314,7 +316,7 @@ def test_missing_bundle_file(study: Path, local: Callable[[str], str]) -> None:
 
 def test_missing_bundle_folder(study: Path, local: Callable[[str], str]) -> None:
     shutil.move(study / "my slide", study / "elsewhere")
-    with pytest.raises(UserError, match="the folder of a bundle is missing"):
+    with pytest.raises(UserError, match="the folder or zip of a Xenium output is missing"):
         load(study)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 T = TypeVar("T")
+BYTES = "bytes"
 _LINE_EVERY_S = 30.0
 _log = get_logger(__name__)
 
@@ -22,19 +23,31 @@ class Progress:
 
     On a terminal it draws a tqdm bar. Anywhere else it logs one line about every 30 s with the share
     done, the rate and the time left, so that a log file stays short.
+
+    Parameters
+    ----------
+    total
+        How much there is to do, in units; 0 where it is not known.
+    description
+        What is done.
+    unit
+        The unit; ``bytes`` are told as kB, MB or GB.
+    done
+        How much was done before; it does not count in the rate.
     """
 
-    def __init__(self, total: int, description: str, unit: str = "items") -> None:
+    def __init__(self, total: int, description: str, unit: str = "items", done: int = 0) -> None:
         self.total = max(int(total), 0)
         self.description = description
         self.unit = unit
-        self.done = 0
+        self.done = self._before = done
         self._start = self._last = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, desc=description, unit=f" {unit}", leave=False)
+            scaled = {"unit": "B", "unit_scale": True} if unit == BYTES else {"unit": f" {unit}"}
+            self._bar = tqdm(total=self.total or None, desc=description, initial=done, leave=False, **scaled)  # type: ignore[call-overload]
 
     def advance(self, n: int = 1) -> None:
         """Record ``n`` more units of work."""
@@ -43,20 +56,22 @@ class Progress:
             self._bar.update(n)
             return
         now = time.monotonic()
-        if now - self._last >= _LINE_EVERY_S and self.done < self.total:
+        if now - self._last >= _LINE_EVERY_S and (self.done < self.total or not self.total):
             self._last = now
-            rate = self.done / max(now - self._start, 1e-9)
-            left = (self.total - self.done) / max(rate, 1e-9)
-            _log.info(
-                "%s: %d of %d %s (%.0f %%), %.1f a second, %.0f s left",
-                self.description,
-                self.done,
-                self.total,
-                self.unit,
-                100 * self.done / max(self.total, 1),
-                rate,
-                left,
-            )
+            _log.info("%s: %s", self.description, self.line(now - self._start))
+
+    def line(self, seconds: float) -> str:
+        """Return what is done, the rate and the time left, after ``seconds`` of work."""
+        rate = (self.done - self._before) / max(seconds, 1e-9)
+        speed = f"{_amount(rate, self.unit)}/s" if self.unit == BYTES else f"{rate:.1f} a second"
+        if not self.total:
+            return f"{_amount(self.done, self.unit)}, {speed}"
+        left = readable_seconds((self.total - self.done) / max(rate, 1e-9))
+        share = f"{100 * self.done / self.total:.0f} %"
+        of = f"{_amount(self.done, self.unit)} of {_amount(self.total, self.unit)}"
+        if self.unit != BYTES:
+            of = f"{self.done} of {self.total} {self.unit}"
+        return f"{of} ({share}), {speed}, {left} left"
 
     def __enter__(self) -> Progress:
         return self
@@ -68,7 +83,37 @@ class Progress:
             self._bar.close()
         elif kind is None:
             seconds = time.monotonic() - self._start
-            _log.info("%s: %d %s in %.1f s", self.description, self.done, self.unit, seconds)
+            rate = f", {_amount((self.done - self._before) / max(seconds, 1e-9), BYTES)}/s"
+            _log.info(
+                "%s: %s in %s%s",
+                self.description,
+                _amount(self.done, self.unit),
+                readable_seconds(seconds),
+                rate if self.unit == BYTES else "",
+            )
+
+
+def _amount(value: float, unit: str) -> str:
+    return readable_bytes(value) if unit == BYTES else f"{value:.0f} {unit}"
+
+
+def readable_bytes(value: float) -> str:
+    """Return a number of bytes as people say it, such as ``1.2 GB`` (1 kB = 1000 bytes)."""
+    for limit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit * 0.9995:
+            return f"{value / limit:.1f} {name}"
+    return f"{value:.0f} bytes"
+
+
+def readable_seconds(value: float) -> str:
+    """Return a time span as people say it, such as ``12.3 s``, ``2 min 5 s`` or ``1 h 10 min``."""
+    if value < 60:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{value // 60:.0f} min {value % 60:.0f} s"
+    if value < 100 * 3600:
+        return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
+    return "over 100 h"
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "items") -> Iterator[T]:

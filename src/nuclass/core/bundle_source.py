@@ -1,0 +1,276 @@
+"""Find a Xenium output, its H&E image and its alignment on this disk, in the ways people keep them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nuclass.core.errors import UserError
+
+EXPERIMENT = "experiment.xenium"
+ALIGN_WORDS = ("given", "refine", "register")
+GRID = "grid"
+HE_NAMES = ("*_he_image.ome.tif", "*_he_unaligned_image.ome.tif")
+ALIGNMENT_NAMES = ("*_he_imagealignment.csv", "*_he_alignment.csv")
+ALIGNMENT_CHOICES = (
+    "its file, the word 'grid' (the H&E lies on the morphology pixel grid), six or nine numbers of a matrix "
+    "(H&E px to morphology px, row by row), or align 'register' (the position is found from the images)"
+)
+_FOCUS_FOLDER = "morphology_focus"
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """Where a Xenium output lies.
+
+    Attributes
+    ----------
+    path
+        The folder that holds experiment.xenium, or the zip.
+    names
+        What lies in it, relative to experiment.xenium, with ``/``; of a folder only its own files and
+        those of morphology_focus.
+    prefix
+        Of a zip: the folder inside it that holds experiment.xenium, ending with ``/``, or nothing.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    prefix: str = ""
+
+    @property
+    def is_zip(self) -> bool:
+        """Whether the output is a zip."""
+        return self.path.is_file()
+
+
+def locate_bundle(path: str | Path) -> BundleSource:
+    """Find a Xenium output: a folder, a folder one level deeper, a zip, or a folder with one ``*outs.zip``.
+
+    Raises
+    ------
+    UserError
+        If there is nothing, no Xenium output, or more than one.
+    """
+    place = Path(path)
+    if place.is_file():
+        return _in_zip(place)
+    if not place.is_dir():
+        raise UserError(
+            "the folder or zip of a Xenium output is missing",
+            where=place,
+            found="nothing at this path",
+            expected="the output folder of the Xenium run with experiment.xenium in it, or its outs.zip",
+            fix="correct the column 'path'",
+        )
+    if (place / EXPERIMENT).is_file():
+        return _in_folder(place)
+    deeper = sorted(folder for folder in place.iterdir() if (folder / EXPERIMENT).is_file())
+    zips = sorted(place.glob("*outs.zip"))
+    found = deeper or zips
+    if len(found) == 1:
+        return _in_folder(found[0]) if deeper else _in_zip(found[0])
+    if found:
+        raise UserError(
+            "more than one Xenium output lies in a folder",
+            where=place,
+            found=" and ".join(str(item) for item in found),
+            expected="one",
+            fix="give one of them in the column 'path'",
+        )
+    raise UserError(
+        "a folder is no Xenium output",
+        where=place,
+        found=f"no {EXPERIMENT} in it or one level deeper, and no *outs.zip",
+        expected="the output folder of the Xenium run with experiment.xenium in it, or its outs.zip",
+        fix="correct the column 'path'",
+    )
+
+
+def _in_folder(folder: Path) -> BundleSource:
+    files = [item.name for item in folder.iterdir() if item.is_file()]
+    focus = folder / _FOCUS_FOLDER
+    if focus.is_dir():
+        files += [f"{_FOCUS_FOLDER}/{item.name}" for item in focus.iterdir() if item.is_file()]
+    return BundleSource(folder, tuple(sorted(files)))
+
+
+def _in_zip(file: Path) -> BundleSource:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            prefix, names = bundle_in_zip(archive, str(file))
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UserError(
+            "a file is no zip, or is cut off",
+            where=file,
+            found=f"{file.stat().st_size:,} bytes; {error}",
+            expected="the whole outs.zip of a Xenium run; the list of its files stands at its end",
+            fix="copy or download it again",
+        ) from error
+    return BundleSource(file, names, prefix)
+
+
+def bundle_in_zip(archive: zipfile.ZipFile, where: str) -> tuple[str, tuple[str, ...]]:
+    """Return the folder inside a zip that holds experiment.xenium, and the names relative to it."""
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    anchors = [name for name in names if name.rpartition("/")[2] == EXPERIMENT]
+    depth = min((name.count("/") for name in anchors), default=0)
+    anchors = [name for name in anchors if name.count("/") == depth]
+    if len(anchors) != 1:
+        shown = " and ".join(anchors) if anchors else f"{len(names)} files, none of them {EXPERIMENT}"
+        raise UserError(
+            "the zip holds more than one Xenium output" if anchors else "the zip holds no Xenium output",
+            where=where,
+            found=shown,
+            expected=f"one {EXPERIMENT}, as in the outs.zip of a Xenium run",
+            fix="give the outs.zip of this slide",
+        )
+    prefix = anchors[0][: -len(EXPERIMENT)]
+    inside = (name[len(prefix) :] for name in names if name.startswith(prefix))
+    return prefix, tuple(name for name in inside if name and ".." not in name.split("/"))
+
+
+def find_he(places: Iterable[str | Path], stem: str = "", skip: Callable[[Path], bool] | None = None) -> Path | None:
+    """Return the H&E image that lies in one of the folders under a 10x name, or None.
+
+    Parameters
+    ----------
+    places
+        Folders to look in.
+    stem
+        A beginning that, where some of the names have it, rules out the others.
+    skip
+        Files that do not count.
+
+    Raises
+    ------
+    UserError
+        If there are several.
+    """
+    found = _matches(places, HE_NAMES, skip)
+    found = [file for file in found if stem and file.name.startswith(stem)] or found
+    if len(found) > 1:
+        raise UserError(
+            "more than one H&E image lies beside the Xenium output",
+            where=found[0].parent,
+            found=", ".join(file.name for file in found),
+            expected="one",
+            fix="give the right one in the column 'he'",
+        )
+    return found[0] if found else None
+
+
+def find_alignment(
+    he: str | Path | None, places: Iterable[str | Path], stem: str = "", skip: Callable[[Path], bool] | None = None
+) -> Path | None:
+    """Return the alignment that lies beside the H&E or in one of the folders under a 10x name, or None.
+
+    The one that bears the H&E's own name comes first, then ``*_he_imagealignment.csv``, then
+    ``*_he_alignment.csv``.
+    """
+    folders = list(places)
+    if he is not None:
+        own = Path(he)
+        beside = own.with_name(he_stem(own.name) + "alignment.csv")
+        if beside.is_file() and not (skip and skip(beside)):
+            return beside
+        folders.insert(0, own.parent)
+    for pattern in ALIGNMENT_NAMES:
+        found = _matches(folders, (pattern,), skip)
+        found = [file for file in found if stem and file.name.startswith(stem)] or found
+        if len(found) > 1:
+            raise UserError(
+                "more than one alignment lies beside the H&E image",
+                where=found[0].parent,
+                found=", ".join(file.name for file in found),
+                expected="one",
+                fix="give the right one in the column 'alignment'",
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def he_stem(name: str) -> str:
+    """Return the name of an image without ``.ome.tif`` or its own ending."""
+    for ending in (".ome.tif", ".ome.tiff"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return Path(name).stem
+
+
+def source_folders(source: BundleSource, path: str | Path) -> tuple[list[Path], str]:
+    """Return where the H&E and alignment of an output may lie, and the beginning of their names.
+
+    The folders are that of the output, that of the zip, and the folder the user gave.
+    """
+    given = Path(path)
+    folders = [source.path.parent if source.is_zip else source.path]
+    if given.is_dir():
+        folders.append(given)
+    stem = source.path.name.removesuffix("outs.zip") if source.is_zip else ""
+    return folders, stem
+
+
+def _matches(places: Iterable[str | Path], patterns: Sequence[str], skip: Callable[[Path], bool] | None) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for place in places:
+        for pattern in patterns:
+            for file in sorted(Path(place).glob(pattern)):
+                if file.is_file() and not (skip and skip(file)):
+                    found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def parse_matrix(text: str) -> list[list[float]] | None:
+    """Read a matrix written as text, or return None if the text is not meant as one.
+
+    Six or nine numbers, row by row, separated by commas, semicolons or blanks: a matrix (3, 3) from
+    H&E px to morphology px; of six numbers the last row is 0, 0, 1.
+
+    Raises
+    ------
+    UserError
+        If the text has a comma or semicolon but is no such matrix, or if it cannot be inverted.
+    """
+    if not any(mark in text for mark in ",;") or text.lower().endswith((".csv", ".zip", ".txt")):
+        return None
+    words = text.replace(",", " ").replace(";", " ").split()
+    expected = "six or nine numbers, row by row, such as 1,0,0; 0,1,0"
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        wrong = next(word for word in words if not _is_number(word))
+        raise UserError(
+            "an alignment is neither a file nor a matrix", found=f"'{wrong}' in '{text}'", expected=expected
+        ) from None
+    if len(numbers) not in (6, 9):
+        raise UserError(
+            "a matrix has the wrong number of values", found=f"{len(numbers)} in '{text}'", expected=expected
+        )
+    numbers += [0.0, 0.0, 1.0][: 9 - len(numbers)]
+    rows = [numbers[start : start + 3] for start in (0, 3, 6)]
+    if not all(map(math.isfinite, numbers)) or determinant(rows) == 0:
+        raise UserError(
+            "a matrix cannot be inverted",
+            found=text,
+            expected="a matrix that leads from H&E px to morphology px, of finite numbers and without a scale of 0",
+        )
+    return rows
+
+
+def determinant(rows: Sequence[Sequence[float]]) -> float:
+    """Return the determinant of a matrix (3, 3)."""
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

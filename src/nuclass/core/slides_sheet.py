@@ -1,0 +1,367 @@
+"""The sheet of slides: every fault of its rows, told with line and slide."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nuclass.core.bundle_source import (
+    ALIGN_WORDS,
+    ALIGNMENT_CHOICES,
+    GRID,
+    BundleSource,
+    determinant,
+    find_alignment,
+    find_he,
+    locate_bundle,
+    parse_matrix,
+    source_folders,
+)
+from nuclass.core.errors import UserError, closest
+from nuclass.core.names import ORGANS
+from nuclass.core.schema import check_settings
+from nuclass.core.sheets import Row, read_sheet
+
+DATASETS = Path("resources/datasets.tsv")
+DATASET_FILES = Path("resources/dataset_files.tsv")
+SYNTHETIC_ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")
+# What the stages read of a bundle; one of each group must be there.
+_BUNDLE_FILES = (
+    ("cells.parquet", "cells.csv.gz", "cells.csv"),
+    ("cell_feature_matrix.h5",),
+    ("nucleus_boundaries.parquet", "nucleus_boundaries.csv.gz", "nucleus_boundaries.csv"),
+)
+
+
+def read_slides(
+    root: Path, path: Any, schema: Mapping[str, Any], align: str = "given"
+) -> tuple[list[Row], list[UserError]]:
+    """Read the sheet of slides and check every row; return the rows and all faults.
+
+    Parameters
+    ----------
+    root
+        The folder that relative paths start from.
+    path
+        The sheet, relative to ``root``; anything but text gives nothing, for that is told elsewhere.
+    schema
+        What a row may hold.
+    align
+        What is done about the alignment of slides whose column ``align`` is empty.
+    """
+    if not isinstance(path, str):
+        return [], []
+    rows, faults = read_sheet(root / path, list(schema["properties"]), list(schema["required"]))
+    for row in rows:
+        faults += _row_faults(path, row, schema)
+    faults += _across_rows(path, rows)
+    datasets = _datasets(root)
+    for row in rows:
+        found = _source_faults(root, row.values, datasets, row.values["align"] or align)
+        faults += [_placed(fault, path, row) for fault in found]
+    return rows, faults
+
+
+def _placed(fault: UserError, path: str, row: Row) -> UserError:
+    """Return a fault with the line of the sheet before the place it names itself."""
+    where = _place(path, row) + (f", {fault.where}" if fault.where else "")
+    return UserError(fault.what, where=where, found=fault.found, expected=fault.expected, fix=fault.fix)
+
+
+def _place(path: str, row: Row) -> str:
+    return f"{path}, line {row.line} (slide '{row.values['slide']}')"
+
+
+def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserError]:
+    _, faults = check_settings(row.values, schema, lambda at: f"{path}, line {row.line}")
+    return [
+        UserError(
+            fault.what.replace("the value of", "the value of column", 1),
+            where=_place(path, row),
+            found=fault.found,
+            expected=fault.expected,
+            fix=fault.fix,
+        )
+        for fault in faults
+    ]
+
+
+def _across_rows(path: str, rows: Sequence[Row]) -> list[UserError]:
+    faults = []
+    seen: dict[str, int] = {}
+    for row in rows:
+        name = row.values["slide"]
+        if name in seen:
+            faults.append(
+                UserError(
+                    f"the slide '{name}' stands twice",
+                    where=f"{path}, lines {seen[name]} and {row.line}",
+                    expected="each slide once",
+                    fix="delete one row, or give it another name",
+                )
+            )
+        seen.setdefault(name, row.line)
+    sides: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        sides.setdefault(row.values["patient"], {}).setdefault(row.values["role"], row)
+    for patient, by_role in sides.items():
+        if patient and {"train", "cohort"} <= by_role.keys():
+            train, cohort = by_role["train"], by_role["cohort"]
+            faults.append(
+                UserError(
+                    f"the patient '{patient}' stands on both sides",
+                    where=f"{path}, lines {train.line} and {cohort.line}",
+                    found=f"'{train.values['slide']}' is for training, '{cohort.values['slide']}' is a cohort",
+                    expected="all slides of a patient in one role: what a model learnt is no test of it",
+                    fix="give both slides the same role, or correct the patient",
+                )
+            )
+    roles = {row.values["role"] for row in rows}
+    for role, text in (("train", "nothing to learn from"), ("cohort", "nothing held out to report on")):
+        if rows and role not in roles:
+            faults.append(
+                UserError(
+                    f"the sheet has no slide with role '{role}'",
+                    where=path,
+                    expected=f"at least one; without it there is {text}",
+                )
+            )
+    return faults
+
+
+def _datasets(root: Path) -> dict[str, set[str]] | None:
+    """Return the files that have an address, for every dataset of the registry; None if there is no registry."""
+    if not (root / DATASETS).is_file():
+        return None
+    known: dict[str, set[str]] = {row["dataset"]: set() for row in _table(root / DATASETS)}
+    for row in _table(root / DATASET_FILES):
+        if row.get("url"):
+            known.setdefault(row["dataset"], set()).add(row["file"])
+    return known
+
+
+def _table(file: Path) -> list[dict[str, str]]:
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    cells = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+    return [dict(zip(cells[0], row, strict=False)) for row in cells[1:]]
+
+
+def _source_faults(
+    root: Path, values: Mapping[str, str], datasets: Mapping[str, set[str]] | None, align: str
+) -> list[UserError]:
+    source = values["source"]
+    faults = [] if values["align"] in ("", *ALIGN_WORDS) else [_no_such_word(values["align"])]
+    if source == "synthetic":
+        real_only = values["organ"] in ORGANS and values["organ"] not in SYNTHETIC_ORGANS
+        return (
+            faults
+            + [_no_such_tissue(values["organ"])] * real_only
+            + [
+                UserError(
+                    f"a synthetic slide takes no {column}",
+                    found=values[column],
+                    expected="an empty field",
+                    fix="empty it, or set source to 'local'",
+                )
+                for column in ("dataset", "path", "he", "alignment")
+                if values[column]
+            ]
+        )
+    if source not in ("dataset", "local"):
+        return faults
+    faults += _dataset_faults(values, datasets) if source == "dataset" else _local_faults(values)
+    found: BundleSource | None = None
+    if values["path"]:
+        try:
+            found = locate_bundle(root / values["path"])
+            faults += _member_faults(found, values["path"])
+        except UserError as error:
+            faults.append(error)
+    # Where the output itself cannot be found, that is the one thing to say.
+    blocked = found is None and (bool(values["path"]) or source == "local")
+    addresses = {"he", "alignment"} if blocked else set()
+    if source == "dataset":
+        addresses |= (datasets or {}).get(values["dataset"], {"he", "alignment"})
+    he, he_faults = _he(root, values, found, "he" not in addresses)
+    needed = align != "register" and "alignment" not in addresses
+    return faults + he_faults + _alignment(root, values, found, he, needed)
+
+
+def _no_such_word(word: str) -> UserError:
+    return UserError(
+        f"the value of column align is not valid.{closest(word, list(ALIGN_WORDS))}",
+        found=word,
+        expected=f"one of {', '.join(ALIGN_WORDS)}, or nothing for the value of the configuration",
+    )
+
+
+def _no_such_tissue(organ: str) -> UserError:
+    return UserError(
+        "no synthetic tissue exists for an organ",
+        found=organ,
+        expected="one of " + ", ".join(SYNTHETIC_ORGANS),
+        fix="choose one of these, or give a real slide",
+    )
+
+
+def _dataset_faults(values: Mapping[str, str], datasets: Mapping[str, set[str]] | None) -> list[UserError]:
+    name = values["dataset"]
+    if not name:
+        return [UserError("a slide names no dataset", expected=f"a name of {DATASETS} in the column 'dataset'")]
+    if datasets is None or name in datasets:
+        return []
+    return [
+        UserError(
+            f"the dataset '{name}' is not known.{closest(name, list(datasets))}",
+            expected=f"a name of {DATASETS}",
+            fix="correct the name, or add the dataset with its addresses to that table",
+        )
+    ]
+
+
+def _local_faults(values: Mapping[str, str]) -> list[UserError]:
+    faults = []
+    if values["dataset"]:
+        faults.append(
+            UserError(
+                "a local slide takes no dataset",
+                found=values["dataset"],
+                expected="an empty field",
+                fix="empty it, or set source to 'dataset'; 'path' may then stay",
+            )
+        )
+    if not values["path"]:
+        faults.append(
+            UserError("a local slide names no Xenium output", expected="its folder or outs.zip in the column 'path'")
+        )
+    return faults
+
+
+def _member_faults(found: BundleSource, shown: str) -> list[UserError]:
+    return [
+        UserError(
+            f"a bundle lacks {' or '.join(names)}",
+            found=f"{shown} without it",
+            expected="a complete Xenium output",
+            fix="copy the file from the run's output",
+        )
+        for names in _BUNDLE_FILES
+        if not set(names) & set(found.names)
+    ]
+
+
+def _he(
+    root: Path, values: Mapping[str, str], found: BundleSource | None, needed: bool
+) -> tuple[Path | None, list[UserError]]:
+    """Return where the H&E lies on this disk, and what is wrong with it."""
+    if values["he"]:
+        file = root / values["he"]
+        return (file, []) if file.is_file() else (None, [_missing("he", values["he"])])
+    try:
+        he = find_he(*source_folders(found, root / values["path"])) if found else None
+    except UserError as error:
+        return None, [error]
+    if he is None and needed:
+        return None, [
+            UserError(
+                "no H&E image is known for a slide",
+                found="none named *_he_image.ome.tif beside the Xenium output" if found else "no address of one",
+                expected="its file in the column 'he'",
+            )
+        ]
+    return he, []
+
+
+def _alignment(
+    root: Path, values: Mapping[str, str], found: BundleSource | None, he: Path | None, needed: bool
+) -> list[UserError]:
+    text = values["alignment"]
+    if text == GRID:
+        return []
+    if text:
+        file = root / text
+        if file.is_file():
+            return _alignment_faults(file, text)
+        try:
+            return [] if parse_matrix(text) else [_missing("alignment", text)]
+        except UserError as error:
+            return [error]
+    try:
+        folders, stem = source_folders(found, root / values["path"]) if found else ([], "")
+        file_found = find_alignment(he, folders, stem)
+    except UserError as error:
+        return [error]
+    if file_found is None and needed:
+        return [
+            UserError(
+                "no alignment is known for a slide",
+                found="none named *_he_imagealignment.csv beside the H&E or the Xenium output"
+                if he or found
+                else "no address of one",
+                expected=ALIGNMENT_CHOICES,
+                fix="fill the column 'alignment', or set 'align' to register",
+            )
+        ]
+    return []
+
+
+def _missing(column: str, shown: str) -> UserError:
+    return UserError(
+        f"the file of column '{column}' is missing",
+        found=shown,
+        expected=None if column == "he" else ALIGNMENT_CHOICES,
+        fix=f"correct the column '{column}'",
+    )
+
+
+def _alignment_faults(file: Path, shown: str) -> list[UserError]:
+    """Check the form of an alignment file: a 3x3 matrix, Explorer's keypoints, or Explorer's zip."""
+    if file.suffix.lower() == ".zip":
+        if zipfile.is_zipfile(file):
+            return []
+        return [UserError("an alignment is no zip, or is cut off", where=f"file {shown}", fix="export it again")]
+    lines = [line for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+    cells = [[cell.strip(" \t\"'") for cell in line.replace(";", ",").replace("\t", ",").split(",")] for line in lines]
+    if cells and {"fixedx", "fixedy", "alignmentx", "alignmenty"} <= {cell.lower() for cell in cells[0]}:
+        return []
+    matrix = [row for row in (_numbers(row) for row in cells) if row]
+    if len(matrix) == 3 and {len(row) for row in matrix} == {3}:
+        total = sum(map(sum, matrix))
+        if total - total == 0 and determinant(matrix) != 0:
+            return []
+        return [
+            UserError(
+                "an alignment matrix cannot be inverted",
+                where=f"file {shown}",
+                found="numbers that are not finite, or a scale of 0",
+                expected="a matrix that leads from H&E px to morphology px",
+                fix="export the alignment again from Xenium Explorer",
+            )
+        ]
+    if len(matrix) == 3 and len(lines) == 4 and {len(row) for row in matrix} == {4}:
+        return []
+    widths = ", ".join(str(width) for width in sorted({len(row) for row in matrix}))
+    found = f"{len(matrix)} rows of {widths} numbers" if matrix else "an empty file"
+    if len(lines) - len(matrix) > 1 or (lines and not matrix):
+        found = f"text that is no number: {lines[0][:60]}"
+    return [
+        UserError(
+            "an alignment file is not a 3x3 matrix",
+            where=f"file {shown}",
+            found=found,
+            expected="three lines of three numbers separated by commas (H&E px to morphology px), or Xenium "
+            "Explorer's keypoints with the columns fixedX, fixedY, alignmentX, alignmentY",
+            fix="export the alignment again from Xenium Explorer",
+        )
+    ]
+
+
+def _numbers(cells: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(cell) for cell in cells]
+    except ValueError:
+        return None
