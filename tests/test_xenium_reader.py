@@ -168,6 +168,7 @@ def test_missing_and_broken_files(folder: Path, name: str, call: str) -> None:
     assert name in str(caught.value)
     (folder / name).unlink()
     (folder / "cells.csv.gz").unlink()
+    (folder / "cells.zarr.zip").unlink()
     with pytest.raises(UserError, match="missing") as caught:
         getattr(read_bundle(folder), call)()
     assert str(folder) in str(caught.value)

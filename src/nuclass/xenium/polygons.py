@@ -50,3 +50,92 @@ def polygon_starts(identity: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
     if len(identity) == 0:
         return np.zeros(0, np.int64)
     return np.flatnonzero(np.append(True, identity[1:] != identity[:-1]))
+
+
+def closed_rings(
+    x: npt.ArrayLike, y: npt.ArrayLike, start: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split outlines where they come back to their first vertex: several rings written as one outline.
+
+    A ring ends at the vertex that equals its first one, and the next vertex begins another ring. What
+    follows the last closed ring and only repeats a vertex of it (padding) is left out.
+
+    Parameters
+    ----------
+    x, y
+        Vertices (V,).
+    start
+        (P,) the row of each outline's first vertex, rising from 0.
+
+    Returns
+    -------
+    First row and number of vertices of each ring (R,), in the order of the rows. An outline that never
+    comes back is one ring.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    stop = np.append(start[1:], len(x)).astype(np.int64)
+    begin = np.asarray(start, np.int64)
+    found = []
+    while len(begin):
+        length = stop - begin
+        first = np.repeat(begin, length)
+        rows = np.arange(len(first)) + np.repeat(begin - np.append(0, np.cumsum(length)[:-1]), length)
+        # Three vertices and the way back are the shortest ring.
+        back = (x[rows] == x[first]) & (y[rows] == y[first]) & (rows - first >= 3)
+        bounds = np.append(0, np.cumsum(length)[:-1])
+        end = np.minimum.reduceat(np.where(back, rows, np.iinfo(np.int64).max), bounds)
+        end = np.minimum(end, stop - 1)
+        found.append(np.stack([begin, end - begin + 1]))
+        again = end + 1
+        while (pad := (again < stop) & _same(x, y, again, begin, stop)).any():
+            again = again + pad
+        more = again < stop
+        begin, stop = again[more], stop[more]
+    rings = np.concatenate(found, axis=1) if found else np.zeros((2, 0), np.int64)
+    rings = rings[:, np.argsort(rings[0], kind="stable")]
+    return rings[0], rings[1]
+
+
+def _same(
+    x: npt.NDArray[np.generic],
+    y: npt.NDArray[np.generic],
+    row: npt.NDArray[np.int64],
+    other: npt.NDArray[np.int64],
+    stop: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    row = np.minimum(row, stop - 1)
+    return np.asarray((x[row] == x[other]) & (y[row] == y[other]))
+
+
+def crosses_itself(
+    x: npt.ArrayLike, y: npt.ArrayLike, start: npt.NDArray[np.integer], length: npt.NDArray[np.integer]
+) -> npt.NDArray[np.bool_]:
+    """Return which rings (R,) have two edges that cross inside both: their area and centroid mean nothing.
+
+    Parameters
+    ----------
+    x, y
+        Vertices (V,).
+    start, length
+        First row and number of vertices of each ring, closed or not.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    crossing = np.zeros(len(start), bool)
+    for n in np.unique(length):
+        chosen = np.flatnonzero(length == n)
+        rows = np.asarray(start)[chosen, None] + np.arange(n)
+        ring = np.stack([x[rows], y[rows]], -1)
+        to = np.roll(ring, -1, axis=1)
+        for step in range(2, int(n) // 2 + 1):
+            a, b = np.roll(ring, -step, axis=1), np.roll(to, -step, axis=1)
+            apart = (_side(ring, to, a) * _side(ring, to, b) < 0) & (_side(a, b, ring) * _side(a, b, to) < 0)
+            crossing[chosen] |= apart.any(1)
+    return crossing
+
+
+def _side(
+    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], point: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return on which side of the line a-b a point lies: the sign of the cross product."""
+    d, e = b - a, point - a
+    return np.sign(d[..., 0] * e[..., 1] - d[..., 1] * e[..., 0])

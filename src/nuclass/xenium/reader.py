@@ -1,21 +1,53 @@
-"""Read a Xenium bundle by what its files hold, not by the version it names."""
+"""Read a Xenium bundle by what its files hold, not by the version it names.
+
+What differs between the versions of the analysis (XOA), and what is made of it:
+
+=================== =========================================== =====================================
+part                versions                                    here
+=================== =========================================== =====================================
+experiment.xenium   1.0: no ``major_version``; capital X and    only ``pixel_size`` and ``images`` are
+                    suffixes in the version; ``xenium_ranger``  used; ``version`` for messages
+cell ids            1.0-1.2 whole numbers, since then text;     ``str``; no cell is ``UNASSIGNED``
+                    bytes in Parquet up to 1.3; no cell is -1
+                    or ``UNASSIGNED``
+tables              CSV, CSV.gz or Parquet                      the first that is there, Parquet first
+cells               columns are added with each version         missing ones are 0, NaN or derived
+outlines            ``label_id`` since 2.0; early builds of     a nucleus is a label, else a ring that
+                    2.0 write all nuclei of a cell as one       closes; of several the largest counts
+                    outline without it
+no outline tables   cells.zarr.zip: ``polygon_sets`` since      read from there
+                    2.0, ``polygon_vertices`` before
+feature matrix      feature types other than genes; proteins    genes alone, whole numbers
+                    (4.0) with fractions
+DAPI image          morphology_focus.ome.tif, since 2.0         by experiment.xenium, else by name
+                    morphology_focus/..0000.., 4.0 ch0000_dapi
+clusters            analysis.tar.gz, a folder, analysis.zarr    :mod:`nuclass.xenium.analysis`
+=================== =========================================== =====================================
+
+Tested on a real bundle of 3.0.0.15 and on real experiment.xenium files of 1.0.1, 1.0.2, 3.0.0.15 and
+4.0.0.19. The layouts of 1.0.1, 1.0.2, 1.3, 1.7, 2.0, 2.x, 3.0 after xeniumranger and 4.0 with proteins are
+tested on rewritten bundles, made from descriptions of the formats (``tests/xenium_versions.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
 from nuclass.core.log import get_logger
-from nuclass.xenium.polygons import polygon_starts, ragged_area_and_centroid
+from nuclass.xenium import tables
+from nuclass.xenium.cells_zarr import CELLS_ZARR, outlines
+from nuclass.xenium.matrix import GENE_EXPRESSION, read_matrix, whole_counts
+from nuclass.xenium.polygons import closed_rings, crosses_itself, polygon_starts, ragged_area_and_centroid
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,16 +56,25 @@ _log = get_logger(__name__)
 
 EXPERIMENT = "experiment.xenium"
 MATRIX = "cell_feature_matrix.h5"
-GENE_EXPRESSION = "Gene Expression"
 UNASSIGNED = "UNASSIGNED"
+_ALWAYS = "the Xenium instrument or xeniumranger writes it into every output bundle"
 _MAKERS = {
-    EXPERIMENT: "the Xenium instrument or xeniumranger writes it into every output bundle",
-    "cells": "the Xenium instrument or xeniumranger writes it into every output bundle",
-    MATRIX: "the Xenium instrument or xeniumranger writes it into every output bundle",
+    EXPERIMENT: _ALWAYS,
+    "cells": _ALWAYS,
+    MATRIX: _ALWAYS,
     "nucleus_boundaries": "the Xenium instrument or xeniumranger writes it where nuclei were segmented",
-    "cell_boundaries": "the Xenium instrument or xeniumranger writes it into every output bundle",
+    "cell_boundaries": _ALWAYS,
     "transcripts": "the Xenium instrument or xeniumranger writes it; it is the largest table of the bundle",
 }
+_FOCUS = (
+    "morphology_focus/morphology_focus_0000.ome.tif",
+    "morphology_focus/ch0000_dapi.ome.tif",
+    "morphology_focus/ch0000_*.ome.tif",
+    "morphology_focus.ome.tif",
+    "morphology_mip.ome.tif",
+)
+_CELL_COUNTS = ("control_probe_counts", "control_codeword_counts")
+_TEXT = ("cell_id", "feature_name", "fov_name", "codeword_category")
 
 
 @dataclass(frozen=True)
@@ -49,7 +90,14 @@ class Bundle:
     @cached_property
     def experiment(self) -> dict[str, Any]:
         """The content of experiment.xenium."""
-        content = read_json(self._file(EXPERIMENT, ("",)))
+        file = self._file(EXPERIMENT, ("",))
+        try:
+            content = read_json(file)
+        except (UserError, UnicodeDecodeError) as error:
+            told = tables.broken(file, error, "a JSON object")
+            if "web page" in told.what or not isinstance(error, UserError):
+                raise told from error
+            raise
         if not isinstance(content, dict):
             raise UserError(
                 "experiment.xenium does not hold a JSON object",
@@ -78,8 +126,17 @@ class Bundle:
         """The version of the analysis that wrote the bundle, such as ``3.0.0.15``; of xeniumranger if it was rerun."""
         ranger = self.experiment.get("xenium_ranger")
         text = ranger.get("version") if isinstance(ranger, dict) else None
-        text = str(text or self.experiment.get("analysis_sw_version") or "")
-        return text[7:] if text.lower().startswith("xenium-") else text
+        text = str(text or self.experiment.get("analysis_sw_version") or "").strip()
+        return re.sub(r"^xenium(ranger)?-", "", text, flags=re.IGNORECASE)
+
+    def morphology_focus(self) -> Path | None:
+        """Return the DAPI image in focus: what experiment.xenium names, else the known names; None if absent."""
+        images = self.experiment.get("images")
+        stated = images.get("morphology_focus_filepath") if isinstance(images, dict) else None
+        if isinstance(stated, str) and stated and (self.folder / stated).is_file():
+            return self.folder / stated
+        found = (file for name in _FOCUS for file in sorted(self.folder.glob(name)) if file.is_file())
+        return next(found, None)
 
     def cells(self) -> pd.DataFrame:
         """Return one row a cell, in the order of the bundle.
@@ -88,77 +145,135 @@ class Bundle:
         (genes, qv >= 20), ``control_counts`` (control probes and control codewords together),
         ``cell_area nucleus_area`` (um^2), ``nucleus_count`` (Int64; the number of outlines in bundles
         before 2.0, which do not state it), ``nucleus_x_um nucleus_y_um`` (area centroid of the nucleus
-        outline, of the largest where there are several; NaN where there is none).
+        outline, of the largest where there are several; NaN where there is none, or where its outline
+        crosses itself so that it has no centroid) and ``centroid`` (``nucleus``, or ``cell`` where
+        only the cell's is known).
+
+        Raises
+        ------
+        UserError
+            The table is missing, broken or empty, lacks a column, names a cell twice, or has a coordinate
+            or a count that is no number.
         """
         return self._cells.copy()
 
     @cached_property
     def _cells(self) -> pd.DataFrame:
-        file = self._file("cells")
-        raw = _read_table(file)
-        needed = ["cell_id", "x_centroid", "y_centroid", "transcript_counts"]
-        _require(file, raw.columns, needed)
-        cell_id = _text(raw["cell_id"])
-        if cell_id.duplicated().any():
-            raise UserError(
-                "A cell id stands twice in the bundle",
-                where=file,
-                found=str(cell_id[cell_id.duplicated()].iloc[0]),
-                expected="one row per cell",
-                fix="copy the file again from the bundle",
-            )
-        zero = pd.Series(0, index=raw.index, dtype="int64")
-        missing = pd.Series(np.nan, index=raw.index)
+        file = self._table("cells")
+        coordinates, areas = ["x_centroid", "y_centroid"], ["cell_area", "nucleus_area"]
+        raw = tables.load(
+            file, ["cell_id", *coordinates, "transcript_counts"], [*_CELL_COUNTS, *areas, "nucleus_count"]
+        )
+        cell_id = _cell_ids(file, raw["cell_id"])
+        row_name = _row_name(cell_id)
+        tables.finite(file, raw, coordinates, row_name)
         out = pd.DataFrame({"cell_id": cell_id})
-        out["x_centroid"] = raw["x_centroid"].astype("float64")
-        out["y_centroid"] = raw["y_centroid"].astype("float64")
-        out["transcript_counts"] = raw["transcript_counts"].astype("int64")
-        controls = [raw.get(name, zero).astype("int64") for name in ("control_probe_counts", "control_codeword_counts")]
-        out["control_counts"] = controls[0] + controls[1]
-        out["cell_area"] = raw.get("cell_area", missing).astype("float64")
-        out["nucleus_area"] = raw.get("nucleus_area", missing).astype("float64")
-        nuclei = self._nuclei()
+        for name in coordinates:
+            out[name] = raw[name].astype("float64")
+        out["transcript_counts"] = tables.to_count(file, raw["transcript_counts"], "transcript_counts", row_name)
+        out["control_counts"] = np.zeros(len(raw), np.int64)
+        for name in _CELL_COUNTS:
+            if name in raw:
+                out["control_counts"] += tables.to_count(file, raw[name], name, row_name)
+        for name in areas:
+            out[name] = tables.to_number(file, raw[name], name, row_name) if name in raw else np.nan
+        nuclei = self.nuclei()
         out["nucleus_count"] = _nucleus_count(raw, nuclei, cell_id)
-        largest = nuclei.sort_values("area", kind="stable").drop_duplicates("cell_id", keep="last").set_index("cell_id")
-        out["nucleus_x_um"] = cell_id.map(largest["x"]).astype("float64")
-        out["nucleus_y_um"] = cell_id.map(largest["y"]).astype("float64")
+        unclear = nuclei.loc[~nuclei["simple"], "cell_id"]
+        if len(unclear):
+            _log.warning(
+                "%s: the nucleus outlines of %d cells cross themselves, the first is %s; the cell's centroid is used",
+                self.folder,
+                unclear.nunique(),
+                unclear.iloc[0],
+            )
+        clear = nuclei[~nuclei["cell_id"].isin(unclear)]
+        largest = clear.sort_values("area", kind="stable").drop_duplicates("cell_id", keep="last").set_index("cell_id")
+        out["nucleus_x_um"] = cell_id.map(largest["x_um"]).astype("float64")
+        out["nucleus_y_um"] = cell_id.map(largest["y_um"]).astype("float64")
+        out["centroid"] = np.where(out["nucleus_x_um"].notna(), "nucleus", "cell")
         return out
 
-    def _nuclei(self) -> pd.DataFrame:
-        """Return one row a nucleus: cell_id, area (um^2), centroid x, y (um)."""
+    def nuclei(self) -> pd.DataFrame:
+        """Return one row a nucleus: ``cell_id``, ``area`` (um^2), ``x_um y_um`` (area centroid), ``simple``.
+
+        Where the outlines have no labels, a nucleus is a ring that closes. Such a ring is not ``simple`` if it
+        crosses itself, as several nuclei joined in one outline do. Outlines without an area are left out.
+        """
         vertices = self.boundaries("nucleus")
-        key = "label_id" if "label_id" in vertices else "cell_id"
-        start = polygon_starts(vertices[key].to_numpy())
-        area, x, y = ragged_area_and_centroid(vertices["vertex_x"], vertices["vertex_y"], start)
-        return pd.DataFrame({"cell_id": vertices["cell_id"].to_numpy()[start], "area": area, "x": x, "y": y})
+        x, y = vertices["vertex_x"].to_numpy(), vertices["vertex_y"].to_numpy()
+        start = polygon_starts(vertices["cell_id"].to_numpy())
+        if "label_id" in vertices:
+            start = np.union1d(start, polygon_starts(vertices["label_id"].to_numpy()))
+            length = np.diff(np.append(start, len(x)))
+            simple = np.ones(len(start), bool)
+        else:
+            start, length = closed_rings(x, y, start)
+            simple = ~crosses_itself(x, y, start, length)
+        # Padding between rings belongs to none of them.
+        rows = np.repeat(start - np.append(0, np.cumsum(length)[:-1]), length) + np.arange(length.sum())
+        packed = np.append(0, np.cumsum(length)[:-1]).astype(np.int64) if len(length) else length
+        area, cx, cy = ragged_area_and_centroid(x[rows], y[rows], packed)
+        frame = pd.DataFrame({"cell_id": vertices["cell_id"].to_numpy()[start], "area": area, "x_um": cx, "y_um": cy})
+        frame["simple"] = simple
+        return frame[(area > 0) | ~simple].reset_index(drop=True)
 
     def boundaries(self, kind: Literal["nucleus", "cell"]) -> pd.DataFrame:
         """Return the outlines' vertices: ``cell_id`` (str), ``vertex_x vertex_y`` (um), ``label_id`` where written.
 
-        The rows of a polygon stand together. Early builds of 2.0 lack ``label_id`` and merge the
-        nuclei of one cell into one outline.
+        From the table of boundaries, or from cells.zarr.zip where there is none. The rows of a polygon
+        stand together. Early builds of 2.0 lack ``label_id`` and merge the nuclei of one cell into one outline.
         """
         if kind not in ("nucleus", "cell"):
             raise ValueError(f"kind is {kind!r}; expected 'nucleus' or 'cell'")
-        file = self._file(f"{kind}_boundaries")
-        frame = _read_table(file)
-        _require(file, frame.columns, ["cell_id", "vertex_x", "vertex_y"])
-        frame["cell_id"] = _text(frame["cell_id"])
-        return frame[[c for c in ("cell_id", "vertex_x", "vertex_y", "label_id") if c in frame]]
+        stem, frame = f"{kind}_boundaries", None
+        file = tables.find_file(self.folder, stem)
+        if file is None and (self.folder / CELLS_ZARR).is_file():
+            file = self.folder / CELLS_ZARR
+            frame = outlines(file, kind)
+        if file is None or (file.name == CELLS_ZARR and frame is None):
+            raise self._missing(stem, tables.ENDINGS)
+        if frame is None:
+            frame = tables.load(file, ["cell_id", "vertex_x", "vertex_y"], ["label_id"])
+            frame["cell_id"] = tables.as_text(frame["cell_id"])
+        tables.finite(file, frame, ["vertex_x", "vertex_y"], _row_name(frame["cell_id"]))
+        return frame
+
+    def has_transcripts(self) -> bool:
+        """Whether the table of transcripts is there."""
+        return tables.find_file(self.folder, "transcripts") is not None
+
+    def transcript_columns(self) -> list[str]:
+        """Return the names of the columns of the table of transcripts."""
+        return tables.table_columns(self._table("transcripts"))
 
     def transcripts(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the transcripts, text as str; ``columns`` limits what is read.
 
         Unassigned transcripts have the cell id ``UNASSIGNED`` in every version (-1 in old files).
         """
-        file = self._file("transcripts")
-        frame = _read_table(file, columns)
-        for column in ("cell_id", "feature_name", "fov_name", "codeword_category"):
-            if column in frame:
-                frame[column] = _text(frame[column])
+        file = self._table("transcripts")
+        frame = tables.load(file, tables.table_columns(file) if columns is None else columns)
+        for column in set(_TEXT) & set(frame):
+            frame[column] = tables.as_text(frame[column])
         if "cell_id" in frame:
             frame["cell_id"] = frame["cell_id"].mask(frame["cell_id"] == "-1", UNASSIGNED)
         return frame
+
+    def transcript_batches(self, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pd.DataFrame]:
+        """Yield the transcripts in pieces of at most ``rows`` rows, text as categories of str.
+
+        As :meth:`transcripts`, in memory that does not grow with their number.
+        """
+        file = self._table("transcripts")
+        for frame in tables.batches(file, tables.choose(file, columns), rows):
+            for column in set(_TEXT) & set(frame):
+                frame[column] = tables.as_text(frame[column].astype("category"))
+            if "cell_id" in frame:
+                names = frame["cell_id"].cat.categories
+                if "-1" in names:
+                    frame["cell_id"] = frame["cell_id"].cat.rename_categories({"-1": UNASSIGNED})
+            yield frame
 
     def counts(self) -> AnnData:
         """Return the counts of genes, cells x genes, rows as in :meth:`cells`.
@@ -170,41 +285,38 @@ class Bundle:
         from anndata import AnnData
         from anndata.utils import make_index_unique
 
-        matrix, barcodes, features = read_matrix(self._file(MATRIX, ("",)))
+        file = self._file(MATRIX, ("",))
+        matrix, barcodes, features = read_matrix(file)
         keep = features["feature_type"] == GENE_EXPRESSION
         if not keep.any():
             raise UserError(
                 "The feature matrix holds no genes",
-                where=self.folder / MATRIX,
+                where=file,
                 found=", ".join(sorted(set(features["feature_type"]))) or "no features",
                 expected=f"features of type {GENE_EXPRESSION}",
                 fix="check that the bundle is of a gene expression run",
             )
         cells = self._cells["cell_id"]
-        order = pd.Index(barcodes).get_indexer(pd.Index(cells))
-        if (order < 0).any():
-            raise UserError(
-                f"{int((order < 0).sum())} of {len(cells)} cells have no row in the feature matrix",
-                where=self.folder / MATRIX,
-                found=f"no barcode {cells.iloc[int(np.argmax(order < 0))]!r}",
-                expected="the cells of the cells table",
-                fix="take both files from the same run of the analysis",
-            )
-        chosen = matrix[:, keep.to_numpy()][order]
+        chosen = whole_counts(file, matrix[:, keep.to_numpy()][_rows_of(file, cells, barcodes)])
         chosen.sort_indices()
         genes = features[keep]
         var = pd.DataFrame({"gene_id": genes["id"].to_numpy(), "gene_name": genes["name"].to_numpy()})
         var.index = make_index_unique(pd.Index(genes["name"].astype(str)))
         return AnnData(X=chosen, obs=pd.DataFrame(index=pd.Index(cells.astype(str), name=None)), var=var)
 
-    def _file(self, stem: str, endings: Sequence[str] = (".parquet", ".csv.gz", ".csv")) -> Path:
+    def _table(self, stem: str) -> Path:
+        return self._file(stem, tables.ENDINGS)
+
+    def _file(self, stem: str, endings: Sequence[str]) -> Path:
         """Return the first file ``stem + ending`` that exists."""
-        for ending in endings:
-            file = self.folder / f"{stem}{ending}"
-            if file.is_file():
-                return file
+        file = tables.find_file(self.folder, stem, endings)
+        if file is None:
+            raise self._missing(stem, endings)
+        return file
+
+    def _missing(self, stem: str, endings: Sequence[str]) -> UserError:
         names = " or ".join(f"{stem}{ending}" for ending in endings)
-        raise UserError(
+        return UserError(
             "A file of the Xenium bundle is missing",
             where=self.folder,
             found=f"no {names}" if self.folder.is_dir() else "no such folder",
@@ -226,90 +338,63 @@ def read_bundle(folder: str | Path) -> Bundle:
     return bundle
 
 
-def read_matrix(file: Path) -> tuple[Any, list[str], pd.DataFrame]:
-    """Read a 10x feature matrix in HDF5.
+def _row_name(cell_id: pd.Series[Any]) -> Callable[[int], str]:
+    return lambda row: f"row {row + 1}, cell {cell_id.iloc[row]}"
 
-    Returns
-    -------
-    The counts (cells x features, CSR, integer where all values are whole), the barcodes, and the
-    features: columns ``id name feature_type``.
-    """
-    import h5py
-    from scipy.sparse import csr_matrix
 
-    try:
-        with h5py.File(file, "r") as stream:
-            group = stream["matrix"]
-            n_features, n_cells = (int(v) for v in group["shape"][:])
-            data, indices, indptr = group["data"][:], group["indices"][:], group["indptr"][:]
-            barcodes = [_decode(v) for v in group["barcodes"][:]]
-            described = group["features"]
-            features = pd.DataFrame(
-                {column: [_decode(v) for v in described[column][:]] for column in ("id", "name", "feature_type")}
-            )
-    except (OSError, KeyError) as error:
+def _cell_ids(file: Path, column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return the ids of the cells table as str, each once."""
+    if column.empty:
         raise UserError(
-            "The feature matrix cannot be read",
+            "The bundle has no cells",
             where=file,
-            found=str(error),
-            expected="a 10x feature matrix in HDF5 with the groups matrix and matrix/features",
-            fix="copy the file again from the bundle; it may be cut off",
-        ) from error
-    if data.dtype.kind == "f" and np.array_equal(data, np.rint(data)):
-        data = data.astype(np.int32)
-    return csr_matrix((data, indices, indptr), shape=(n_cells, n_features)), barcodes, features
-
-
-def _decode(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _text(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return identifiers or names as str, whether written as int, bytes, str or category."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return _text(column.astype(column.cat.categories.dtype))
-    if column.dtype.kind in "iu":
-        return column.astype(str)
-    if len(column) and isinstance(column.iloc[0], bytes):
-        return column.str.decode("utf-8")
-    return column.astype(str)
-
-
-def _read_table(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read a Parquet or (gzipped) CSV table; a broken one is a :class:`UserError`."""
-    import pyarrow as pa
-
-    try:
-        if file.suffix == ".parquet":
-            return pd.read_parquet(file, columns=list(columns) if columns is not None else None)
-        wanted = set(columns) if columns is not None else None
-        return pd.read_csv(file, usecols=(lambda name: name in wanted) if wanted is not None else None)
-    except (pa.ArrowInvalid, OSError, EOFError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(
-            "A table of the bundle cannot be read",
-            where=file,
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            expected="Parquet" if file.suffix == ".parquet" else "CSV",
-            fix="copy the file again from the bundle; it may be cut off",
-        ) from error
-
-
-def _require(file: Path, columns: pd.Index[Any], needed: Sequence[str]) -> None:
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise UserError(
-            "A table of the bundle lacks columns",
-            where=file,
-            found=", ".join(map(str, columns)),
-            expected=", ".join(missing),
-            fix="take the table from a Xenium bundle, without renaming its columns",
+            found="a table without rows",
+            expected="one row per cell",
+            fix="check that cells were segmented in this region, or copy the file again from the bundle",
         )
+    cell_id = tables.as_text(column).astype(str).rename("cell_id")
+    if cell_id.duplicated().any():
+        raise UserError(
+            "A cell id stands twice in the bundle",
+            where=f"{file}, column cell_id",
+            found=str(cell_id[cell_id.duplicated()].iloc[0]),
+            expected="one row per cell",
+            fix="copy the file again from the bundle",
+        )
+    return cell_id
+
+
+def _rows_of(file: Path, cells: pd.Series[Any], barcodes: Sequence[str]) -> Any:
+    """Return the row of each cell in the matrix; barcodes of no cell are left out."""
+    index = pd.Index(barcodes)
+    if index.has_duplicates:
+        raise UserError(
+            "A cell id stands twice in the feature matrix",
+            where=f"{file}, matrix/barcodes",
+            found=str(index[index.duplicated()][0]),
+            expected="each cell once",
+            fix="copy the file again from the bundle",
+        )
+    order = index.get_indexer(pd.Index(cells))
+    if (order < 0).any():
+        raise UserError(
+            f"{int((order < 0).sum())} of {len(cells)} cells have no row in the feature matrix",
+            where=file,
+            found=f"no barcode {cells.iloc[int(np.argmax(order < 0))]!r}",
+            expected="the cells of the cells table",
+            fix="take both files from the same run of the analysis",
+        )
+    if len(index) > len(cells):
+        _log.info(
+            "%s: %d of %d barcodes are of no cell of the table; left out", file, len(index) - len(cells), len(index)
+        )
+    return order
 
 
 def _nucleus_count(raw: pd.DataFrame, nuclei: pd.DataFrame, cell_id: pd.Series[Any]) -> pd.Series[Any]:
     """Return the number of nuclei of each cell (Int64): as written, otherwise the number of outlines."""
     if "nucleus_count" not in raw:
         return cell_id.map(nuclei["cell_id"].value_counts()).fillna(0).astype("Int64").rename("nucleus_count")
-    count: npt.NDArray[np.float64] = raw["nucleus_count"].to_numpy(np.float64)
+    count = pd.to_numeric(raw["nucleus_count"], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     known = np.isfinite(count)
     return pd.Series(np.where(known, count, 0).astype(np.int64), index=raw.index, dtype="Int64").mask(~known)

@@ -1,0 +1,197 @@
+"""The tables of a bundle, Parquet or CSV, read by column or piece by piece, with text as text in every version."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from nuclass.core.errors import UserError
+from nuclass.xenium.numbers import is_web_page
+
+ENDINGS = (".parquet", ".csv.gz", ".csv")
+COPY_AGAIN = "copy the file again from the bundle"
+
+
+def find_file(folder: Path, stem: str, endings: Sequence[str] = ENDINGS) -> Path | None:
+    """Return the first file ``stem + ending`` of a folder that exists."""
+    return next((file for ending in endings if (file := folder / f"{stem}{ending}").is_file()), None)
+
+
+def table_columns(file: Path) -> list[str]:
+    """Return the names of a table's columns; only its head or foot is read."""
+    with readable(file):
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return [name for name in pq.read_schema(file).names if name != "__index_level_0__"]
+        return [str(name) for name in pd.read_csv(file, nrows=0).columns]
+
+
+def load(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> pd.DataFrame:
+    """Read columns of a table: all of ``needed``, and those of ``wanted`` that are there.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or a needed column is missing.
+    """
+    chosen = choose(file, needed, wanted)
+    with readable(file):
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file, columns=chosen).reset_index(drop=True)[chosen]
+        return pd.read_csv(file, usecols=chosen)[chosen]
+
+
+def batches(file: Path, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pd.DataFrame]:
+    """Yield a table in pieces of at most ``rows`` rows, text as categories; memory does not grow with the table."""
+    chosen = list(columns)
+    with readable(file):
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(file) as table:
+                for batch in table.iter_batches(rows, columns=chosen):
+                    yield batch.to_pandas(strings_to_categorical=True)[chosen]
+            return
+        with pd.read_csv(file, usecols=chosen, chunksize=rows) as pieces:
+            for piece in pieces:
+                yield piece[chosen]
+
+
+def choose(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> list[str]:
+    """Return the columns to read, in the order asked for; a missing needed one is a :class:`UserError`."""
+    present = table_columns(file)
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise UserError(
+            "A table of the bundle lacks columns",
+            where=file,
+            found=", ".join(map(str, present)) or "no columns",
+            expected=", ".join(missing),
+            fix="take the table from a Xenium bundle, without renaming its columns",
+        )
+    return [*needed, *(name for name in wanted if name in present and name not in needed)]
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turn the errors of a broken table into a :class:`UserError` that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (
+        pa.ArrowException,
+        OSError,
+        EOFError,
+        zlib.error,
+        UnicodeDecodeError,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+    ) as error:
+        raise broken(file, error, "Parquet" if file.suffix == ".parquet" else "CSV") from error
+
+
+def broken(file: Path, error: BaseException, expected: str) -> UserError:
+    """Return the error for a file that cannot be read; a saved web page is called one."""
+    head = b""
+    if file.is_file():
+        with file.open("rb") as stream:
+            head = stream.read(400)
+    if is_web_page(head):
+        return UserError(
+            "A file of the bundle is a web page",
+            where=file,
+            found=head.decode("utf-8", "replace").strip().splitlines()[0][:80],
+            expected=expected,
+            fix="download it again; the server answered with a page, often because an address has expired",
+        )
+    # KeyError quotes its text.
+    text = str(error).strip("\"'")
+    return UserError(
+        "A table of the bundle cannot be read"
+        if expected in ("Parquet", "CSV")
+        else "A file of the bundle cannot be read",
+        where=file,
+        found=text.splitlines()[0] if text else type(error).__name__,
+        expected=expected,
+        fix=f"{COPY_AGAIN}; it may be cut off",
+    )
+
+
+def as_text(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return identifiers or names as str, whether written as int, whole float, bytes, str or category.
+
+    Categories stay categories, so that a long column of few names stays small.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.rename_categories(as_text(pd.Series(column.cat.categories)).to_numpy())
+    if column.dtype.kind == "f" and (column.dropna() % 1 == 0).all():
+        return column.astype("Int64").astype("object").astype(str)
+    if column.dtype.kind in "iu":
+        return column.astype(str)
+    if pd.api.types.infer_dtype(column, skipna=True) == "bytes":
+        return column.str.decode("utf-8")
+    return column.astype(str)
+
+
+def finite(file: Path, frame: pd.DataFrame, columns: Sequence[str], row_name: Callable[[int], str]) -> None:
+    """Check that coordinates are finite; the first that is not is named.
+
+    Parameters
+    ----------
+    file, frame, columns
+        The table, its content and what to check.
+    row_name
+        Gives the words for a row in the message.
+    """
+    for name in columns:
+        values = to_number(file, frame[name], name, row_name)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise UserError(
+                "A coordinate of the bundle is not a number",
+                where=f"{file}, column {name}, {row_name(row)}",
+                found=f"{values[row]} ({int(bad.sum())} of {len(values)} rows)",
+                expected="micrometres",
+                fix=COPY_AGAIN,
+            )
+
+
+def to_number(file: Path, column: pd.Series[Any], name: str, row_name: Callable[[int], str]) -> npt.NDArray[np.float64]:
+    """Return a column as float64; text in it is a :class:`UserError`."""
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    text = np.isnan(values) & column.notna().to_numpy()
+    if text.any() and column.dtype.kind not in "fiu":
+        row = int(np.argmax(text))
+        raise UserError(
+            "A value of the bundle is not a number",
+            where=f"{file}, column {name}, {row_name(row)}",
+            found=repr(column.iloc[row]),
+            fix=COPY_AGAIN,
+        )
+    return np.asarray(values, np.float64)
+
+
+def to_count(file: Path, column: pd.Series[Any], name: str, row_name: Callable[[int], str]) -> npt.NDArray[np.int64]:
+    """Return a column as int64; anything but whole numbers from 0 is a :class:`UserError`."""
+    values = to_number(file, column, name, row_name)
+    bad = ~((values >= 0) & (values % 1 == 0))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise UserError(
+            "A count of the bundle is not a whole number",
+            where=f"{file}, column {name}, {row_name(row)}",
+            found=values[row],
+            expected="0 or more",
+            fix=COPY_AGAIN,
+        )
+    return values.astype(np.int64)
