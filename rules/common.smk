@@ -20,6 +20,8 @@ from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
+from nuclass.xenium.fetch import check_offline, needs_image
+from nuclass.xenium.slide_folder import local_inputs
 
 # The default file is merged first, then those of --configfile in their order.
 try:
@@ -30,6 +32,7 @@ try:
         schemas=ROOT / "config" / "schemas",
         tables={"ontology": load_ontology, "markers": load_markers},
     )
+    check_offline(STUDY.config, STUDY.slides)
 except UserError as error:
     logger.error(str(error))
     sys.exit(1)
@@ -50,9 +53,16 @@ wildcard_constraints:
     model="|".join(MODELS),
 
 
-def slide_row(slide):
-    """Return a slide's row of the sheet as a dictionary."""
-    return {"slide": slide, **SLIDES.loc[slide].to_dict()}
+def slide_row(slide, *columns):
+    """Return a slide's row of the sheet as a dictionary: the given columns, or all."""
+    row = {"slide": slide, **SLIDES.loc[slide].to_dict()}
+    return {column: row[column] for column in columns or row}
+
+
+def fetch_row(slide):
+    """Return what the sheet says of a slide's files, with the configuration's word where `align` is empty."""
+    row = slide_row(slide, "slide", "source", "dataset", "path", "he", "alignment", "align")
+    return row | {"align": row["align"] or CONFIG.get("alignment", {}).get("align", "given")}
 
 
 def slides_from(*sources):
@@ -63,14 +73,12 @@ def slides_from(*sources):
 def fetch_inputs(wildcards):
     """Return what a slide is fetched from: local files, or the table of public data sets."""
     row = slide_row(wildcards.slide)
+    files = local_inputs(row, f"resources/bundles/{wildcards.slide}")
     if row["source"] == "dataset":
-        # A new note in the table is no reason to download again.
-        return {"registry": ancient("resources/datasets.tsv")}
-    return {
-        "experiment": f"{row['bundle'].rstrip('/')}/experiment.xenium",
-        "he": row["he"],
-        "alignment": row["alignment"],
-    }
+        # A new note in the tables is no reason to download again.
+        files["registry"] = ancient("resources/datasets.tsv")
+        files["registry_files"] = ancient("resources/dataset_files.tsv")
+    return files
 
 
 def mem(base, factor=0.0):

@@ -9,7 +9,7 @@ rule simulate_bundle:
     wildcard_constraints:
         slide=slides_from("synthetic"),
     params:
-        slide=lambda wildcards: slide_row(wildcards.slide),
+        slide=lambda wildcards: slide_row(wildcards.slide, "slide", "organ", "role"),
         seed=CONFIG["synthetic"]["seed"],
         code=code_hash("nuclass.synthetic"),
     log:
@@ -36,15 +36,18 @@ rule fetch_bundle:
     wildcard_constraints:
         slide=slides_from("local", "dataset"),
     params:
-        slide=lambda wildcards: slide_row(wildcards.slide),
+        slide=lambda wildcards: fetch_row(wildcards.slide),
+        image=lambda wildcards: needs_image(fetch_row(wildcards.slide)),
     log:
         "logs/fetch_bundle/{slide}.log",
     benchmark:
         "benchmarks/fetch_bundle/{slide}.tsv"
+    retries: 0
     threads: 1
     resources:
         mem_mb=2000,
         runtime=720,
+        downloads=1,
     conda:
         "../envs/fetch.yaml"
     message:

@@ -10,10 +10,10 @@ import pytest
 
 import nuclass
 from nuclass.cli import main
-from nuclass.core.config import SYNTHETIC_ORGANS
+from nuclass.core.slides_sheet import SYNTHETIC_ORGANS
 
 REPOSITORY = Path(__file__).parent.parent
-COMMANDS = ("check", "simulate", "build-slide", "label", "split", "evaluate")
+COMMANDS = ("check", "fetch", "simulate", "build-slide", "label", "split", "evaluate")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

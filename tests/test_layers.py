@@ -11,6 +11,7 @@ import pytest
 LIBRARY = Path(__file__).parent.parent / "src" / "nuclass"
 LAYERS = (
     ("cli",),
+    ("cli_data",),
     ("figures", "tables"),
     ("evaluation", "interpret"),
     ("training",),

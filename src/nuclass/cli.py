@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import nuclass
+from nuclass.cli_data import add_fetch
 from nuclass.core.errors import UserError, closest
 
 _BASE = Path("config/config.yaml")
@@ -65,7 +66,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_check, _add_simulate, _add_build_slide, _add_label, _add_split, _add_evaluate):
+    for add in (_add_check, add_fetch, _add_simulate, _add_build_slide, _add_label, _add_split, _add_evaluate):
         add(commands)
     return parser
 

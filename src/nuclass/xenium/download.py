@@ -1,227 +1,316 @@
-"""Files over HTTP: streamed, resumed, checked; members of a remote zip without the rest of it."""
+"""Files over HTTP: streamed, resumed, verified, never half under their final name."""
 
 from __future__ import annotations
 
-import http.client
+import errno
+import hashlib
+import json
 import shutil
-import time
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from nuclass.core.errors import UserError
+from nuclass.core.files import write_json
 from nuclass.core.log import get_logger
-from nuclass.core.progress import Progress
+from nuclass.core.progress import BYTES, Progress, readable_bytes
+from nuclass.xenium.registry import Record
+from nuclass.xenium.remote import Answer, ChangedError, HttpSettings, NotFoundError, PastEndError, ask, patiently
 
-_log = get_logger(__name__)
-_BLOCK = 1 << 20
-_AHEAD = 8 << 20
-_TIMEOUT_S = 60
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 T = TypeVar("T")
+_log = get_logger(__name__)
 
 
-class _TryAgainError(OSError):
-    """A fault of the line or the server that may be gone in a moment."""
+class FileChangedError(UserError):
+    """A file on a server became another one while parts of it were being read."""
 
 
-class _PastTheEndError(_TryAgainError):
-    """A range was asked for that begins at or after the end of a file of ``total`` bytes."""
+@dataclass(frozen=True)
+class FileState:
+    """Which state of a file on a server is meant: its size and what the server calls it."""
 
-    def __init__(self, total: int | None) -> None:
-        self.total = total
-        super().__init__("what was downloaded before does not belong to this file")
+    total: int | None
+    validator: str
 
-
-def _patiently(work: Callable[[], T], what: str, attempts: int, pause_s: float) -> T:
-    """Call ``work`` until it succeeds, at most ``attempts`` times, waiting twice as long each time."""
-    import aiohttp
-
-    faults = (_TryAgainError, aiohttp.ClientError, TimeoutError, ConnectionError, http.client.HTTPException)
-    for attempt in range(1, attempts + 1):
-        try:
-            return work()
-        except faults as error:
-            if attempt == attempts:
-                raise UserError(
-                    "A download failed",
-                    where=what,
-                    found=f"{error or type(error).__name__} ({attempts} attempts)",
-                    expected="the whole file",
-                    fix="check the network and start again; what is complete is kept",
-                ) from error
-            wait = pause_s * 2 ** (attempt - 1)
-            _log.warning("%s: %s; attempt %d of %d follows in %.0f s", what, error, attempt + 1, attempts, wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
+    def differs(self, other: FileState) -> bool:
+        """Return whether two states cannot be the same; what a server does not tell is taken as equal."""
+        sizes = self.total is not None and other.total is not None and self.total != other.total
+        names = bool(self.validator) and bool(other.validator) and self.validator != other.validator
+        return sizes or names
 
 
-def _refused(url: str, status: int, reason: str) -> UserError:
-    return UserError(
-        "The server does not give a file",
-        where=url,
-        found=f"HTTP {status} {reason}",
-        expected="HTTP 200 or 206",
-        fix="check the address in resources/datasets.tsv; the dataset may have moved",
-    )
+def part_of(target: Path) -> Path:
+    """Return where the bytes of an unfinished file are kept."""
+    return target.with_name(target.name + ".part")
 
 
-def _request(url: str, start: int = 0) -> http.client.HTTPResponse:
-    headers = {"User-Agent": "nuclass", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+def drop_part(part: Path) -> None:
+    """Forget an unfinished file."""
+    part.unlink(missing_ok=True)
+    _note_file(part).unlink(missing_ok=True)
+
+
+def _note_file(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What an unfinished file is a part of."""
+
+    url: str
+    start: int
+    stop: int | None
+    total: int | None
+    validator: str
+
+    @property
+    def state(self) -> FileState:
+        return FileState(self.total, self.validator)
+
+
+def _read_note(part: Path) -> _Note | None:
+    """Return what is known of an unfinished file; None where it cannot be gone on with."""
     try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S
-        )
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-            raise _PastTheEndError(int(size) if size.isdigit() else None) from error
-        if error.code in _TRANSIENT:
-            raise _TryAgainError(f"HTTP {error.code} {error.reason}") from error
-        raise _refused(url, error.code, str(error.reason)) from error
-    except urllib.error.URLError as error:
-        raise _TryAgainError(str(error.reason)) from error
-    if response.status not in (200, 206):
-        raise _refused(url, response.status, response.reason)
-    return response
+        return _Note(**json.loads(_note_file(part).read_text(encoding="utf-8"))) if part.is_file() else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def download(url: str, path: str | Path, *, attempts: int = 5, pause_s: float = 2.0) -> Path:
-    """Download ``url`` to ``path``; nothing is done if it is there in full.
+def fetch_range(
+    url: str,
+    part: Path,
+    settings: HttpSettings,
+    start: int = 0,
+    stop: int | None = None,
+    state: FileState | None = None,
+    room: int = 0,
+    what: str = "",
+) -> None:
+    """Bring the bytes of a file from ``start`` up to, not including, ``stop`` into ``part``.
 
-    The data go to ``path`` + ``.part``, which a later call continues with a Range request; the name
-    is given when the size is the one the server states.
-
-    Raises
-    ------
-    UserError
-        With the address: at once for an answer such as 404, after ``attempts`` for a broken line.
-    """
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-
-    def work() -> None:
-        if target.exists() and target.stat().st_size == _size(url):
-            return
-        done = part.stat().st_size if part.exists() else 0
-        try:
-            total = _append(url, part, done)
-        except _PastTheEndError as error:
-            if error.total != done:
-                part.unlink(missing_ok=True)
-                raise
-            total = done
-        size = part.stat().st_size
-        if total is not None and size != total:
-            raise _TryAgainError(f"{size} of {total} bytes")
-        part.replace(target)
-
-    _patiently(work, url, attempts, pause_s)
-    return target
-
-
-def _size(url: str) -> int | None:
-    """Return the size in bytes as the server states it, or None."""
-    with _request(url) as response:
-        length = response.headers.get("Content-Length")
-    return int(length) if length is not None else None
-
-
-def _append(url: str, part: Path, done: int) -> int | None:
-    """Write what follows after ``done`` bytes (all of it if the server knows no ranges); return the full size."""
-    with _request(url, done) as response:
-        resumed = response.status == 206 and done > 0
-        start = done if resumed else 0
-        length = response.headers.get("Content-Length")
-        left = int(length) if length is not None else None
-        if resumed:
-            _log.info("%s: continuing after %.1f MB", part.name.removesuffix(".part"), done / 1e6)
-        with part.open("ab" if resumed else "wb") as stream, Progress(left or 0, url, "bytes") as progress:
-            while block := response.read(_BLOCK):
-                stream.write(block)
-                progress.advance(len(block))
-    return start + left if left is not None else None
-
-
-@contextmanager
-def remote_zip(url: str, whole: str | Path, *, attempts: int = 5, pause_s: float = 2.0) -> Iterator[zipfile.ZipFile]:
-    """Open a zip on a server and read only what is asked of it, by HTTP ranges.
+    What lies there of an earlier call is gone on with, if the file on the server is still the same;
+    a note beside it (``.part.json``) tells.
 
     Parameters
     ----------
     url
-        The zip.
-    whole
-        Where the whole zip is downloaded to if the server knows no ranges; it stays there.
+        The address.
+    part
+        Where the bytes go.
+    settings
+        How to ask.
+    start, stop
+        The range in bytes; by default the whole file.
+    state
+        The state the file must be in.
+    room
+        Bytes of disk needed beside the range itself.
+    what
+        A name for messages; by default the address.
+
+    Raises
+    ------
+    FileChangedError
+        If the file is not in ``state``.
+    UserError
+        For a refusal, for a fault that does not pass, for a full disk.
     """
-    import fsspec
+    part.parent.mkdir(parents=True, exist_ok=True)
+    ranged = start > 0 or stop is not None
 
-    def connect() -> zipfile.ZipFile | None:
-        # fsspec turns every refusal into FileNotFoundError or a client error without the address.
-        _request(url).close()
-        stream = fsspec.filesystem("http", client_kwargs={"trust_env": True}).open(url, "rb", block_size=_AHEAD)
-        if not stream.seekable():
-            return None
-        try:
-            return zipfile.ZipFile(stream)
-        except ValueError as error:
-            if "range" in str(error).lower():
-                return None
-            raise
-
-    try:
-        archive = _patiently(connect, url, attempts, pause_s)
-        if archive is None:
-            _log.warning("%s: the server knows no ranges, so the whole file is downloaded", url)
-            archive = zipfile.ZipFile(download(url, whole, attempts=attempts, pause_s=pause_s))
-    except zipfile.BadZipFile as error:
-        raise UserError("A download is not a zip file", where=url, found=str(error), expected="outs.zip") from error
-    with archive:
-        yield archive
-
-
-def extract(
-    archive: zipfile.ZipFile, member: str, path: str | Path, *, attempts: int = 5, pause_s: float = 2.0
-) -> Path:
-    """Copy one member of a zip to ``path`` (its checksum is verified); nothing is done if it is there in full."""
-    target = Path(path)
-    info = archive.getinfo(member)
-    if target.exists() and target.stat().st_size == info.file_size:
-        return target
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    def done() -> int:
+        return part.stat().st_size if part.is_file() else 0
 
     def work() -> None:
+        note = _read_note(part)
+        if note and ((note.url, note.start, note.stop) != (url, start, stop) or (state and state.differs(note.state))):
+            note = None
+        have = done() if note else 0
+        end = stop if stop is not None or note is None else note.total
+        if note and end is not None and start + have >= end:
+            if start + have == end:
+                return
+            have = 0
+        first = start + have
+        known = state.validator if state else note.validator if note else ""
         try:
-            with archive.open(info) as source, part.open("wb") as stream:
-                shutil.copyfileobj(_Counted(source, info.file_size, member), stream, _BLOCK)
-        except zipfile.BadZipFile as error:
-            raise _TryAgainError(str(error)) from error
-        if part.stat().st_size != info.file_size:
-            raise _TryAgainError(f"{part.stat().st_size} of {info.file_size} bytes")
-        part.replace(target)
+            answer = ask(url, settings, first if ranged or have else None, stop, known)
+        except PastEndError as error:
+            drop_part(part)
+            if state:
+                raise file_changed(url) from error
+            raise
+        with answer:
+            now = FileState(answer.total, answer.validator)
+            if state and (state.differs(now) or not answer.partial):
+                raise file_changed(url)
+            if answer.partial and have and note and note.state.differs(now):
+                drop_part(part)
+                raise ChangedError("the file on the server has changed; it is downloaded anew")
+            have = have if answer.partial else 0
+            _write(answer, part, _Note(url, start, stop, now.total, now.validator), have, room, what or url)
 
-    _patiently(work, f"{member} of {archive.filename or 'the remote zip'}", attempts, pause_s)
-    return target
+    patiently(work, what or url, settings, done)
 
 
-class _Counted:
-    """A stream that shows how much was read."""
+def file_changed(url: str) -> FileChangedError:
+    """Return the error that tells of a file that became another one."""
+    return FileChangedError(
+        "A file changed on the server while it was read", where=url, fix="start again; it is then read anew"
+    )
 
-    def __init__(self, stream: object, total: int, name: str) -> None:
-        self._stream = stream
-        self._progress = Progress(total, name, "bytes")
 
-    def read(self, size: int = -1) -> bytes:
-        block: bytes = self._stream.read(size)  # type: ignore[attr-defined]
-        self._progress.advance(len(block))
-        if not block:
-            self._progress.__exit__(None, None, None)
-        return block
+def _write(answer: Answer, part: Path, note: _Note, have: int, room: int, what: str) -> None:
+    """Append the body to what is there (``have`` bytes), or begin with it."""
+    _check_room(part, (answer.length or 0) + room)
+    if have:
+        _log.info("%s: going on after %s", what, readable_bytes(have))
+    total = have + answer.length if answer.length is not None else 0
+    with _disk_faults(part):
+        if not have:
+            part.unlink(missing_ok=True)
+        write_json(_note_file(part), asdict(note))
+        with part.open("ab") as stream, Progress(total, what, BYTES, done=have) as progress:
+            while block := answer.read():
+                stream.write(block)
+                progress.advance(len(block))
+
+
+def _check_room(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            "There is not enough room on the disk",
+            where=path.parent,
+            found=f"{readable_bytes(free)} free",
+            expected=f"{readable_bytes(needed)} for {path.name.removesuffix('.part')}",
+            fix="free space and start again; what has arrived is kept",
+        )
+
+
+@contextmanager
+def _disk_faults(path: Path) -> Iterator[None]:
+    """Turn a full disk into words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                "The disk is full",
+                where=path,
+                found=str(error),
+                fix="free space or quota on that disk and start again; what has arrived is kept",
+            ) from error
+        raise
+
+
+def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[str, T]:
+    """Do ``work`` with the first address that has a file; return the address and the result.
+
+    Raises
+    ------
+    NotFoundError
+        If none has, with all addresses.
+    UserError
+        Of ``work``, with the other addresses of the file named.
+    """
+    gone: list[NotFoundError] = []
+    for url in urls:
+        try:
+            return url, work(url)
+        except NotFoundError as error:
+            gone.append(error)
+            if len(gone) < len(urls):
+                _log.warning("%s: %s; the next address is tried", url, error.found)
+        except UserError as error:
+            others = [other for other in urls if other != url]
+            if not others or isinstance(error, FileChangedError):
+                raise
+            fix = f"{error.fix or ''}; other addresses of the file: {', '.join(others)}".removeprefix("; ")
+            raise UserError(
+                error.what, where=error.where, found=error.found, expected=error.expected, fix=fix
+            ) from error
+    last = gone[-1]
+    if len(gone) == 1:
+        raise last
+    where = ", ".join(str(error.where) for error in gone)
+    raise NotFoundError(
+        "There is no file at any of its addresses", where=where, found=last.found, expected=last.expected, fix=last.fix
+    )
+
+
+def download(
+    urls: Sequence[str], target: str | Path, settings: HttpSettings, records: Sequence[Record] = ()
+) -> tuple[str, str]:
+    """Download a file, going on where an earlier call stopped, and verify it.
+
+    Parameters
+    ----------
+    urls
+        The file's addresses, tried in their order.
+    target
+        Where it goes; until it is whole and verified, its bytes lie in ``target`` + ``.part``.
+    settings
+        How to ask.
+    records
+        Size and checksums, as far as they are known.
+
+    Returns
+    -------
+    The address it came from, and its SHA-256.
+    """
+    path = Path(target)
+    part = part_of(path)
+    note = _read_note(part)
+    ordered = sorted(urls, key=lambda url: not (note and note.url == url))
+    url, _ = first_that_exists(ordered, lambda address: fetch_range(address, part, settings))
+    digest = verify(part, records, url)
+    part.replace(path)
+    drop_part(part)
+    return url, digest
+
+
+def verify(file: Path, records: Sequence[Record], where: str) -> str:
+    """Compare a file with what is recorded of it and return its SHA-256.
+
+    A difference to a record of a mirror copy is a warning. Any other difference is a
+    :class:`UserError`, and the file is moved aside as ``NAME.wrong``.
+    """
+    kinds = {"sha256"} | {record.kind for record in records if record.kind != "bytes"}
+    values = {**digests(file, sorted(kinds)), "bytes": str(file.stat().st_size)}
+    for record in records:
+        actual = values[record.kind]
+        if actual == record.value:
+            continue
+        if record.mirror:
+            _log.warning(
+                "%s: its %s is %s, while %s was recorded for a mirror copy (%s); the file is kept",
+                *(where, record.kind, actual, record.value, record.source),
+            )
+            continue
+        name = file.name.removesuffix(".part")
+        wrong = file.with_name(name + ".wrong")
+        file.replace(wrong)
+        drop_part(file)
+        raise UserError(
+            f"The {record.kind} of a file is not the recorded one",
+            where=where,
+            found=actual,
+            expected=f"{record.value} (recorded by {record.source})",
+            fix=f"the file was moved to {wrong}; start again; if it comes again, the file has changed at its "
+            "source: look at it, then mend or empty the value in resources/dataset_files.tsv",
+        )
+    return values["sha256"]
+
+
+def digests(file: Path, kinds: Sequence[str]) -> dict[str, str]:
+    """Return checksums of a file (``sha256``, ``md5``) as hexadecimal text, reading it once."""
+    sums = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            for each in sums.values():
+                each.update(block)
+    return {kind: each.hexdigest() for kind, each in sums.items()}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nuclass.core.files import sha256, write_json
+from nuclass.core.bundle_source import EXPERIMENT
+from nuclass.core.files import read_json, sha256, write_json
+from nuclass.xenium.members import focus_image
 
 INVENTORY = "bundle.json"
+_UNFINISHED = (".part", ".part.json", ".wrong")
 
 
 def alignment_name(slide: str) -> str:
@@ -17,7 +20,16 @@ def alignment_name(slide: str) -> str:
 
 
 def write_inventory(
-    folder: str | Path, slide: str, source: str, xoa_version: str, he: str, files: Sequence[str] | None = None
+    folder: str | Path,
+    slide: str,
+    source: str,
+    xoa_version: str,
+    he: str,
+    files: Sequence[str] | None = None,
+    *,
+    alignment: str | None = "",
+    alignment_source: str | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write bundle.json: what lies in a slide's folder, with sizes in bytes and SHA-256.
 
@@ -33,18 +45,40 @@ def write_inventory(
         The name of the H&E image in the folder.
     files
         The names to list; by default every file in the folder, without hidden and unfinished ones.
+    alignment
+        The name of the alignment in the folder, None where there is none; by default the study's.
+    alignment_source
+        The name of the file the alignment came from, ``grid``, or ``matrix in the slide sheet``; by default the
+        alignment's own name.
+    hashes
+        SHA-256 that are known, by name.
+
+    Returns
+    -------
+    What was written: ``slide source xoa_version he alignment alignment_source image files``. ``image`` is
+    the DAPI image in focus, None where it is not among the files.
     """
     out = Path(folder)
     if files is None:
-        found = (p for p in out.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".part")
+        found = (p for p in out.rglob("*") if p.is_file() and not p.name.startswith("."))
         files = [name for p in found if (name := p.relative_to(out).as_posix()) != INVENTORY]
+        files = [name for name in files if not name.endswith(_UNFINISHED)]
+    if alignment == "":
+        alignment = alignment_name(slide)
+    known = hashes or {}
+    experiment = read_json(out / EXPERIMENT) if EXPERIMENT in files else {}
     inventory = {
         "slide": slide,
         "source": source,
         "xoa_version": xoa_version,
         "he": he,
-        "alignment": alignment_name(slide),
-        "files": {name: {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)} for name in sorted(files)},
+        "alignment": alignment,
+        "alignment_source": alignment_source or alignment,
+        "image": focus_image(files, experiment),
+        "files": {
+            name: {"bytes": (out / name).stat().st_size, "sha256": known.get(name) or sha256(out / name)}
+            for name in sorted(files)
+        },
     }
     write_json(out / INVENTORY, inventory)
     return inventory
