@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from nuclass.core.errors import UserError
+from nuclass.slides import tiff, writer
 from nuclass.slides.geometry import Frames, window_origin
+from nuclass.slides.resample import resampled
 from nuclass.slides.source import open_source
 from nuclass.slides.store import SlideStore, morton
-from nuclass.slides.writer import resampled_bands, write_store
+from nuclass.slides.writer import write_store
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -169,25 +173,72 @@ def test_thumbnail(built):
     assert abs(thumbnail.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 2
 
 
-@pytest.mark.parametrize("mpp_he", [0.2738, 0.1369, 0.2125, 0.3638, 0.05])
-def test_bands_equal_one_whole_resize(tmp_path, mpp_he):
+@pytest.mark.parametrize("mpp_he", [0.2738, 0.1369, 0.2125, 0.3638, 0.05, 0.25])
+def test_the_scaling_is_that_of_pillow(tmp_path, mpp_he):
     image = picture(431, 517, seed=3)
     he = write_tiff(tmp_path / "he.tif", image)
     frames = frames_for(mpp_he)
     height, width = frames.store_shape((431, 517))
     step = 1 / frames.scale
-    padded = np.pad(image, ((0, 9), (0, 9), (0, 0)), constant_values=255)
-    whole = np.asarray(
-        Pillow.fromarray(padded).resize(
-            (width, height), Pillow.Resampling.BILINEAR, box=(0, 0, width * step, height * step)
-        )
-    ).astype(int)
+    padded = np.pad(image, ((0, 9), (0, 9), (0, 0)), mode="edge")
+    box = (0, 0, width * step, height * step)
+    whole = np.asarray(Pillow.fromarray(padded).resize((width, height), Pillow.Resampling.BILINEAR, box=box))
     with open_source(he) as source:
-        bands = list(resampled_bands(source, frames.scale, (height, width), 32))
-    got = np.concatenate(bands).astype(int)
-    assert got.shape == (height, width, 3)
-    inner = (slice(0, int(428 / step)), slice(0, int(514 / step)))
-    assert np.abs(got - whole)[inner].max() <= 1
+        got = resampled(source, frames.scale, (height, width), (0, 0, width, height)).astype(int)
+    inner = (slice(3, int(428 / step)), slice(3, int(514 / step)))
+    difference = np.abs(got - whole)
+    assert difference[inner].max() <= 1
+    assert difference.mean() < 0.3
+    assert difference.max() < 40
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), mpp=st.sampled_from([0.2738, 0.1369, 0.2125, 0.3638, 0.05, 0.25, 0.7]))
+def test_a_box_equals_the_same_box_of_one_whole_resize(noise, data, mpp):
+    frames = frames_for(mpp)
+    height, width = frames.store_shape(noise.shape)
+    x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    w, h = data.draw(st.integers(1, width - x0)), data.draw(st.integers(1, height - y0))
+    whole = resampled(noise, frames.scale, (height, width), (0, 0, width, height))
+    part = resampled(noise, frames.scale, (height, width), (x0, y0, w, h))
+    np.testing.assert_array_equal(part, whole[y0 : y0 + h, x0 : x0 + w])
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    path = write_tiff(tmp_path_factory.mktemp("noise") / "he.tif", picture(151, 173, seed=5))
+    with open_source(path) as source:
+        yield source
+
+
+@pytest.mark.parametrize("mpp_he", [0.2738, 0.1369, 0.25])
+def test_the_store_is_one_whole_resize_whatever_the_stripes_and_threads(tmp_path, mpp_he, monkeypatch):
+    image = picture(431, 817, seed=3)
+    he = write_tiff(tmp_path / "he.tif", image)
+    frames = frames_for(mpp_he)
+    shape = frames.store_shape((431, 817))
+    with open_source(he) as source:
+        whole = resampled(source, frames.scale, shape, (0, 0, shape[1], shape[0]))
+    found = []
+    for threads, stripe in ((1, 10**9), (3, 1), (4, 64 * 3 * 256)):
+        monkeypatch.setattr(writer, "_STRIPE_BYTES", stripe)
+        write_store(he, frames, tmp_path / "he.zarr", tile=64, shard=128, levels=5, threads=threads)
+        with SlideStore(tmp_path / "he.zarr") as store:
+            np.testing.assert_array_equal(store.region(0, 0, shape[1], shape[0]), whole)
+            found.append([store.region(0, 0, *store.level_shape(k)[::-1], level=k) for k in range(5)])
+    for level in zip(*found, strict=True):
+        np.testing.assert_array_equal(level[0], level[1])
+        np.testing.assert_array_equal(level[0], level[2])
+
+
+def test_every_tile_is_decoded_once_in_a_stripe(tmp_path, monkeypatch):
+    he = write_tiff(tmp_path / "he.tif", picture(431, 817, seed=3))
+    asked, decode = [], tiff._Blocks.decode
+    monkeypatch.setattr(
+        tiff._Blocks, "decode", lambda self, row, column: asked.append((row, column)) or decode(self, row, column)
+    )
+    write_store(he, frames_for(0.2738), tmp_path / "he.zarr", tile=64, shard=128, levels=3, threads=3)
+    assert sorted(asked) == [(row, column) for row in range(7) for column in range(13)]
 
 
 @pytest.mark.parametrize("mpp_he", [0.2738, 0.2125, 0.1369, 0.1])

@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
 from nuclass.slides.geometry import window_origin
-from nuclass.slides.zarr_format import EMPTY, WHITE, LevelLayout, decode_index, parse_layout, shard_path
+from nuclass.slides.zarr_format import (
+    EMPTY,
+    WHITE,
+    LevelLayout,
+    decode_index,
+    decode_tile,
+    parse_layout,
+    shard_path,
+)
 
 Image = NDArray[np.uint8]
 _OPEN_SHARDS = 64
@@ -257,19 +265,16 @@ class SlideStore:
         offset, length = index[row % n][column % n]
         if length == EMPTY:
             return self._white
-        side = layout.tile
         data = os.pread(descriptor, length, offset)
         try:
-            pixels = imagecodecs.zstd_decode(data, out=side * side * 3)
-            image = np.frombuffer(pixels, np.uint8).reshape(side, side, 3)
-        except (imagecodecs.ZstdError, ValueError) as error:
+            return decode_tile(data, layout.tile)
+        except (imagecodecs.BloscError, ValueError) as error:
             raise UserError(
                 "A tile of the slide store is damaged",
                 where=f"{shard_path(self.path, level, row // n, column // n)}, tile row {row}, column {column}",
                 found=str(error),
                 fix="build the slide again",
             ) from error
-        return image
 
     def _shard(self, level: int, row: int, column: int) -> tuple[int, list[list[tuple[int, int]]]]:
         key = (level, row, column)

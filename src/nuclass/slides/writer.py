@@ -1,39 +1,37 @@
-"""Write a slide store from an H&E, band by band: memory grows with the width of the slide, not its area."""
+"""Write a slide store from an H&E on all cores, in memory that does not grow with the slide."""
 
 from __future__ import annotations
 
 import json
-import math
+import os
+import shutil
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any, NamedTuple
 
-import imagecodecs
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
 from nuclass.slides.geometry import Frames
+from nuclass.slides.pyramid import PyramidWriter
+from nuclass.slides.resample import Box, Resampler, kernels
 from nuclass.slides.source import Source, open_source
-from nuclass.slides.zarr_format import (
-    EMPTY,
-    WHITE,
-    LevelLayout,
-    array_metadata,
-    encode_index,
-    group_metadata,
-    shard_path,
-)
+from nuclass.slides.store import SlideStore
+from nuclass.slides.tiles import Image, SourceLevel
+from nuclass.slides.zarr_format import LevelLayout, group_metadata
 
 _log = get_logger(__name__)
-# Level 3 runs at about half the speed or less; it saves 1 % on a real field (0.93 of raw) and 9 % on a synthetic slide.
-_ZSTD_LEVEL = 1
-Image = NDArray[np.uint8]
+# Decoded blocks that a stripe keeps for the rows below are about this many bytes.
+_STRIPE_BYTES = 64_000_000
+_OVERVIEW_PX = 1024
+# Optical density above the glass from which a px of the overview counts as tissue.
+_TISSUE_OD = 0.06
 
 
 def write_store(
@@ -48,8 +46,10 @@ def write_store(
 ) -> dict[str, Any]:
     """Resample an H&E to ``frames.mpp_target`` and write it as ``he.ome.zarr``, atomically.
 
-    Returns the attributes kept in the store: ``mpp``, ``source`` (file name), ``mpp_he``, ``scale`` (store px
-    per H&E px), ``he_shape``, ``store_shape`` (height, width) and ``embedded_mpp`` (what the file says of itself).
+    The pixels do not depend on ``threads``. Returns the attributes kept in the store: ``mpp``, ``source`` (file
+    name), ``mpp_he``, ``scale`` (store px per H&E px), ``he_shape``, ``store_shape`` (height, width),
+    ``embedded_mpp`` (what the file says of itself), ``background_rgb`` (colour of the empty glass, None if none
+    was found) and ``tissue_fraction``.
     """
     if tile % 2 or shard % tile:
         raise UserError(
@@ -58,9 +58,10 @@ def write_store(
             found=f"tile {tile}, shard {shard}",
             expected="an even tile, and a shard that is a multiple of it",
         )
+    remove_stale(Path(out))
     with open_source(he) as source:
         height, width = frames.store_shape(source.shape)
-        info = {
+        info: dict[str, Any] = {
             "mpp": frames.mpp_target,
             "source": source.path.name,
             "mpp_he": frames.mpp_he,
@@ -69,169 +70,175 @@ def write_store(
             "store_shape": [height, width],
             "embedded_mpp": source.embedded_mpp,
         }
-        with atomic_path(out) as root, ThreadPoolExecutor(threads) as pool:
+        with atomic_path(out) as root:
             root.mkdir(parents=True)
-            writer = _LevelWriter.chain(root, (height, width), tile, shard, levels, pool)
-            with writer, Progress(height, "H&E to store", "rows") as progress:
-                for band in resampled_bands(source, frames.scale, (height, width), tile, threads):
-                    writer.add(band)
-                    progress.advance(len(band))
-                writer.finish()
-            metadata = group_metadata(source.path.name, frames.mpp_target, levels, info)
-            (root / "zarr.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
+            resampler = Resampler(source, frames.scale, (height, width))
+            pyramid = PyramidWriter(root, (height, width), tile, shard, levels)
+            try:
+                _fill(pyramid, resampler, source, threads)
+                pyramid.finish()
+            finally:
+                pyramid.close()
+            _write_group(root, levels, info)
+            with SlideStore(root, cache_mb=16) as store:
+                info.update(look_of(store.thumbnail(_OVERVIEW_PX)))
+            _write_group(root, levels, info)
     return info
 
 
-def resampled_bands(
-    source: Source, scale: float, shape: tuple[int, int], rows: int, threads: int = 1
-) -> Iterator[Image]:
-    """Yield the H&E at ``scale`` (new px per level-0 px) in bands of ``rows`` rows, ``(rows, width, 3)``.
+def look_of(overview: Image) -> dict[str, Any]:
+    """Return ``background_rgb`` and ``tissue_fraction`` of a small image of the slide ``(h, w, 3)``.
 
-    The new pixel ``i`` covers ``[i, i + 1) / scale`` of level 0. Linear interpolation where the image grows,
-    the triangle filter widened by the step where it shrinks (no aliasing); from the pyramid level nearest
-    above the wanted resolution. Beyond the edge it is white. Each band equals the same rows of one whole
-    resize, because the rows it needs beyond its ends are read too.
+    Glass is bright and without colour: its least channel above 190 and its channels within 30. The background is
+    the median of the glass, None where less than 0.2 % of the slide is. Tissue is what is darker than the
+    background (than white, if there is none) in at least one channel by an optical density of 0.06.
     """
-    height, width = shape
-    level = source.level_for(1 / scale)
-    step = 1 / (scale * level.factor)
-    margin = math.ceil(max(step, 1.0)) + 1
-    right = max(math.ceil(width * step), level.width)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        first = max(math.floor(top * step) - margin, 0)
-        last = min(math.ceil(bottom * step) + margin, level.height)
-        needed = max(math.ceil(bottom * step) - first, last - first)
-        pixels = source.region(level, 0, first, right, needed)
-        if step == 1:
-            yield pixels[top - first : bottom - first, :width]
+    pixels = overview.reshape(-1, 3)
+    low, high = pixels.min(axis=1), pixels.max(axis=1)
+    glass = pixels[(low > 190) & (high - low < 30)]
+    background = np.median(glass, axis=0) if len(glass) > 0.002 * len(pixels) else None
+    white = np.full(3, 255.0) if background is None else background
+    density = np.log10((white + 1) / (pixels.astype(np.float32) + 1)).max(axis=1)
+    return {
+        "background_rgb": None if background is None else [int(round(value)) for value in background.tolist()],
+        "tissue_fraction": round(float((density > _TISSUE_OD).mean()), 4),
+    }
+
+
+def remove_stale(out: Path) -> None:
+    """Remove what killed builds of the same store left beside it."""
+    for path in out.parent.glob(f".*.{out.name}"):
+        owner = path.name[1:].split(".", 1)[0]
+        if not owner.isdigit() or path.name != f".{owner}.{out.name}":
             continue
-        box = (0.0, top * step - first, width * step, bottom * step - first)
-        image = Pillow.frombuffer("RGB", (right, needed), pixels, "raw", "RGB", 0, 1)
-        yield np.asarray(image.resize((width, bottom - top), Pillow.Resampling.BILINEAR, box=box))
+        if int(owner) != os.getpid() and _alive(int(owner)):
+            continue
+        _log.info("%s: left by a build that was killed; removed", path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def _padded(pixels: Image, height: int, width: int) -> Image:
-    if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels)
-    out = np.full((height, width, 3), WHITE, np.uint8)
-    out[: pixels.shape[0], : pixels.shape[1]] = pixels
-    return out
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
-class _LevelWriter:
-    """Takes the rows of one level, writes its tiles, and hands their 2 x 2 means to the next level."""
+def _write_group(root: Path, levels: int, info: dict[str, Any]) -> None:
+    metadata = group_metadata(info["source"], info["mpp"], levels, info)
+    (root / "zarr.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
 
-    def __init__(
-        self, root: Path, level: int, layout: LevelLayout, below: _LevelWriter | None, pool: ThreadPoolExecutor
-    ) -> None:
-        self.root, self.level, self.layout, self.below, self.pool = root, level, layout, below, pool
-        self._waiting: list[Image] = []
-        self._tile_row = 0
-        self._files: list[BinaryIO] = []
-        self._index: NDArray[np.uint64] = np.empty((0,), np.uint64)
-        folder = root / str(level)
-        folder.mkdir()
-        (folder / "zarr.json").write_text(json.dumps(array_metadata(layout, _ZSTD_LEVEL), indent=2), encoding="utf-8")
 
-    @classmethod
-    def chain(
-        cls, root: Path, shape: tuple[int, int], tile: int, shard: int, levels: int, pool: ThreadPoolExecutor
-    ) -> _LevelWriter:
-        """Make the writers of all levels and return that of level 0."""
-        writer: _LevelWriter | None = None
-        for level in reversed(range(levels)):
-            height, width = (-(-n // 2**level) for n in shape)
-            writer = cls(root, level, LevelLayout(height, width, tile, shard), writer, pool)
-        if writer is None:
-            raise ValueError("A store has at least one level")
-        return writer
+class _Piece(NamedTuple):
+    """One piece of level 0 to make: its place in the pyramid, its box, and the blocks of its stripe."""
 
-    def add(self, rows: Image) -> None:
-        """Take more rows; whole tile rows are written as they fill."""
-        self._waiting.append(rows)
-        side = self.layout.tile
-        if sum(map(len, self._waiting)) < side:
-            return
-        band = self._take()
-        while len(band) >= side:
-            self._write(band[:side])
-            band = band[side:]
-        if len(band):
-            self._waiting.append(band)
+    row: int
+    column: int
+    box: Box
+    blocks: _StripeBlocks
 
-    def finish(self) -> None:
-        """Write what is left, here and in the levels below."""
-        band = self._take()
-        if len(band):
-            self._write(band)
-        self._end_shards()
-        if self.below is not None:
-            self.below.finish()
 
-    def _take(self) -> Image:
-        band = (
-            np.concatenate(self._waiting)
-            if len(self._waiting) > 1
-            else (self._waiting[0] if self._waiting else np.empty((0, self.layout.width, 3), np.uint8))
+def _fill(pyramid: PyramidWriter, resampler: Resampler, source: Source, threads: int) -> None:
+    """Decode, resample and encode pieces side by side, a few ahead of the oldest that is not done."""
+
+    def make(piece: _Piece) -> int:
+        needed = resampler.needs(piece.box)
+        pixels = piece.blocks.region(needed)
+        pyramid.add(piece.row, piece.column, resampler.make(piece.box, pixels))
+        return piece.box.width * piece.box.height
+
+    kernels()
+    layout = pyramid.layouts[0]
+    running: deque[Future[int]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with Progress(layout.height * layout.width, "H&E to store", "px") as progress:
+            for piece in _pieces(pyramid, resampler):
+                running.append(pool.submit(make, piece))
+                while len(running) > 2 * threads or (running and running[0].done()):
+                    progress.advance(running.popleft().result())
+            while running:
+                progress.advance(running.popleft().result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pieces(pyramid: PyramidWriter, resampler: Resampler) -> Iterator[_Piece]:
+    """Yield the pieces of level 0, stripe after stripe, each from top to bottom."""
+    layout = pyramid.layouts[0]
+    rows, columns = layout.tile_grid[0], layout.shard_grid[1]
+    wide = _stripe_shards(resampler, layout.shard, columns)
+    for start in range(0, columns, wide):
+        stripe = range(start, min(start + wide, columns))
+        blocks = _StripeBlocks(
+            resampler.level,
+            [resampler.needs(_box(layout, row, start)) for row in range(rows)],
+            [resampler.needs(_box(layout, 0, column)) for column in stripe],
         )
-        self._waiting = []
-        return band
-
-    def _write(self, band: Image) -> None:
-        side, per_shard = self.layout.tile, self.layout.tiles_per_shard
-        row = self._tile_row % per_shard
-        if row == 0:
-            self._start_shards()
-        columns = self.layout.tile_grid[1]
-        encoded = self.pool.map(_encode, (_tile(band, c * side, side) for c in range(columns)))
-        for column, data in enumerate(encoded):
-            if data is None:
-                continue
-            shard, place = divmod(column, per_shard)
-            self._index[shard, row, place] = (self._files[shard].tell(), len(data))
-            self._files[shard].write(data)
-        self._tile_row += 1
-        if row == per_shard - 1:
-            self._end_shards()
-        if self.below is not None:
-            image = Pillow.frombuffer("RGB", band.shape[1::-1], np.ascontiguousarray(band), "raw", "RGB", 0, 1)
-            self.below.add(np.asarray(image.reduce(2)))
-
-    def _start_shards(self) -> None:
-        n = self.layout.tiles_per_shard
-        row = self._tile_row // n
-        for column in range(self.layout.shard_grid[1]):
-            path = shard_path(self.root, self.level, row, column)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._files.append(path.open("wb"))
-        self._index = np.full((len(self._files), n, n, 2), EMPTY, np.uint64)
-
-    def _end_shards(self) -> None:
-        for file, index in zip(self._files, list(self._index) if self._files else [], strict=True):
-            file.write(encode_index(index))
-            file.close()
-        self._files = []
-
-    def __enter__(self) -> _LevelWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.close()
-        if self.below is not None:
-            self.below.__exit__()
+        yield from (_Piece(row, column, _box(layout, row, column), blocks) for row in range(rows) for column in stripe)
 
 
-def _tile(band: Image, left: int, side: int) -> Image:
-    part = band[:, left : left + side]
-    if part.shape[:2] == (side, side):
-        return np.ascontiguousarray(part)
-    return _padded(part, side, side)
+def _box(layout: LevelLayout, row: int, column: int) -> Box:
+    x0, y0 = column * layout.shard, row * layout.tile
+    return Box(x0, y0, min(layout.shard, layout.width - x0), min(layout.tile, layout.height - y0))
 
 
-def _encode(tile: Image) -> bytes | None:
-    """Compress one tile; None for one that is all white."""
-    if int(tile.min()) == WHITE:
-        return None
-    return bytes(imagecodecs.zstd_encode(tile, level=_ZSTD_LEVEL))  # type: ignore[arg-type]
+def _stripe_shards(resampler: Resampler, shard: int, columns: int) -> int:
+    """Return how many shards wide a stripe is.
+
+    As wide as the memory for a row of its blocks allows, since blocks on the edge of two stripes are decoded
+    twice. Strips go across the whole image; to cut them would decode each one for every stripe.
+    """
+    high, wide = resampler.level.blocks.block
+    if wide >= resampler.level.width:
+        return columns
+    return max(int(_STRIPE_BYTES / (high * 3 * shard * resampler.step)), 1)
+
+
+class _StripeBlocks:
+    """The blocks of a level that the pieces of one stripe share: decoded once, dropped after their last use."""
+
+    def __init__(self, level: SourceLevel, rows: list[Box], columns: list[Box]) -> None:
+        self._level = level
+        self._lock = Lock()
+        self._blocks: dict[tuple[int, int], Future[Image | None]] = {}
+        self._left: dict[tuple[int, int], int] = {}
+        # A piece needs the product of its rows and columns of blocks, so two counts tell all uses.
+        self._rows = Counter(row for box in rows for row in level.covering(box.y0, box.y0 + box.height, 0))
+        self._columns = Counter(c for box in columns for c in level.covering(box.x0, box.x0 + box.width, 1))
+
+    def region(self, box: Box) -> Image:
+        """Put one of the boxes together; each may be asked for once."""
+        got: dict[tuple[int, int], Future[Image | None]] = {}
+        for place in self._places(box):
+            with self._lock:
+                known = self._blocks.get(place)
+                mine = known or self._blocks.setdefault(place, Future())
+                if known is None:
+                    self._left[place] = self._rows[place[0]] * self._columns[place[1]]
+            got[place] = mine
+            if known is None:
+                self._decode(place, mine)
+        # Only now wait for what other threads decode.
+        blocks = {place: future.result() for place, future in got.items()}
+        with self._lock:
+            for place in blocks:
+                self._left[place] -= 1
+                if self._left[place] == 0:
+                    del self._blocks[place], self._left[place]
+        return self._level.paste(lambda row, column: blocks[row, column], *box)
+
+    def _decode(self, place: tuple[int, int], future: Future[Image | None]) -> None:
+        try:
+            future.set_result(self._level.blocks.decode(*place))
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+
+    def _places(self, box: Box) -> list[tuple[int, int]]:
+        rows = self._level.covering(box.y0, box.y0 + box.height, 0)
+        columns = self._level.covering(box.x0, box.x0 + box.width, 1)
+        return [(row, column) for row in rows for column in columns]
