@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class PyramidWriter:
         if level + 1 == len(self._levels):
             return
         above = self.layouts[level]
-        whole = self._levels[level + 1].collect(row, column, halved(image), above)
+        whole = self._levels[level + 1].collect(row, column, image, above)
         if whole is not None:
             self.add(row // 2, column // 2, whole, level + 1)
 
@@ -66,6 +66,13 @@ class _Shard:
         self.rows_left = rows
         n = layout.tiles_per_shard
         self.index: NDArray[np.uint64] = np.full((n, n, 2), EMPTY, np.uint64)
+        self._end = 0
+
+    def append(self, row: int, column: int, parts: tuple[Any, ...]) -> None:
+        length = sum(map(len, parts))
+        self.index[row, column] = (self._end, length)
+        self.file.writelines(parts)
+        self._end += length
 
 
 class _Level:
@@ -97,8 +104,7 @@ class _Level:
                 shard = self._shards[place] = _Shard(shard_path(self.root, self.number, *place), self.layout, rows)
             for k, data in enumerate(encoded):
                 if data is not None:
-                    shard.index[row % n, k] = (shard.file.tell(), len(data))
-                    shard.file.write(data)
+                    shard.append(row % n, k, data)
             self._pieces_left -= 1
             shard.rows_left -= 1
             if shard.rows_left:
@@ -108,7 +114,7 @@ class _Level:
         shard.file.close()
 
     def collect(self, row: int, column: int, image: Image, above: LevelLayout) -> Image | None:
-        """Take the halved piece ``(row, column)`` of the level above; return the piece it completes, if it does."""
+        """Take the piece ``(row, column)`` of the level above, halved; return the piece it completes, if it does."""
         place = (row // 2, column // 2)
         height = min(self.layout.tile, self.layout.height - place[0] * self.layout.tile)
         width = min(self.layout.shard, self.layout.width - place[1] * self.layout.shard)
@@ -118,7 +124,7 @@ class _Level:
                 self._waiting[place] = (np.empty((height, width, 3), np.uint8), [])
             whole, seen = self._waiting[place]
         y, x = row % 2 * self.layout.tile // 2, column % 2 * self.layout.shard // 2
-        whole[y : y + image.shape[0], x : x + image.shape[1]] = image
+        halved(image, whole[y : y + -(-image.shape[0] // 2), x : x + -(-image.shape[1] // 2)])
         with self._lock:
             seen.append((row, column))
             if len(seen) < parts:

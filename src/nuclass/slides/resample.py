@@ -103,12 +103,13 @@ def resampled(source: Source, scale: float, shape: tuple[int, int], box: tuple[i
     return resampler.make(wanted, source.region(resampler.level, *resampler.needs(wanted)))
 
 
-def halved(image: Image) -> Image:
-    """Return the 2 x 2 mean of ``(h, w, 3)``, rounded; of an odd side the last px stands for two."""
+def halved(image: Image, out: Image | None = None) -> Image:
+    """Return the 2 x 2 mean of ``(h, w, 3)``, rounded, in ``out`` if given. Of an odd side the last px counts twice."""
     height, width = image.shape[:2]
     if height % 2 or width % 2:
         image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    out = np.empty((image.shape[0] // 2, image.shape[1] // 2, 3), np.uint8)
+    if out is None:
+        out = np.empty((image.shape[0] // 2, image.shape[1] // 2, 3), np.uint8)
     _, halve = kernels()
     halve(np.ascontiguousarray(image), out)
     return out
@@ -121,7 +122,7 @@ def kernels() -> tuple[Callable[..., None], Callable[..., None]]:
 
     signatures = (
         "void(uint8[:,::1], uint8[:,::1], int64[::1], uint16[:,::1], int64[::1], uint16[:,::1])",
-        "void(uint8[:,:,::1], uint8[:,:,::1])",
+        "void(uint8[:,:,::1], uint8[:,:,:])",
     )
 
     def build(**options: Any) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -149,16 +150,20 @@ def _resize(
     half, half_row = np.uint32(1 << 21), np.uint32(1 << 7)
     for i in range(new.shape[0]):
         y = y_first[i]
-        line, weight = old[y], np.uint32(y_weights[i, 0])
-        for j in range(samples):
-            sums[j] = weight * np.uint32(line[j]) + half_row
-        for k in range(1, y_taps - 1):
-            line, weight = old[y + k], np.uint32(y_weights[i, k])
+        first, w0 = old[y], np.uint32(y_weights[i, 0])
+        last, w1 = old[y + y_taps - 1], np.uint32(y_weights[i, y_taps - 1] if y_taps > 1 else 0)
+        if y_taps <= 2:
             for j in range(samples):
-                sums[j] += weight * np.uint32(line[j])
-        line, weight = old[y + y_taps - 1], np.uint32(y_weights[i, y_taps - 1] if y_taps > 1 else 0)
-        for j in range(samples):
-            row[j] = (sums[j] + weight * np.uint32(line[j])) >> np.uint32(8)
+                row[j] = (w0 * np.uint32(first[j]) + w1 * np.uint32(last[j]) + half_row) >> np.uint32(8)
+        else:
+            for j in range(samples):
+                sums[j] = w0 * np.uint32(first[j]) + w1 * np.uint32(last[j]) + half_row
+            for k in range(1, y_taps - 1):
+                line, weight = old[y + k], np.uint32(y_weights[i, k])
+                for j in range(samples):
+                    sums[j] += weight * np.uint32(line[j])
+            for j in range(samples):
+                row[j] = sums[j] >> np.uint32(8)
         out = new[i]
         # The two common counts spelled out: twice as fast as the loop over taps below.
         if x_taps == 2:

@@ -98,10 +98,10 @@ def look_of(overview: Image) -> dict[str, Any]:
     glass = pixels[(low > 190) & (high - low < 30)]
     background = np.median(glass, axis=0) if len(glass) > 0.002 * len(pixels) else None
     white = np.full(3, 255.0) if background is None else background
-    density = np.log10((white + 1) / (pixels.astype(np.float32) + 1)).max(axis=1)
+    tissue = (pixels < (white + 1) / 10**_TISSUE_OD - 1).any(axis=1)
     return {
-        "background_rgb": None if background is None else [int(round(value)) for value in background.tolist()],
-        "tissue_fraction": round(float((density > _TISSUE_OD).mean()), 4),
+        "background_rgb": None if background is None else [round(value) for value in background.tolist()],
+        "tissue_fraction": round(float(tissue.mean()), 4),
     }
 
 

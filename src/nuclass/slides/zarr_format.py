@@ -12,6 +12,7 @@ Specifications: zarr-specs v3 sharding-indexed, codecs blosc and crc32c; ngff.op
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ WHITE = 255
 Image = NDArray[np.uint8]
 # A tile is kept compressed if it shrinks to this share: smaller is cheaper to store, plain is faster to read.
 _WORTH_IT = 0.5
+# Bits a sample of four rows of it, below which it is tried: quicker than to compress tissue for nothing.
+_TRY_BELOW_BITS = 5.0
 _ZSTD_LEVEL = 1
 _BLOSC = {"cname": "zstd", "clevel": _ZSTD_LEVEL, "shuffle": "noshuffle", "typesize": 1, "blocksize": 0}
 _CODECS = ["transpose", "bytes", "blosc", "crc32c"]
@@ -145,25 +148,26 @@ def parse_layout(metadata: dict[str, Any], where: Path) -> LevelLayout:
         raise UserError(
             "This Zarr array is not a level of a slide store",
             where=where,
-            expected="uint8, axes c y x, sharded tiles of blosc with a checksum, as this version of nuclass writes them",
+            expected="uint8, axes c y x, sharded tiles of blosc and crc32c, as this version writes them",
             fix="build the slide again",
         )
     return layout
 
 
-def encode_tile(tile: Image) -> bytes | None:
-    """Return the bytes of one tile ``(side, side, 3)``; None for one that is all white."""
+def encode_tile(tile: Image) -> tuple[Any, ...] | None:
+    """Return the bytes of one tile ``(side, side, 3)`` in parts; None for one that is all white."""
     if int(tile.min()) == WHITE:
         return None
-    data = np.ascontiguousarray(tile)
-    # A sixteenth of the rows tells whether compressing the tile is worth its time.
-    sample = np.ascontiguousarray(data[:: min(16, len(data))])
-    if len(_blosc(sample, _ZSTD_LEVEL)) < 1.2 * _WORTH_IT * sample.nbytes + _HEADER:
-        packed = _blosc(data, _ZSTD_LEVEL)
+    data = np.ascontiguousarray(tile).reshape(len(tile), -1)
+    if _entropy(data[:: max(len(data) // 4, 1)]) < _TRY_BELOW_BITS:
+        packed = _compressed(data)
         if len(packed) <= _WORTH_IT * data.nbytes:
-            return packed + _crc(packed)
-    plain = _blosc(data, 0)
-    return plain + _crc(plain)
+            return packed, _crc(packed)
+    size = data.nbytes
+    header = struct.pack("<4B3I", 2, 1, _PLAIN_FLAG, 1, size, size, size + _HEADER)
+    pixels = data.reshape(-1)
+    pixels.flags.writeable = False
+    return header, pixels.data, _crc(header, pixels)
 
 
 def decode_tile(data: bytes, side: int) -> Image:
@@ -177,20 +181,28 @@ def decode_tile(data: bytes, side: int) -> Image:
     if data[2] & _PLAIN_FLAG:
         pixels = body[_HEADER : _HEADER + size]
     else:
-        pixels = np.frombuffer(imagecodecs.blosc_decode(body[:-_CHECK], numthreads=1, out=size), np.uint8)
+        pixels = np.frombuffer(imagecodecs.blosc_decode(data[:-_CHECK], numthreads=1, out=size), np.uint8)
     return pixels.reshape(side, side, 3)
 
 
-def _blosc(data: Image, level: int) -> bytes:
-    return bytes(
-        imagecodecs.blosc_encode(data, level=level, compressor="zstd", shuffle=0, typesize=1, blocksize=0, numthreads=1)
-    )
+def _entropy(data: Image) -> float:
+    counts = np.bincount(data.reshape(-1), minlength=256)
+    share = counts[counts > 0] / data.size
+    return float(-(share * np.log2(share)).sum())
 
 
-def _crc(data: bytes | Image) -> bytes:
-    from google_crc32c import value
+def _compressed(data: Image) -> bytes:
+    encode: Any = imagecodecs.blosc_encode
+    return bytes(encode(data, level=_ZSTD_LEVEL, compressor="zstd", shuffle=0, typesize=1, blocksize=0, numthreads=1))
 
-    return int(value(data)).to_bytes(4, "little")  # type: ignore[arg-type]
+
+def _crc(*parts: bytes | Image) -> bytes:
+    from google_crc32c import extend
+
+    check = 0
+    for part in parts:
+        check = extend(check, part)  # type: ignore[arg-type]
+    return check.to_bytes(4, "little")
 
 
 def encode_index(index: NDArray[np.uint64]) -> bytes:
