@@ -318,14 +318,15 @@ def patiently(work: Callable[[], T], what: str, settings: HttpSettings, brought:
     UserError
         After too many faults in a row.
     """
-    faults, before = 0, brought()
+    # What is downloaded anew is no progress: only more than ever before is.
+    faults, most = 0, brought()
     while True:
         try:
             return work()
         except TransientError as error:
             now = brought()
-            faults = 1 if now - before >= _ALIVE else faults + 1
-            before = now
+            faults = 1 if now - most >= _ALIVE else faults + 1
+            most = max(most, now)
             if faults >= settings.attempts or error.wait_s > _LONGEST_WAIT_S:
                 waits = f"; the server asks to wait {readable_seconds(error.wait_s)}" if error.wait_s else ""
                 raise UserError(
