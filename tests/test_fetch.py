@@ -1,228 +1,420 @@
-"""Fetching: links to local bundles, and downloads from a server with and without ranges."""
+"""Fetching a slide: from folders and zips on this disk, from a server, by hand, and not at all."""
 
 from __future__ import annotations
 
+import os
 import shutil
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bundle_example import example
+from http_server import Server, serve
+from nuclass.cli import main
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, sha256
 from nuclass.synthetic.bundle import write_bundle
-from nuclass.xenium.download import download
-from nuclass.xenium.fetch import dataset_row, fetch_local, fetch_remote, read_registry
+from nuclass.xenium.fetch import fetch_slide, missing_files, needs_image, raise_missing
 from nuclass.xenium.reader import read_bundle
+from nuclass.xenium.registry import Address, Dataset, Record, RemoteFile
+from nuclass.xenium.remote import HttpSettings
+from nuclass.xenium.slide_folder import local_inputs
 
-REGISTRY = Path(__file__).parent.parent / "resources" / "datasets.tsv"
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """A file server with optional ranges and faults on demand."""
-
-    ranges = True
-    fail_first: dict[str, int]
-    cut_at: dict[str, int]
-    sent: dict[str, int]
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        name = self.path.lstrip("/")
-        file = Path(self.directory) / name
-        if not file.is_file():
-            return self.send_error(404)
-        if body and self.fail_first.get(name, 0) > 0:
-            self.fail_first[name] -= 1
-            return self.send_error(503)
-        data = file.read_bytes()
-        start, stop = 0, len(data)
-        wanted = self.headers.get("Range") if self.ranges else None
-        if wanted:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, stop = int(first), min(int(last) + 1, len(data)) if last else len(data)
-            if start >= len(data):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(data)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return None
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
-        else:
-            self.send_response(200)
-        if self.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(stop - start))
-        self.end_headers()
-        if body:
-            part = data[start:stop]
-            if name in self.cut_at and len(part) > self.cut_at[name]:
-                part = part[: self.cut_at.pop(name)]
-            self.sent[name] = self.sent.get(name, 0) + len(part)
-            with_error = len(part) < stop - start
-            try:
-                self.wfile.write(part)
-            except (BrokenPipeError, ConnectionResetError):
-                with_error = True
-            if with_error:
-                self.close_connection = True
-        return None
+QUICK = HttpSettings(timeout_s=0.5, attempts=3, pause_s=0.01)
+IMAGE = "morphology_focus/morphology_focus_0000.ome.tif"
+MATRIX = "0,1.2,5\n-1.2,0,900\n0,0,1"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with its H&E and alignment, and the same as on a server."""
+    """A bundle, its H&E and its alignment under 10x names, and the same as a zip."""
     folder = tmp_path_factory.mktemp("source")
-    write_bundle(folder / "bundle", "x", example())
-    (folder / "he_image.ome.tif").write_bytes(bytes(range(256)) * 12000)
-    (folder / "he_imagealignment.csv").write_text("0,1.2,5\n-1.2,0,900\n0,0,1")
-    with zipfile.ZipFile(folder / "outs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted((folder / "bundle").rglob("*")):
-            if path.is_file() and path.name != "bundle.json":
-                archive.write(path, path.relative_to(folder / "bundle").as_posix())
+    write_bundle(folder / "outs", "x", example())
+    (folder / "outs" / "bundle.json").unlink()
+    (folder / "X_he_image.ome.tif").write_bytes(os.urandom(1_500_000))
+    (folder / "X_he_imagealignment.csv").write_text(MATRIX, encoding="utf-8")
+    with zipfile.ZipFile(folder / "X_outs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((folder / "outs").rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder / "outs").as_posix())
     return folder
 
 
 @pytest.fixture
-def server(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Handler]]]:
+def server(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    kind = type("Served", (Handler,), {"fail_first": {}, "cut_at": {}, "sent": {}})
-    http = ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: kind(*arguments, directory=str(source)))
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_port}", kind
-    http.shutdown()
-    http.server_close()
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for file in source.glob("X_*"):
+        (folder / file.name).symlink_to(file)
+    with serve(folder) as state:
+        yield state
 
 
-def row(address: str, **changes: str) -> dict[str, str]:
-    return {
-        "dataset": "example",
-        "url_outs": f"{address}/outs.zip",
-        "url_he": f"{address}/he_image.ome.tif",
-        "url_alignment": f"{address}/he_imagealignment.csv",
-        **changes,
-    }
+NAMES = {"outs": "X_outs.zip", "he": "X_he_image.ome.tif", "alignment": "X_he_imagealignment.csv"}
 
 
-def test_local_bundle_is_linked(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "slide"
-    for _ in range(2):
-        inventory = fetch_local(
-            source / "bundle", source / "he_image.ome.tif", source / "he_imagealignment.csv", out, "ovary_7"
-        )
+def registry(server: Server, **files: RemoteFile | None) -> dict[str, Dataset]:
+    known = {kind: RemoteFile("X", kind, (Address(server.url(name), "seen"),)) for kind, name in NAMES.items()}
+    return {"X": Dataset("X", files={kind: file for kind, file in {**known, **files}.items() if file})}
+
+
+def local(source: Path, path: str = "outs", **values: str) -> dict[str, str]:
+    return {"slide": "s", "source": "local", "path": str(source / path), **values}
+
+
+DATASET = {"slide": "s", "source": "dataset", "dataset": "X"}
+
+
+def fetch(row: dict[str, str], out: Path, known: dict[str, Dataset] | None = None, **options: Any) -> dict[str, Any]:
+    return fetch_slide(row, out, known, settings=options.pop("settings", QUICK), **options)
+
+
+def check(inventory: dict[str, Any], source: Path, out: Path) -> None:
+    """Check that all files are those of the source, and readable as a bundle."""
     assert inventory == read_json(out / "bundle.json")
-    assert (inventory["he"], inventory["alignment"]) == ("ovary_7_he_image.ome.tif", "ovary_7_he_imagealignment.csv")
-    assert all((out / name).is_symlink() for name in inventory["files"])
-    assert inventory["files"][inventory["he"]]["sha256"] == sha256(source / "he_image.ome.tif")
-    assert "morphology_focus/morphology_focus_0000.ome.tif" in inventory["files"]
-    assert "morphology.ome.tif" not in inventory["files"]
+    assert inventory["he"] == "s_he_image.ome.tif"
+    for name, entry in inventory["files"].items():
+        original = source / {"s_he_image.ome.tif": "X_he_image.ome.tif"}.get(name, f"outs/{name}")
+        if name != "s_he_imagealignment.csv":
+            assert entry == {"bytes": original.stat().st_size, "sha256": sha256(original)}, name
+    assert not [file for file in out.rglob("*") if ".part" in file.name]
+    assert not (out / "transcripts.parquet").exists()
     assert len(read_bundle(out).cells()) == 60
 
 
-def test_local_bundle_without_what_it_needs(source: Path, tmp_path: Path) -> None:
-    bundle = shutil.copytree(source / "bundle", tmp_path / "bundle")
-    he, alignment = source / "he_image.ome.tif", source / "he_imagealignment.csv"
-    with pytest.raises(UserError, match="alignment of slide 's' is missing"):
-        fetch_local(bundle, he, "", tmp_path / "out", "s")
+def he_and_alignment(source: Path) -> dict[str, str]:
+    return {"he": str(source / "X_he_image.ome.tif"), "alignment": str(source / "X_he_imagealignment.csv")}
+
+
+def test_local_folder_is_linked(source: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        inventory = fetch(local(source, **he_and_alignment(source)), tmp_path / "s")
+    check(inventory, source, tmp_path / "s")
+    assert all((tmp_path / "s" / name).is_symlink() for name in inventory["files"])
+    assert (inventory["alignment"], inventory["image"]) == ("s_he_imagealignment.csv", IMAGE)
+    assert inventory["alignment_source"] == "X_he_imagealignment.csv"
+    assert (inventory["source"], inventory["slide"]) == ("local", "s")
+    assert "morphology.ome.tif" not in inventory["files"]
+
+
+def test_folder_one_level_deeper_with_its_he(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    shutil.copytree(source, place, ignore=shutil.ignore_patterns("*.zip"))
+    check(fetch(local(place, ""), tmp_path / "s"), source, tmp_path / "s")
+    assert set(local_inputs(local(place, ""), tmp_path / "s")) == {"experiment", "he", "alignment"}
+    shutil.copytree(source / "outs", place / "outs_2")
+    with pytest.raises(UserError) as caught:
+        fetch(local(place, ""), tmp_path / "t")
+    assert f"{place / 'outs'} and {place / 'outs_2'}" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["X_outs.zip", ""])
+def test_local_zip(source: Path, tmp_path: Path, path: str) -> None:
+    place = tmp_path / "mine"
+    shutil.copytree(source, place, ignore=shutil.ignore_patterns("outs"))
+    (place / "Y_he_image.ome.tif").write_bytes(b"another dataset's")
+    inventory = fetch(local(place, path), tmp_path / "s")
+    check(inventory, source, tmp_path / "s")
+    assert inventory["image"] is None
+    cells = tmp_path / "s" / "cells.parquet"
+    assert not cells.is_symlink()
+    before = cells.stat().st_mtime_ns
+    inventory = fetch(local(place, path), tmp_path / "s", image=True)
+    assert inventory["image"] == IMAGE
+    assert cells.stat().st_mtime_ns == before
+    assert local_inputs(local(place, path), tmp_path / "s")["experiment"] == str(place / "X_outs.zip")
+
+
+def test_zip_with_a_folder_inside(source: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        for path in sorted((source / "outs").rglob("*")):
+            archive.write(path, f"run_7/outs/{path.relative_to(source / 'outs').as_posix()}")
+    row = {**local(tmp_path, "run.zip"), **he_and_alignment(source)}
+    check(fetch(row, tmp_path / "s"), source, tmp_path / "s")
+
+
+def test_bad_places(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.zip").write_bytes((source / "X_outs.zip").read_bytes()[:-3000])
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("letter.txt", "hello")
+    (tmp_path / "empty").mkdir()
+    for path, told in (
+        ("cut.zip", "a file is no zip, or is cut off"),
+        ("other.zip", "the zip holds no Xenium output"),
+        ("empty", "a folder is no Xenium output"),
+        ("gone", "the folder or zip of a Xenium output is missing"),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            fetch({**local(tmp_path, path), **he_and_alignment(source)}, tmp_path / "s")
+        assert str(tmp_path / path) in str(caught.value)
+    assert not (tmp_path / "s" / "bundle.json").exists()
+
+
+def test_output_without_a_file(source: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(source / "outs", tmp_path / "outs")
+    row = {**local(tmp_path), **he_and_alignment(source)}
+    shutil.rmtree(bundle / "morphology_focus")
+    fetch(row, tmp_path / "s")
+    with pytest.raises(UserError, match="no the DAPI image in focus"):
+        fetch(row, tmp_path / "s", image=True)
     (bundle / "cell_feature_matrix.h5").unlink()
-    with pytest.raises(UserError, match=r"cell_feature_matrix\.h5"):
-        fetch_local(bundle, he, alignment, tmp_path / "out", "s")
-    assert not (tmp_path / "out" / "bundle.json").exists()
+    with pytest.raises(UserError, match=r"found: +no cell_feature_matrix\.h5"):
+        fetch(row, tmp_path / "s")
 
 
-def test_remote_takes_only_what_is_needed(server: tuple[str, type[Handler]], source: Path, tmp_path: Path) -> None:
-    address, kind = server
-    kind.fail_first = {"he_image.ome.tif": 1, "outs.zip": 1}
-    inventory = fetch_remote(row(address), tmp_path, "ovary_7", pause_s=0.01)
-    assert inventory["source"] == "example"
-    for name, entry in inventory["files"].items():
-        original = {"ovary_7_he_image.ome.tif": "he_image.ome.tif"}.get(name, f"bundle/{name}")
-        if name != "ovary_7_he_imagealignment.csv":
-            assert entry["sha256"] == sha256(source / original), name
-    assert not list(tmp_path.rglob("*.part"))
-    assert not (tmp_path / "transcripts.parquet").exists()
-    assert len(read_bundle(tmp_path).cells()) == 60
-    kind.sent.clear()
-    assert fetch_remote(row(address), tmp_path, "ovary_7", pause_s=0.01) == inventory
-    assert kind.sent.get("he_image.ome.tif", 0) <= (source / "he_image.ome.tif").stat().st_size
+@pytest.mark.parametrize(
+    ("text", "matrix", "told"),
+    [
+        ("grid", "1.0,0.0,0.0\n0.0,1.0,0.0\n0.0,0.0,1.0\n", "grid"),
+        ("0,1.2,5; -1.2,0,900", "0.0,1.2,5.0\n-1.2,0.0,900.0\n0.0,0.0,1.0\n", "matrix in the slide sheet"),
+        ("2,0,5,0,2,9,1e-8,0,1", "2.0,0.0,5.0\n0.0,2.0,9.0\n1e-08,0.0,1.0\n", "matrix in the slide sheet"),
+    ],
+)
+def test_alignment_in_words(source: Path, tmp_path: Path, text: str, matrix: str, told: str) -> None:
+    fetch({**local(source), **he_and_alignment(source)}, tmp_path / "s")
+    inventory = fetch({**local(source), **he_and_alignment(source), "alignment": text}, tmp_path / "s")
+    written = tmp_path / "s" / "s_he_imagealignment.csv"
+    assert written.read_text(encoding="utf-8") == matrix
+    assert not written.is_symlink()
+    assert inventory["alignment_source"] == told
+    assert (source / "X_he_imagealignment.csv").read_text(encoding="utf-8") == MATRIX
+    fetch({**local(source), **he_and_alignment(source)}, tmp_path / "s")
+    assert written.is_symlink()
 
 
-def test_server_without_ranges(server: tuple[str, type[Handler]], tmp_path: Path) -> None:
-    address, kind = server
-    kind.ranges = False
-    inventory = fetch_remote(row(address), tmp_path, "s", pause_s=0.01)
-    assert "cells.parquet" in inventory["files"]
-    assert not (tmp_path / "outs.zip").exists()
+def test_without_an_alignment(source: Path, tmp_path: Path) -> None:
+    he = tmp_path / "he.ome.tif"
+    shutil.copy(source / "X_he_image.ome.tif", he)
+    row = local(source, he=str(he))
+    with pytest.raises(UserError, match="No alignment is known for slide 's'") as caught:
+        fetch(row, tmp_path / "s")
+    assert "the word 'grid'" in str(caught.value)
+    inventory = fetch({**row, "align": "register"}, tmp_path / "s")
+    assert (inventory["alignment"], inventory["alignment_source"]) == (None, None)
+    assert [needs_image(row, align) for align in ("given", "refine", "register")] == [False, True, True]
+    assert needs_image({"align": "given"}, "register") is False
 
 
-def test_broken_transfer_goes_on_where_it_stopped(
-    server: tuple[str, type[Handler]], source: Path, tmp_path: Path
-) -> None:
-    address, kind = server
-    name = "he_image.ome.tif"
-    kind.cut_at = {name: 2_000_000}
-    target = download(f"{address}/{name}", tmp_path / "he.tif", pause_s=0.01)
-    assert sha256(target) == sha256(source / name)
-    size = (source / name).stat().st_size
-    assert kind.sent[name] < 2 * size
-    (tmp_path / "two.tif.part").write_bytes((source / name).read_bytes()[:1000])
-    kind.cut_at = {name: 10}
-    with pytest.raises(UserError, match="1 attempts"):
-        download(f"{address}/{name}", tmp_path / "two.tif", attempts=1)
-    assert not (tmp_path / "two.tif").exists()
-    assert sha256(download(f"{address}/{name}", tmp_path / "two.tif")) == sha256(source / name)
+def test_preview_name_of_the_alignment_is_kept(source: Path, tmp_path: Path) -> None:
+    shutil.copy(source / "X_he_image.ome.tif", tmp_path / "Y_he_image.ome.tif")
+    (tmp_path / "Y_he_alignment.csv").write_text(MATRIX, encoding="utf-8")
+    inventory = fetch(local(source, he=str(tmp_path / "Y_he_image.ome.tif")), tmp_path / "s")
+    assert inventory["alignment"] == "s_he_imagealignment.csv"
+    assert inventory["alignment_source"] == "Y_he_alignment.csv"
 
 
-@pytest.mark.parametrize("extra", [0, 5])
-def test_a_part_of_full_length_or_more(
-    server: tuple[str, type[Handler]], source: Path, tmp_path: Path, extra: int
-) -> None:
-    address, kind = server
-    name = "he_image.ome.tif"
-    (tmp_path / "he.tif.part").write_bytes((source / name).read_bytes() + b"x" * extra)
-    assert sha256(download(f"{address}/{name}", tmp_path / "he.tif", pause_s=0.01)) == sha256(source / name)
-    assert (kind.sent.get(name, 0) == 0) == (extra == 0)
+def test_a_file_in_the_folder_itself_is_not_linked_to_itself(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    shutil.copy(source / "X_he_image.ome.tif", out / "s_he_image.ome.tif")
+    row = {**local(source), **he_and_alignment(source), "he": str(out / "s_he_image.ome.tif")}
+    check(fetch(row, out), source, out)
+    assert not (out / "s_he_image.ome.tif").is_symlink()
 
 
-@pytest.mark.parametrize("key", ["url_outs", "url_he", "url_alignment"])
-def test_refusal_names_the_address(server: tuple[str, type[Handler]], tmp_path: Path, key: str) -> None:
-    address, _ = server
+def test_remote_takes_only_what_is_needed(server: Server, source: Path, tmp_path: Path) -> None:
+    inventory = fetch(DATASET, tmp_path / "s", registry(server))
+    check(inventory, source, tmp_path / "s")
+    assert inventory["source"] == "X"
+    assert inventory["image"] is None
+    assert not (tmp_path / "s" / "morphology_focus").exists()
+    with zipfile.ZipFile(source / "X_outs.zip") as archive:
+        taken = [name for name in inventory["files"] if not name.startswith("s_")]
+        needed = sum(archive.getinfo(name).compress_size for name in taken)
+        directory = (source / "X_outs.zip").stat().st_size - archive.start_dir
+    assert server.sent["X_outs.zip"] <= 1.05 * (needed + directory)
+    assert inventory["alignment_source"] == "X_he_imagealignment.csv"
+
+
+def test_nothing_is_asked_for_what_is_present(server: Server, source: Path, tmp_path: Path) -> None:
+    first = fetch(DATASET, tmp_path / "s", registry(server))
+    server.forget()
+    (tmp_path / "s" / "bundle.json").unlink()
+    assert fetch(DATASET, tmp_path / "s", registry(server)) == first
+    assert not server.requests
+    os.utime(tmp_path / "s" / "cells.parquet")
+    assert fetch(DATASET, tmp_path / "s", registry(server), offline=True) == first
+    assert not server.requests
+    again = fetch(DATASET, tmp_path / "s", registry(server), image=True)
+    assert again["image"] == IMAGE
+    assert {name for name, _, _ in server.requests} == {"X_outs.zip"}
+    assert server.sent["X_outs.zip"] < 1.1 * (source / "outs" / IMAGE).stat().st_size + 10_000
+
+
+def test_a_file_that_was_spoilt_is_fetched_again(server: Server, source: Path, tmp_path: Path) -> None:
+    fetch(DATASET, tmp_path / "s", registry(server))
+    for name in ("cells.parquet", "s_he_image.ome.tif"):
+        (tmp_path / "s" / name).write_bytes(b"spoilt")
+    check(fetch(DATASET, tmp_path / "s", registry(server)), source, tmp_path / "s")
+
+
+def test_server_without_ranges(server: Server, source: Path, tmp_path: Path) -> None:
+    server.ranges = False
+    check(fetch(DATASET, tmp_path / "s", registry(server)), source, tmp_path / "s")
+    assert not [file for file in (tmp_path / "s").iterdir() if file.name.endswith(".zip")]
+    server.forget()
+    fetch(DATASET, tmp_path / "s", registry(server))
+    assert not server.requests
+
+
+def test_interrupted_fetch_goes_on(server: Server, source: Path, tmp_path: Path) -> None:
+    server.fault("X_he_image.ome.tif").cut = [1_000_000]
+    once = HttpSettings(timeout_s=0.5, attempts=1, pause_s=0.01)
+    with pytest.raises(UserError, match="A download failed"):
+        fetch(DATASET, tmp_path / "s", registry(server), settings=once)
+    assert not (tmp_path / "s" / "bundle.json").exists()
+    server.forget()
+    check(fetch(DATASET, tmp_path / "s", registry(server)), source, tmp_path / "s")
+    assert server.sent == {"X_he_image.ome.tif": 500_000}
+
+
+@pytest.mark.parametrize("kind", ["outs", "he", "alignment"])
+def test_refusal_names_the_address(server: Server, tmp_path: Path, kind: str) -> None:
+    gone = RemoteFile("X", kind, (Address(server.url("gone"), "inferred"), Address(server.url("lost"), "inferred")))
     with pytest.raises(UserError, match="HTTP 404") as caught:
-        fetch_remote(row(address, **{key: f"{address}/gone"}), tmp_path, "s", pause_s=0.01)
-    assert f"{address}/gone" in str(caught.value)
-    assert not (tmp_path / "bundle.json").exists()
+        fetch(DATASET, tmp_path / "s", registry(server, **{kind: gone}))
+    assert server.url("gone") in str(caught.value)
+    assert server.url("lost") in str(caught.value)
+    assert not (tmp_path / "s" / "bundle.json").exists()
 
 
-def test_not_a_zip_and_no_address(server: tuple[str, type[Handler]], tmp_path: Path) -> None:
-    address, _ = server
-    with pytest.raises(UserError, match="not a zip"):
-        fetch_remote(row(address, url_outs=f"{address}/he_image.ome.tif"), tmp_path, "s", pause_s=0.01)
-    with pytest.raises(UserError, match="No address is known"):
-        fetch_remote(row(address, url_he=""), tmp_path, "s")
+def test_inferred_address_gives_way_to_the_next(server: Server, source: Path, tmp_path: Path) -> None:
+    both = (
+        Address(server.url("X_he_unaligned_image.ome.tif"), "inferred"),
+        Address(server.url(NAMES["he"]), "inferred"),
+    )
+    known = registry(server, he=RemoteFile("X", "he", both))
+    check(fetch(DATASET, tmp_path / "s", known), source, tmp_path / "s")
 
 
-def test_registry() -> None:
-    registry = read_registry(REGISTRY)
-    assert len(registry) == 20
-    assert registry["url_outs"].str.match(r"https://[^ ]+_outs\.zip$").all()
-    for name in ("url_he", "url_alignment"):
-        assert (registry[name].eq("") | registry[name].str.match(r"https://[^ ]+$")).all()
-    assert dataset_row(registry, "Xenium_V1_hColon_Cancer_Add_on_FFPE")["organ"] == "colon"
-    with pytest.raises(UserError, match="Did you mean 'Xenium_V1_human_Pancreas_FFPE'"):
-        dataset_row(registry, "Xenium_V1_human_Pancreas_FFP")
+def test_dataset_without_an_alignment(server: Server, tmp_path: Path) -> None:
+    for alignment in (None, RemoteFile("X", "alignment", (Address(server.url("gone"), "inferred"),))):
+        known = registry(server, alignment=alignment)
+        with pytest.raises(UserError, match="or set 'align' to register"):
+            fetch(DATASET, tmp_path / "s", known)
+        assert fetch({**DATASET, "align": "register"}, tmp_path / "t", known, image=True)["alignment"] is None
+        assert fetch({**DATASET, "alignment": "grid"}, tmp_path / "u", known)["alignment_source"] == "grid"
+
+
+def test_no_address_of_the_he(server: Server, source: Path, tmp_path: Path) -> None:
+    known = registry(server, he=None)
+    with pytest.raises(UserError, match="No H&E image is known for slide 's'"):
+        fetch(DATASET, tmp_path / "s", known)
+    fetch({**DATASET, "he": str(source / NAMES["he"])}, tmp_path / "s", known)
+
+
+def test_recorded_values(server: Server, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def known(kind: str, *records: Record) -> dict[str, Dataset]:
+        return registry(server, **{kind: RemoteFile("X", kind, (Address(server.url(NAMES[kind]), "seen"),), records)})
+
+    with pytest.raises(UserError, match="The bytes of a file is not the recorded one|The size of a file"):
+        fetch(DATASET, tmp_path / "a", known("outs", Record("bytes", "5", "me", False)))
+    with pytest.raises(UserError, match="The md5 of a file is not the recorded one"):
+        fetch(DATASET, tmp_path / "b", known("he", Record("md5", "0" * 32, "me", False)))
+    fetch(DATASET, tmp_path / "c", known("he", Record("sha256", "0" * 64, "me", True)))
+    assert "recorded for a mirror copy" in caplog.text
+
+
+def test_dataset_whose_files_are_here(server: Server, source: Path, tmp_path: Path) -> None:
+    check(fetch({**DATASET, "path": str(source)}, tmp_path / "s", registry(server)), source, tmp_path / "s")
+    assert not server.requests
+    bundle = shutil.copytree(source / "outs", tmp_path / "only the output")
+    check(fetch({**DATASET, "path": str(bundle)}, tmp_path / "t", registry(server)), source, tmp_path / "t")
+    assert {name for name, _, _ in server.requests} == {NAMES["he"], NAMES["alignment"]}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_put_there_by_hand(server: Server, source: Path, tmp_path: Path, zipped: bool) -> None:
+    out = tmp_path / "s"
+    if zipped:
+        out.mkdir()
+        shutil.copy(source / "X_outs.zip", out / "outs.zip")
+    else:
+        shutil.copytree(source / "outs", out)
+        (out / "transcripts.parquet").unlink()
+    for kind in ("he", "alignment"):
+        shutil.copy(source / NAMES[kind], out)
+    for _ in range(2):
+        check(fetch(DATASET, out, registry(server), offline=True), source, out)
+    assert not server.requests
+    assert (out / "outs.zip").exists() == zipped
+
+
+def test_a_half_file_put_there_by_hand_is_set_aside(server: Server, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / "cells.parquet").write_bytes((source / "outs/cells.parquet").read_bytes()[:500])
+    check(fetch(DATASET, out, registry(server)), source, out)
+    assert (out / "cells.parquet.wrong").stat().st_size == 500
+
+
+def test_folder_of_another_dataset(server: Server, tmp_path: Path) -> None:
+    known = registry(server)
+    fetch(DATASET, tmp_path / "s", known)
+    known["Y"] = Dataset("Y", files=known["X"].files)
+    with pytest.raises(UserError) as caught:
+        fetch({**DATASET, "dataset": "Y"}, tmp_path / "s", known)
+    assert str(caught.value).startswith("The folder of a slide holds the files of something else\n")
+    assert "files of the dataset X, such as " in str(caught.value)
+
+
+def test_links_to_another_source_give_way(source: Path, tmp_path: Path) -> None:
+    fetch({**local(source), **he_and_alignment(source)}, tmp_path / "s")
+    other = shutil.copytree(source / "outs", tmp_path / "other")
+    (other / "gene_panel.json").unlink()
+    inventory = fetch({**local(tmp_path, "other"), **he_and_alignment(source)}, tmp_path / "s")
+    assert "gene_panel.json" not in inventory["files"]
+    assert not (tmp_path / "s" / "gene_panel.json").exists()
+
+
+def test_offline_lists_every_missing_file(server: Server, tmp_path: Path, source: Path) -> None:
+    known = registry(server, outs=RemoteFile("X", "outs", (Address(server.url("X_outs.zip"), "seen"),), (), "26.7 GB"))
+    with pytest.raises(UserError) as caught:
+        fetch(DATASET, tmp_path / "s", known, offline=True)
+    out = tmp_path / "s"
+    assert str(caught.value) == (
+        "fetch.offline is set, and 3 files are not here\n"
+        "    s: outs.zip (26.7 GB)\n"
+        f"      from {server.url('X_outs.zip')}\n"
+        f"      to   {out / 'outs.zip'}\n"
+        f"      or, unpacked from it, to {out}: experiment.xenium; cells.parquet or cells.csv.gz or cells.csv; "
+        "cell_feature_matrix.h5; nucleus_boundaries.parquet or nucleus_boundaries.csv.gz or nucleus_boundaries.csv\n"
+        "    s: s_he_image.ome.tif (size not known)\n"
+        f"      from {server.url('X_he_image.ome.tif')}\n"
+        f"      to   {out / 's_he_image.ome.tif'}\n"
+        "    s: s_he_imagealignment.csv (size not known)\n"
+        f"      from {server.url('X_he_imagealignment.csv')}\n"
+        f"      to   {out / 's_he_imagealignment.csv'}\n"
+        "  to mend it: bring the files there, or give the place where they lie as 'path', 'he' and 'alignment' in the "
+        "slide sheet, or set fetch.offline to false"
+    )
+    assert not server.requests
+    rows = [DATASET, {**DATASET, "slide": "t", "path": str(source)}, {"slide": "u", "source": "local"}]
+    rows.append({**DATASET, "slide": "v", "align": "register"})
+    missing = missing_files(rows, known, tmp_path)
+    assert [(item.slide, item.place.name) for item in missing] == [
+        *(("s", name) for name in ("outs.zip", "s_he_image.ome.tif", "s_he_imagealignment.csv")),
+        *(("v", name) for name in ("outs.zip", "v_he_image.ome.tif")),
+    ]
+    assert "the DAPI image in focus" in str(missing[3])
+    raise_missing([])
+
+
+def test_command(server: Server, tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = "dataset\ttitle\trole\torgan\txoa_version\tfacts\tevidence"
+    (tmp_path / "datasets.tsv").write_text(f"{columns}\nX\tA set\ttrain 1\tlung\t3.0.0\t\t\n", encoding="utf-8")
+    rows = "".join(f"X\t{kind}\t{server.url(name)}\tseen\n" for kind, name in NAMES.items())
+    (tmp_path / "dataset_files.tsv").write_text(f"dataset\tfile\turl\tstatus\n{rows}", encoding="utf-8")
+    given = ["fetch", "--registry", str(tmp_path / "datasets.tsv")]
+    assert main([*given, "--list"]) == 0
+    assert capsys.readouterr().out == "X\n  lung, analysis 3.0.0; train 1; outs.zip: size not known\n"
+    assert main([*given, "X", "--out", str(tmp_path / "X")]) == 0
+    assert read_json(tmp_path / "X" / "bundle.json")["he"] == "X_he_image.ome.tif"
+    assert main([*given, "Z", "--out", str(tmp_path / "Z")]) == 1
+    assert "There is no dataset 'Z'" in capsys.readouterr().err
+    assert main([*given, "X"]) == 1
+    assert "No folder is named" in capsys.readouterr().err
