@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from nuclass.core.errors import UserError
-from nuclass.slides import tiff, writer
 from nuclass.slides.geometry import Frames, window_origin
 from nuclass.slides.resample import resampled
 from nuclass.slides.source import open_source
@@ -81,6 +78,54 @@ def test_levels_are_means_of_the_level_above(built):
         height, width = (n // 2 * 2 for n in store.level_shape(level))
         above = store.region(0, 0, width, height, level)
         np.testing.assert_array_equal(store.region(0, 0, width // 2, height // 2, level + 1), halved(above))
+
+
+def test_ome_zarr_reads_the_same_with_the_right_scale(built):
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    path, _, _ = built
+    location = parse_url(path)
+    assert location.fmt.version == "0.5"
+    (node,) = Reader(location)()
+    store = SlideStore(path)
+    assert [axis["unit"] for axis in node.metadata["axes"][1:]] == ["micrometer", "micrometer"]
+    for level, (data, transforms) in enumerate(zip(node.data, node.metadata["coordinateTransformations"], strict=True)):
+        assert transforms[0] == {"type": "scale", "scale": [1.0, 0.25 * 2**level, 0.25 * 2**level]}
+        height, width = store.level_shape(level)
+        np.testing.assert_array_equal(np.moveaxis(np.asarray(data), 0, -1), store.region(0, 0, width, height, level))
+
+
+def test_spatialdata_reads_the_same(built, tmp_path):
+    """Its reader of images takes the store in px of level 0; as a model it has the pixel size of the metadata."""
+    spatialdata = pytest.importorskip("spatialdata")
+    from ome_zarr.format import FormatV05
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+    from spatialdata._io.io_raster import _read_multiscale
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale, get_transformation
+
+    path, image, _ = built
+    read = _read_multiscale(path, "image", FormatV05())
+    np.testing.assert_array_equal(np.moveaxis(read["scale0"]["image"].to_numpy(), 0, -1), image)
+    assert [read[f"scale{k}"]["image"].shape[1:] for k in range(4)] == [(701, 903), (351, 452), (176, 226), (88, 113)]
+    np.testing.assert_array_equal(get_transformation(read).to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))
+
+    (node,) = Reader(parse_url(path))()
+    step = node.metadata["coordinateTransformations"][0][0]["scale"][1:]
+    names = node.metadata["channel_names"]
+    he = Image2DModel.parse(
+        node.data[0],
+        dims=("c", "y", "x"),
+        transformations={"global": Scale(step, ("y", "x"))},
+        c_coords=names,
+    )
+    spatialdata.SpatialData(images={"he": he}).write(tmp_path / "sample.zarr")
+    again = spatialdata.read_zarr(tmp_path / "sample.zarr")["he"]
+    np.testing.assert_array_equal(np.moveaxis(again.to_numpy(), 0, -1), image)
+    affine = get_transformation(again).to_affine_matrix(("x", "y"), ("x", "y"))
+    np.testing.assert_array_equal(affine, np.diag([0.25, 0.25, 1]))
 
 
 def test_metadata_states_the_scale(built):
@@ -192,55 +237,6 @@ def test_the_scaling_is_that_of_pillow(tmp_path, mpp_he):
     assert difference.max() < 40
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), mpp=st.sampled_from([0.2738, 0.1369, 0.2125, 0.3638, 0.05, 0.25, 0.7]))
-def test_a_box_equals_the_same_box_of_one_whole_resize(noise, data, mpp):
-    frames = frames_for(mpp)
-    height, width = frames.store_shape(noise.shape)
-    x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    w, h = data.draw(st.integers(1, width - x0)), data.draw(st.integers(1, height - y0))
-    whole = resampled(noise, frames.scale, (height, width), (0, 0, width, height))
-    part = resampled(noise, frames.scale, (height, width), (x0, y0, w, h))
-    np.testing.assert_array_equal(part, whole[y0 : y0 + h, x0 : x0 + w])
-
-
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory):
-    path = write_tiff(tmp_path_factory.mktemp("noise") / "he.tif", picture(151, 173, seed=5))
-    with open_source(path) as source:
-        yield source
-
-
-@pytest.mark.parametrize("mpp_he", [0.2738, 0.1369, 0.25])
-def test_the_store_is_one_whole_resize_whatever_the_stripes_and_threads(tmp_path, mpp_he, monkeypatch):
-    image = picture(431, 817, seed=3)
-    he = write_tiff(tmp_path / "he.tif", image)
-    frames = frames_for(mpp_he)
-    shape = frames.store_shape((431, 817))
-    with open_source(he) as source:
-        whole = resampled(source, frames.scale, shape, (0, 0, shape[1], shape[0]))
-    found = []
-    for threads, stripe in ((1, 10**9), (3, 1), (4, 64 * 3 * 256)):
-        monkeypatch.setattr(writer, "_STRIPE_BYTES", stripe)
-        write_store(he, frames, tmp_path / "he.zarr", tile=64, shard=128, levels=5, threads=threads)
-        with SlideStore(tmp_path / "he.zarr") as store:
-            np.testing.assert_array_equal(store.region(0, 0, shape[1], shape[0]), whole)
-            found.append([store.region(0, 0, *store.level_shape(k)[::-1], level=k) for k in range(5)])
-    for level in zip(*found, strict=True):
-        np.testing.assert_array_equal(level[0], level[1])
-        np.testing.assert_array_equal(level[0], level[2])
-
-
-def test_every_tile_is_decoded_once_in_a_stripe(tmp_path, monkeypatch):
-    he = write_tiff(tmp_path / "he.tif", picture(431, 817, seed=3))
-    asked, decode = [], tiff._Blocks.decode
-    monkeypatch.setattr(
-        tiff._Blocks, "decode", lambda self, row, column: asked.append((row, column)) or decode(self, row, column)
-    )
-    write_store(he, frames_for(0.2738), tmp_path / "he.zarr", tile=64, shard=128, levels=3, threads=3)
-    assert sorted(asked) == [(row, column) for row in range(7) for column in range(13)]
-
-
 @pytest.mark.parametrize("mpp_he", [0.2738, 0.2125, 0.1369, 0.1])
 @pytest.mark.parametrize("pyramid", [False, True])
 def test_geometry_is_exact(tmp_path, mpp_he, pyramid):
@@ -268,18 +264,6 @@ def test_geometry_is_exact(tmp_path, mpp_he, pyramid):
             ys, xs = np.mgrid[:size, :size] + 0.5
             found = np.array([(weight * xs).sum(), (weight * ys).sum()]) / weight.sum() + (x0, y0)
             np.testing.assert_allclose(found * 2**level, (px, py), atol=0.06 * 2**level, err_msg=str(point))
-
-
-def test_a_damaged_tile_is_an_error_and_leaves_nothing(tmp_path):
-    path = write_tiff(tmp_path / "he.tif", picture(256, 256))
-    with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages[0].dataoffsets[5]
-    data = bytearray(path.read_bytes())
-    data[offset : offset + 200] = bytes(200)
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="tile row 1, column 1, from x 64, y 64 px"):
-        write_store(path, frames_for(0.25), tmp_path / "out.zarr", tile=64, shard=128, levels=2)
-    assert [p.name for p in tmp_path.iterdir()] == ["he.tif"]
 
 
 def test_damage_to_the_store_is_told(tmp_path, built):

@@ -103,7 +103,9 @@ def array_metadata(layout: LevelLayout) -> dict[str, Any]:
 def group_metadata(name: str, mpp: float, levels: int, extra: dict[str, Any]) -> dict[str, Any]:
     """Return the ``zarr.json`` of the group: OME multiscales in micrometres, and ``nuclass`` with ``extra``.
 
-    The translation puts the centre of each level's first pixel where it lies on level 0.
+    The translation puts the centre of each level's first pixel where it lies on level 0. The scale by 1 over all
+    levels changes nothing; spatialdata, which looks at no other transformation, opens no image without it, and
+    takes the image in px of level 0.
     """
     datasets = []
     for level in range(levels):
@@ -118,12 +120,30 @@ def group_metadata(name: str, mpp: float, levels: int, extra: dict[str, Any]) ->
         {"name": "y", "type": "space", "unit": "micrometer"},
         {"name": "x", "type": "space", "unit": "micrometer"},
     ]
-    multiscale = {"name": name, "axes": axes, "datasets": datasets, "type": "mean"}
-    return {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {"ome": {"version": "0.5", "multiscales": [multiscale]}, "nuclass": extra},
+    unit = {
+        "type": "scale",
+        "scale": [1.0, 1.0, 1.0],
+        "input": {"name": "cyx", "axes": axes},
+        "output": {"name": "global", "axes": axes},
     }
+    multiscale = {
+        "name": name,
+        "axes": axes,
+        "datasets": datasets,
+        "coordinateTransformations": [unit],
+        "type": "mean",
+    }
+    window = {"min": 0, "max": 255, "start": 0, "end": 255}
+    channels = [
+        {"label": label, "color": color, "active": True, "window": window}
+        for label, color in (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+    ]
+    ome = {
+        "version": "0.5",
+        "multiscales": [multiscale],
+        "omero": {"channels": channels, "rdefs": {"model": "color"}},
+    }
+    return {"zarr_format": 3, "node_type": "group", "attributes": {"ome": ome, "nuclass": extra}}
 
 
 def parse_layout(metadata: dict[str, Any], where: Path) -> LevelLayout:
