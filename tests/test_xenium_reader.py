@@ -6,6 +6,8 @@ import gzip
 import json
 import pickle
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,12 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle_example import example
 from nuclass.core.errors import UserError
 from nuclass.synthetic.bundle import BundleData, write_bundle
 from nuclass.synthetic.raster import area_and_centroid
-from nuclass.xenium.polygons import polygon_starts, ragged_area_and_centroid
+from nuclass.xenium.polygons import closed_rings, crosses_itself, polygon_starts, ragged_area_and_centroid
 from nuclass.xenium.reader import UNASSIGNED, read_bundle
 
 
@@ -231,3 +235,249 @@ def test_real_experiments(real_data: Path, tmp_path: Path, name: str, version: s
     bundle = read_bundle(tmp_path)
     assert bundle.pixel_size == 0.2125
     assert bundle.version == version
+
+
+def set_value(folder: Path, table: str, column: str, row: int, value: object) -> None:
+    frame = pd.read_parquet(folder / f"{table}.parquet")
+    frame[column] = frame[column].astype(object if isinstance(value, str) else "float64")
+    frame.loc[row, column] = value
+    frame.to_parquet(folder / f"{table}.parquet", index=False)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("cells", "x_centroid", np.nan, "A coordinate of the bundle is not a number"),
+        ("cells", "y_centroid", np.inf, "A coordinate of the bundle is not a number"),
+        ("nucleus_boundaries", "vertex_y", -np.inf, "A coordinate of the bundle is not a number"),
+        ("cells", "transcript_counts", np.nan, "A count of the bundle is not a whole number"),
+        ("cells", "control_probe_counts", -1.0, "A count of the bundle is not a whole number"),
+        ("cells", "transcript_counts", 2.5, "A count of the bundle is not a whole number"),
+    ],
+)
+def test_values_that_are_no_numbers(folder: Path, table: str, column: str, value: float, message: str) -> None:
+    set_value(folder, table, column, 3, value)
+    cell = pd.read_parquet(folder / f"{table}.parquet")["cell_id"][3]
+    with pytest.raises(UserError) as caught:
+        read_bundle(folder).cells()
+    assert caught.value.what == message
+    assert caught.value.where == f"{folder / f'{table}.parquet'}, column {column}, row 4, cell {cell}"
+    assert str(caught.value.found).startswith(str(value))
+
+
+def test_text_among_the_numbers(folder: Path) -> None:
+    frame = pd.read_parquet(folder / "cells.parquet").astype({"x_centroid": object})
+    frame.loc[3, "x_centroid"] = "left"
+    (folder / "cells.parquet").unlink()
+    (folder / "cells.csv.gz").unlink()
+    frame.to_csv(folder / "cells.csv", index=False)
+    with pytest.raises(
+        UserError, match=r"A value of the bundle is not a number[\s\S]*column x_centroid, row 4[\s\S]*'left'"
+    ):
+        read_bundle(folder).cells()
+
+
+def test_no_cells_and_a_cell_twice(folder: Path) -> None:
+    cells = pd.read_parquet(folder / "cells.parquet")
+    cells.head(0).to_parquet(folder / "cells.parquet", index=False)
+    with pytest.raises(UserError) as caught:
+        read_bundle(folder).cells()
+    assert (caught.value.what, caught.value.where) == ("The bundle has no cells", folder / "cells.parquet")
+    pd.concat([cells, cells.tail(1)]).to_parquet(folder / "cells.parquet", index=False)
+    with pytest.raises(UserError) as caught:
+        read_bundle(folder).cells()
+    assert caught.value.what == "A cell id stands twice in the bundle"
+    assert caught.value.where == f"{folder / 'cells.parquet'}, column cell_id"
+    assert caught.value.found == cells["cell_id"].iloc[-1]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "call"),
+    [
+        ("cells", "x_centroid", "cells"),
+        ("cells", "transcript_counts", "cells"),
+        ("nucleus_boundaries", "vertex_x", "cells"),
+        ("nucleus_boundaries", "cell_id", "cells"),
+    ],
+)
+def test_missing_columns(folder: Path, table: str, column: str, call: str) -> None:
+    file = folder / f"{table}.parquet"
+    frame = pd.read_parquet(file).drop(columns=column)
+    frame.to_parquet(file, index=False)
+    with pytest.raises(UserError) as caught:
+        getattr(read_bundle(folder), call)()
+    assert caught.value.what == "A table of the bundle lacks columns"
+    assert (caught.value.where, caught.value.expected) == (file, column)
+    assert caught.value.found == ", ".join(frame.columns)
+
+
+def test_missing_column_of_the_transcripts(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"lacks columns[\s\S]*expected: +gene_name"):
+        read_bundle(folder).transcripts(["cell_id", "gene_name"])
+    with pytest.raises(UserError, match=r"lacks columns[\s\S]*expected: +gene_name"):
+        next(read_bundle(folder).transcript_batches(["cell_id", "gene_name"]))
+
+
+PAGE = b"<!DOCTYPE html><html><title>403 Forbidden</title></html>"
+
+
+@pytest.mark.parametrize(
+    "name", ["cells.parquet", "cells.csv.gz", "cells.csv", "nucleus_boundaries.parquet", "cell_feature_matrix.h5"]
+)
+def test_a_web_page_in_place_of_a_file(folder: Path, name: str) -> None:
+    if name.startswith("cells.c"):
+        (folder / "cells.parquet").unlink()
+        (folder / "cells.csv.gz").unlink()
+    (folder / name).write_bytes(PAGE)
+    with pytest.raises(UserError) as caught:
+        read_bundle(folder).counts()
+    assert caught.value.what == "A file of the bundle is a web page"
+    assert caught.value.where == folder / name
+    assert caught.value.found == PAGE.decode()
+
+
+def test_a_web_page_in_place_of_the_experiment(folder: Path) -> None:
+    (folder / "experiment.xenium").write_bytes(PAGE)
+    with pytest.raises(UserError, match="A file of the bundle is a web page"):
+        read_bundle(folder)
+    (folder / "experiment.xenium").write_text("[1]")
+    with pytest.raises(UserError, match="does not hold a JSON object"):
+        read_bundle(folder)
+
+
+def test_a_cut_csv(folder: Path) -> None:
+    (folder / "cells.parquet").unlink()
+    content = (folder / "cells.csv.gz").read_bytes()
+    (folder / "cells.csv.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        UserError, match=r"A table of the bundle cannot be read[\s\S]*cells\.csv\.gz[\s\S]*end-of-stream"
+    ):
+        read_bundle(folder).cells()
+    plain = gzip.decompress(content)
+    (folder / "cells.csv.gz").unlink()
+    lines = plain.splitlines(keepends=True)
+    first, second, *_ = lines[29].split(b",")
+    for cut, message in (
+        (lines[29][:5], r"cells\.csv[\s\S]*EOF inside string"),
+        (first + b"," + second, r"column y_centroid, row 29"),
+    ):
+        (folder / "cells.csv").write_bytes(b"".join(lines[:29]) + cut)
+        with pytest.raises(UserError, match=message):
+            read_bundle(folder).cells()
+
+
+def test_a_broken_zarr(folder: Path) -> None:
+    (folder / "nucleus_boundaries.parquet").unlink()
+    content = (folder / "cells.zarr.zip").read_bytes()
+    (folder / "cells.zarr.zip").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"A file of the bundle cannot be read[\s\S]*cells\.zarr\.zip"):
+        read_bundle(folder).cells()
+    with zipfile.ZipFile(folder / "cells.zarr.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    with pytest.raises(UserError, match=r"A file of the bundle cannot be read[\s\S]*cells\.zarr\.zip"):
+        read_bundle(folder).cells()
+
+
+def rewrite(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    with h5py.File(folder / "cell_feature_matrix.h5", "r+") as file:
+        values = change(file[f"matrix/{name}"][:])
+        del file[f"matrix/{name}"]
+        file[f"matrix/{name}"] = values
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("barcodes", lambda v: np.append(v[1:], b"zzzz-1"), "1 of 60 cells have no row in the feature matrix"),
+        ("barcodes", lambda v: np.append(v[1:], v[1]), "A cell id stands twice in the feature matrix"),
+        ("barcodes", lambda v: v[1:], "The parts of the feature matrix do not fit together"),
+        ("indptr", lambda v: v[:-1], "The parts of the feature matrix do not fit together"),
+        ("data", lambda v: v[:-3], "The parts of the feature matrix do not fit together"),
+        ("indices", lambda v: v + 1000, "The feature matrix names features that it does not have"),
+        ("data", lambda v: v + 0.5, "A count of genes is not a whole number"),
+        ("features/feature_type", lambda v: np.full(len(v), b"Protein"), "The feature matrix holds no genes"),
+    ],
+)
+def test_a_matrix_that_does_not_fit(
+    folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    rewrite(folder, name, change)
+    with pytest.raises(UserError) as caught:
+        read_bundle(folder).counts()
+    assert caught.value.what == message
+    assert str(caught.value.where).startswith(str(folder / "cell_feature_matrix.h5"))
+
+
+def test_barcodes_of_no_cell_are_left_out(folder: Path) -> None:
+    expected = read_bundle(folder).counts()
+    cells = pd.read_parquet(folder / "cells.parquet")
+    cells.tail(40).to_parquet(folder / "cells.parquet", index=False)
+    counts = read_bundle(folder).counts()
+    assert counts.n_obs == 40
+    assert (expected.X[20:] != counts.X).nnz == 0
+
+
+def ring(x: float, y: float, radius: float, n: int, closed: bool = True) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    points = np.column_stack([x + radius * np.cos(angle), y + radius * np.sin(angle)])
+    return np.vstack([points, points[:1]]) if closed else points
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(3, 24), st.integers(0, 3)), min_size=1, max_size=4), min_size=1, max_size=6)
+)
+def test_closed_rings_are_found(cells: list[list[tuple[int, int]]]) -> None:
+    """Several closed rings in one outline, each followed by copies of its first vertex as padding."""
+    points, start, expected = [], [], []
+    row = 0
+    for c, rings in enumerate(cells):
+        start.append(row)
+        for r, (n, padding) in enumerate(rings):
+            one = ring(100 * c, 10 * r, 2, n)
+            expected.append((row, n + 1))
+            points += [one, np.repeat(one[:1], padding, 0)]
+            row += n + 1 + padding
+    xy = np.concatenate(points)
+    begin, length = closed_rings(xy[:, 0], xy[:, 1], np.array(start))
+    assert list(zip(begin.tolist(), length.tolist(), strict=True)) == expected
+
+
+def test_open_and_pinched_rings() -> None:
+    open_ring = ring(0, 0, 1, 8, closed=False)
+    begin, length = closed_rings(open_ring[:, 0], open_ring[:, 1], np.array([0]))
+    assert (begin.tolist(), length.tolist()) == ([0], [8])
+    # Two squares that share their first vertex.
+    pinched = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0], [-3, 0], [-3, -3], [0, -3], [0, 0]], float)
+    begin, length = closed_rings(pinched[:, 0], pinched[:, 1], np.array([0]))
+    area, _, _ = ragged_area_and_centroid(pinched[:, 0], pinched[:, 1], begin)
+    assert begin.tolist() == [0, 5]
+    assert length.tolist() == [5, 4]
+    assert area[0] == 1
+    assert [v.tolist() for v in closed_rings(np.array([]), np.array([]), np.array([], int))] == [[], []]
+
+
+def test_rings_that_cross_themselves() -> None:
+    bow_tie = np.array([[0, 0], [2, 2], [2, 0], [0, 2], [0, 0]], float)
+    joined = np.vstack([ring(0, 0, 2, 12, closed=False), ring(-6, 1, 2, 12, closed=False)])
+    concave = np.array([[0, 0], [4, 0], [4, 4], [2, 1], [0, 4], [0, 0]], float)
+    all_rings = [bow_tie, joined, concave, ring(5, 5, 3, 24), ring(1, 1, 1, 3)]
+    length = np.array([len(r) for r in all_rings])
+    xy = np.concatenate(all_rings)
+    crossing = crosses_itself(xy[:, 0], xy[:, 1], np.append(0, np.cumsum(length)[:-1]), length)
+    assert crossing.tolist() == [True, True, False, False, False]
+
+
+def test_nuclei_joined_in_one_outline_give_the_cell_its_own_centroid(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without labels and without closing vertices the nuclei cannot be told apart: said, not guessed."""
+    nuclei = pd.read_parquet(folder / "nucleus_boundaries.parquet")
+    two = nuclei.groupby("cell_id")["label_id"].nunique().idxmax()
+    last = ~nuclei.duplicated("label_id", keep="last")
+    nuclei = nuclei[~(last & (nuclei["cell_id"] == two))].drop(columns="label_id")
+    nuclei.to_parquet(folder / "nucleus_boundaries.parquet", index=False)
+    cells = read_bundle(folder).cells().set_index("cell_id")
+    assert cells.loc[two, "centroid"] == "cell"
+    assert np.isnan(cells.loc[two, "nucleus_x_um"])
+    assert (cells.drop(index=two)["centroid"] == "nucleus").sum() == cells["nucleus_count"].gt(0).sum() - 1
+    assert f"the nucleus outlines of 1 cells cross themselves, the first is {two}" in caplog.text

@@ -85,7 +85,7 @@ def test_transcripts_have_text(version: Bundle) -> None:
     assert transcripts["feature_name"].str.startswith("GENE").any()
     pieces = list(version.transcript_batches(["cell_id", "feature_name", "qv"], rows=500))
     assert len(pieces) == -(-len(transcripts) // 500)
-    joined = pd.concat([piece.astype({"cell_id": str, "feature_name": str}) for piece in pieces], ignore_index=True)
+    joined = pd.concat([piece.to_pandas() for piece in pieces], ignore_index=True)
     pd.testing.assert_frame_equal(joined, transcripts, check_dtype=False)
 
 

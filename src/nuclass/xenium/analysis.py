@@ -159,17 +159,18 @@ def group_rows(
     Where only the beginnings are written, the last group ends where its cells stop to rise: cell 0 can
     only be its first, so a zero after that is padding.
     """
-    indices, pointer = np.asarray(indices, np.int64), np.asarray(pointer, np.int64)
+    cells: npt.NDArray[np.int64] = np.asarray(indices, np.int64)
+    pointer = np.asarray(pointer, np.int64)
     if len(pointer) > n_groups:
         bounds = pointer[: n_groups + 1]
     else:
-        last = indices[pointer[-1] :] if len(pointer) else indices[:0]
+        last = cells[pointer[-1] :] if len(pointer) else cells[:0]
         padding = np.flatnonzero(last[1:] == 0)
         end = 1 + int(padding[0]) if len(padding) else len(last)
-        if len(last) and last[0] == 0 and len(pointer) > 1 and (indices[: pointer[-1]] == 0).any():
+        if len(last) and last[0] == 0 and len(pointer) > 1 and (cells[: pointer[-1]] == 0).any():
             end = 0
         bounds = np.append(pointer, (pointer[-1] if len(pointer) else 0) + end)
-    return [indices[a:b] for a, b in pairwise(bounds.tolist())]
+    return [cells[a:b] for a, b in pairwise(bounds.tolist())]
 
 
 def _series(cells: pd.Series[Any], number: npt.NDArray[np.float64]) -> pd.Series[Any]:

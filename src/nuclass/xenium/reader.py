@@ -50,6 +50,7 @@ from nuclass.xenium.matrix import GENE_EXPRESSION, read_matrix, whole_counts
 from nuclass.xenium.polygons import closed_rings, crosses_itself, polygon_starts, ragged_area_and_centroid
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from anndata import AnnData
 
 _log = get_logger(__name__)
@@ -260,20 +261,21 @@ class Bundle:
             frame["cell_id"] = frame["cell_id"].mask(frame["cell_id"] == "-1", UNASSIGNED)
         return frame
 
-    def transcript_batches(self, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pd.DataFrame]:
-        """Yield the transcripts in pieces of at most ``rows`` rows, text as categories of str.
+    def transcript_batches(self, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pa.Table]:
+        """Yield the transcripts as Arrow tables of at most ``rows`` rows, text as strings.
 
         As :meth:`transcripts`, in memory that does not grow with their number.
         """
+        import pyarrow.compute as pc
+
         file = self._table("transcripts")
-        for frame in tables.batches(file, tables.choose(file, columns), rows):
-            for column in set(_TEXT) & set(frame):
-                frame[column] = tables.as_text(frame[column].astype("category"))
-            if "cell_id" in frame:
-                names = frame["cell_id"].cat.categories
-                if "-1" in names:
-                    frame["cell_id"] = frame["cell_id"].cat.rename_categories({"-1": UNASSIGNED})
-            yield frame
+        for table in tables.batches(file, tables.choose(file, columns), rows):
+            for column in set(_TEXT) & set(columns):
+                text = tables.as_arrow_text(table[column])
+                if column == "cell_id":
+                    text = pc.if_else(pc.fill_null(pc.equal(text, "-1"), True), UNASSIGNED, text)
+                table = table.set_column(table.column_names.index(column), column, text)
+            yield table
 
     def counts(self) -> AnnData:
         """Return the counts of genes, cells x genes, rows as in :meth:`cells`.

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import pandas as pd
 
 from nuclass.core.errors import UserError
 from nuclass.xenium.numbers import is_web_page
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ENDINGS = (".parquet", ".csv.gz", ".csv")
 COPY_AGAIN = "copy the file again from the bundle"
@@ -31,6 +34,9 @@ def table_columns(file: Path) -> list[str]:
             import pyarrow.parquet as pq
 
             return [name for name in pq.read_schema(file).names if name != "__index_level_0__"]
+        # A page is a table of one column to the parser.
+        if file.suffix == ".csv" and is_web_page(_head(file)):
+            raise broken(file, ValueError(), "CSV")
         return [str(name) for name in pd.read_csv(file, nrows=0).columns]
 
 
@@ -49,20 +55,37 @@ def load(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> pd.Da
         return pd.read_csv(file, usecols=chosen)[chosen]
 
 
-def batches(file: Path, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pd.DataFrame]:
-    """Yield a table in pieces of at most ``rows`` rows, text as categories; memory does not grow with the table."""
+def batches(file: Path, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pa.Table]:
+    """Yield a table in pieces of at most ``rows`` rows; memory does not grow with the table.
+
+    Arrow tables, because a Python object for each text would cost more than all the rest.
+    """
+    import pyarrow as pa
+
     chosen = list(columns)
     with readable(file):
         if file.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(rows, columns=chosen):
-                    yield batch.to_pandas(strings_to_categorical=True)[chosen]
+            # Threads and the buffer read ahead without a limit.
+            with pq.ParquetFile(file, pre_buffer=False) as table:
+                for batch in table.iter_batches(rows, columns=chosen, use_threads=False):
+                    yield pa.Table.from_batches([batch]).select(chosen)
             return
         with pd.read_csv(file, usecols=chosen, chunksize=rows) as pieces:
             for piece in pieces:
-                yield piece[chosen]
+                yield pa.Table.from_pandas(piece[chosen], preserve_index=False)
+
+
+def as_arrow_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return identifiers or names as Arrow strings, whether written as int, bytes, string or dictionary."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = column.cast(pa.int64())
+    return column.cast(pa.string())
 
 
 def choose(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> list[str]:
@@ -99,12 +122,16 @@ def readable(file: Path) -> Iterator[None]:
         raise broken(file, error, "Parquet" if file.suffix == ".parquet" else "CSV") from error
 
 
+def _head(file: Path) -> bytes:
+    if not file.is_file():
+        return b""
+    with file.open("rb") as stream:
+        return stream.read(400)
+
+
 def broken(file: Path, error: BaseException, expected: str) -> UserError:
     """Return the error for a file that cannot be read; a saved web page is called one."""
-    head = b""
-    if file.is_file():
-        with file.open("rb") as stream:
-            head = stream.read(400)
+    head = _head(file)
     if is_web_page(head):
         return UserError(
             "A file of the bundle is a web page",
