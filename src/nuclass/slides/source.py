@@ -62,11 +62,12 @@ class Source:
             raise ValueError(f"A region cannot be {width} x {height} px")
         return chosen.paste(lambda row, column: self.cache.get(chosen, row, column), x0, y0, width, height)
 
-    def overview(self, max_px: int = 2048) -> tuple[Image, float]:
+    def overview(self, max_px: int = 2048, threads: int = 1) -> tuple[Image, float]:
         """Return the whole slide with its longer side at most ``max_px``, and level-0 px per px of it.
 
         Taken from the smallest level that is large enough, then averaged over whole px, so that pixel ``i``
-        covers ``[i, i + 1) * factor`` of level 0. Memory holds one block of the file and the result.
+        covers ``[i, i + 1) * factor`` of level 0. Memory holds a few blocks of the file and the
+        result. ``threads`` blocks are decoded at the same time.
         """
         if max_px < 1:
             raise ValueError(f"An overview cannot be {max_px} px wide")
@@ -75,7 +76,7 @@ class Source:
         shrink = -(-max(level.height, level.width) // max_px)
         if shrink == 1:
             return self.region(level, 0, 0, level.width, level.height), level.factor
-        return area_average(level, shrink, level.blocks.decode), level.factor * shrink
+        return area_average(level, shrink, threads), level.factor * shrink
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,52 +42,50 @@ def open_tiff(file: Path) -> Iterator[Source]:
     """
     from nuclass.slides.source import Source
 
-    try:
-        tiff = tifffile.TiffFile(file)
-    except _BROKEN as error:
-        raise _unreadable(file, error) from error
-    with tiff:
-        series = _largest(file, tiff)
-        compression = series.keyframe.compression if series is not None else None
-        if (series is None or compression == _APERIO_YCBCR) and openslide_file.knows(file):
-            _log.info("%s: read by openslide", file)
-            with openslide_file.open_slide(file) as source:
-                yield source
-            return
-        if series is None:
-            raise _unreadable(file, "no image in it")
-        check_pixels(file, series)
-        lut = None
-        if series.dtype == np.uint16:
-            bits = bits_rule(tiff, series.keyframe)
-            _log.info("%s: %d-bit colours, 0 to %d become 0 to 255", file, bits, 2**bits - 1)
-            lut = to_8_bits(bits)
-        found = series.levels if len(series.levels) > 1 else flat_levels(tiff, series)
-        _check_whole(file, tiff)
-        full, handles = size_of(series), _Handles()
+    with ExitStack() as stack:
         try:
-            levels = tuple(
-                SourceLevel(*size_of(one), level_factor(full, size_of(one)), _Blocks(file, number, one, lut, handles))
-                for number, one in enumerate(found)
-            )
-            yield Source(file, levels, embedded_mpp(tiff, series.keyframe))
-        finally:
-            handles.close()
+            tiff = stack.enter_context(tifffile.TiffFile(file))
+            series = _largest(tiff)
+            found = "no image in it"
+        except _BROKEN as error:
+            tiff, series, found = None, None, str(error)
+        aperio = series is not None and series.keyframe.compression == _APERIO_YCBCR
+        if (series is None or aperio) and openslide_file.knows(file):
+            _log.info("%s: read by openslide", file)
+            yield stack.enter_context(openslide_file.open_slide(file))
+            return
+        if tiff is None or series is None:
+            raise _unreadable(file, found)
+        check_pixels(file, series)
+        _check_whole(file, tiff)
+        handles = stack.enter_context(_Handles())
+        yield Source(file, _levels(file, tiff, series, handles), embedded_mpp(tiff, series.keyframe))
 
 
-def _largest(file: Path, tiff: tifffile.TiffFile) -> Any:
-    try:
-        known = [one for one in tiff.series if min(size_of(one)) > 0]
-    except _BROKEN as error:
-        raise _unreadable(file, error) from error
+def _levels(file: Path, tiff: tifffile.TiffFile, series: Any, handles: _Handles) -> tuple[SourceLevel, ...]:
+    lut = None
+    if series.dtype == np.uint16:
+        bits = bits_rule(tiff, series.keyframe)
+        _log.info("%s: %d-bit colours, 0 to %d become 0 to 255", file, bits, 2**bits - 1)
+        lut = to_8_bits(bits)
+    found = series.levels if len(series.levels) > 1 else flat_levels(tiff, series)
+    full = size_of(series)
+    return tuple(
+        SourceLevel(*size_of(one), level_factor(full, size_of(one)), _Blocks(file, number, one, lut, handles))
+        for number, one in enumerate(found)
+    )
+
+
+def _largest(tiff: tifffile.TiffFile) -> Any:
+    known = [one for one in tiff.series if min(size_of(one)) > 0]
     return max(known, key=lambda one: size_of(one)[0] * size_of(one)[1], default=None)
 
 
-def _unreadable(file: Path, found: object) -> UserError:
+def _unreadable(file: Path, found: str) -> UserError:
     return UserError(
         "The H&E image cannot be read",
         where=file,
-        found=str(found),
+        found=found,
         expected="a TIFF or OME-TIFF",
         fix="fetch the file again; a download may be cut off",
     )
@@ -136,7 +134,10 @@ class _Handles:
             self._open[path] = os.open(path, os.O_RDONLY)
         return self._open[path]
 
-    def close(self) -> None:
+    def __enter__(self) -> _Handles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
 WHITE = 255
 
 
@@ -126,26 +128,43 @@ class BlockCache:
         return block
 
 
-def area_average(level: SourceLevel, factor: int, get: Callable[[int, int], Image | None]) -> Image:
+def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Yield ``work(item)`` in order, done by threads that run a little ahead and no further."""
+    pool = ThreadPoolExecutor(threads)
+    running: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(work, item))
+            while len(running) > 2 * threads or (running and running[0].done()):
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def area_average(level: SourceLevel, factor: int, threads: int = 1) -> Image:
     """Return the level made smaller by a whole ``factor``, each new px the mean of the px it covers.
 
-    Every block is decoded once and none is kept, so memory holds one block and the result. Partial px at the
+    Every block is decoded once and none is kept, so memory holds a few blocks and the result. Partial px at the
     right and lower edge are means of what there is.
     """
     height, width = -(-level.height // factor), -(-level.width // factor)
     sums = np.zeros((height, width, 3), np.uint64)
+
+    def summed(place: tuple[int, int]) -> tuple[int, int, NDArray[np.uint32]]:
+        top, left, bottom, right = level.box(*place)
+        block = level.blocks.decode(*place)
+        if block is None:
+            block = np.full((bottom - top, right - left, 3), WHITE, np.uint8)
+        part = np.add.reduceat(block, _starts(top, bottom, factor) - top, axis=0, dtype=np.uint32)
+        part = np.add.reduceat(part, _starts(left, right, factor) - left, axis=1)
+        return top // factor, left // factor, part
+
     rows, columns = level.grid
-    for row in range(rows):
-        for column in range(columns):
-            top, left, bottom, right = level.box(row, column)
-            block = get(row, column)
-            if block is None:
-                block = np.full((bottom - top, right - left, 3), WHITE, np.uint8)
-            ys, xs = _starts(top, bottom, factor), _starts(left, right, factor)
-            part = np.add.reduceat(block, ys - top, axis=0, dtype=np.uint32)
-            part = np.add.reduceat(part, xs - left, axis=1)
-            y, x = top // factor, left // factor
-            sums[y : y + len(ys), x : x + len(xs)] += part
+    places = ((row, column) for row in range(rows) for column in range(columns))
+    for y, x, part in side_by_side(summed, places, threads):
+        sums[y : y + part.shape[0], x : x + part.shape[1]] += part
     counts = np.outer(_lengths(level.height, factor), _lengths(level.width, factor))[..., None].astype(np.uint64)
     return ((sums + counts // 2) // counts).astype(np.uint8)
 
@@ -180,9 +199,3 @@ def level_factor(full: tuple[int, int], level: tuple[int, int]) -> float:
     if all(abs(a / whole - b) <= 1 for a, b in zip(full, level, strict=True)):
         return float(whole)
     return ratio
-
-
-def all_blocks(level: SourceLevel) -> Iterator[tuple[int, int]]:
-    """Yield ``(row, column)`` of every block, row by row."""
-    rows, columns = level.grid
-    yield from ((row, column) for row in range(rows) for column in range(columns))

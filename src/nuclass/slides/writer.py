@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from nuclass.core.progress import Progress
 from nuclass.slides.geometry import Frames
 from nuclass.slides.pyramid import PyramidWriter
 from nuclass.slides.resample import Box, Resampler, kernels
-from nuclass.slides.source import Source, open_source
+from nuclass.slides.source import open_source
 from nuclass.slides.store import SlideStore
-from nuclass.slides.tiles import Image, SourceLevel
+from nuclass.slides.tiles import Image, SourceLevel, side_by_side
 from nuclass.slides.zarr_format import LevelLayout, group_metadata
 
 _log = get_logger(__name__)
@@ -75,7 +75,7 @@ def write_store(
             resampler = Resampler(source, frames.scale, (height, width))
             pyramid = PyramidWriter(root, (height, width), tile, shard, levels)
             try:
-                _fill(pyramid, resampler, source, threads)
+                _fill(pyramid, resampler, threads)
                 pyramid.finish()
             finally:
                 pyramid.close()
@@ -141,29 +141,19 @@ class _Piece(NamedTuple):
     blocks: _StripeBlocks
 
 
-def _fill(pyramid: PyramidWriter, resampler: Resampler, source: Source, threads: int) -> None:
+def _fill(pyramid: PyramidWriter, resampler: Resampler, threads: int) -> None:
     """Decode, resample and encode pieces side by side, a few ahead of the oldest that is not done."""
 
-    def make(piece: _Piece) -> int:
+    def make(piece: _Piece) -> None:
         needed = resampler.needs(piece.box)
         pixels = piece.blocks.region(needed)
         pyramid.add(piece.row, piece.column, resampler.make(piece.box, pixels))
-        return piece.box.width * piece.box.height
 
     kernels()
     layout = pyramid.layouts[0]
-    running: deque[Future[int]] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        with Progress(layout.height * layout.width, "H&E to store", "px") as progress:
-            for piece in _pieces(pyramid, resampler):
-                running.append(pool.submit(make, piece))
-                while len(running) > 2 * threads or (running and running[0].done()):
-                    progress.advance(running.popleft().result())
-            while running:
-                progress.advance(running.popleft().result())
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with Progress(layout.tile_grid[0] * layout.shard_grid[1], "H&E to store", "pieces") as progress:
+        for _ in side_by_side(make, _pieces(pyramid, resampler), threads):
+            progress.advance()
 
 
 def _pieces(pyramid: PyramidWriter, resampler: Resampler) -> Iterator[_Piece]:
