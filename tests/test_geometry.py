@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nuclass.core.errors import UserError
-from nuclass.slides.geometry import Frames, window_origin
+from nuclass.slides.geometry import Frames, compose, decompose, invert, project, window_origin
 
 SKIN = [[0.0018369815, 0.6440103822, 1154.5213263], [-0.6440103822, 0.0018369815, 13229.6326499], [0, 0, 1]]
 BREAST = [[0.0110710288, 1.2895790134, 807.9788953], [-1.2895790134, 0.0110710288, 73097.6551748], [0, 0, 1]]
@@ -48,6 +48,70 @@ def test_every_conversion_comes_back(parameters, xy):
         (frames.um_to_px, frames.px_to_um),
     ):
         np.testing.assert_allclose(back(there(xy)), xy, atol=1e-6, rtol=1e-9)
+
+
+homographies = st.tuples(similarities, st.floats(-5e-6, 5e-6), st.floats(-5e-6, 5e-6), st.floats(0.5, 2))
+pairs = st.tuples(st.sampled_from(["um", "morph", "he", "px"]), st.sampled_from(["um", "morph", "he", "px"]))
+
+
+def homography(parameters, gx: float, gy: float, factor: float) -> np.ndarray:
+    matrix = similarity(*parameters)
+    matrix[2, :2] = (gx, gy)
+    return matrix * factor
+
+
+@given(homographies, points)
+def test_the_inverse_brings_every_point_back(parameters, xy):
+    matrix, xy = homography(*parameters), np.array(xy)
+    np.testing.assert_allclose(project(invert(matrix), project(matrix, xy)), xy, atol=1e-5, rtol=1e-7)
+    np.testing.assert_allclose(compose(matrix, invert(matrix)), np.eye(3), atol=1e-6)
+
+
+@given(homographies, homographies, points)
+def test_composition_is_one_after_the_other(first, second, xy):
+    a, b, xy = homography(*first), homography(*second), np.array(xy) / 10
+    np.testing.assert_allclose(project(compose(a, b), xy), project(b, project(a, xy)), rtol=1e-6, atol=1e-4)
+
+
+@given(similarities, similarities)
+def test_turns_scales_and_mirrors_compose(first, second):
+    a, b = similarity(*first), similarity(*second)
+    both = decompose(compose(a, b))
+    assert both.scale == pytest.approx(decompose(a).scale * decompose(b).scale)
+    assert both.mirrored == (decompose(a).mirrored != decompose(b).mirrored)
+    assert both.anisotropy == pytest.approx(1, abs=1e-6)
+    # After a mirror the first turn counts backwards.
+    turn = decompose(b).rotation_deg + (-1 if decompose(b).mirrored else 1) * decompose(a).rotation_deg
+    assert np.cos(np.radians(both.rotation_deg - turn)) == pytest.approx(1, abs=1e-9)
+    inverse = decompose(invert(a))
+    assert inverse.scale == pytest.approx(1 / decompose(a).scale)
+    assert inverse.mirrored == decompose(a).mirrored
+
+
+@given(similarities)
+def test_the_inverse_of_an_affine_map_is_affine(parameters):
+    assert invert(similarity(*parameters))[2].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.ones((3, 3)), np.diag([1, np.nan, 1]), np.diag([1, 0, 1])])
+def test_no_inverse(matrix):
+    with pytest.raises(UserError, match="cannot be inverted"):
+        invert(matrix)
+
+
+@given(similarities, pairs, points)
+def test_frames_by_name(parameters, pair, xy):
+    frames, (source, target), xy = Frames(similarity(*parameters), PIXEL, 0.25), pair, np.array(xy)
+    there = frames.convert(xy, source, target)
+    method = getattr(frames, f"{source}_to_{target}", None)
+    if method is not None:
+        np.testing.assert_allclose(there, method(xy), rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(frames.convert(there, target, source), xy, rtol=1e-9, atol=1e-6)
+
+
+def test_an_unknown_frame_is_told():
+    with pytest.raises(ValueError, match="no frame 'dapi'; expected one of um, morph, he, px"):
+        Frames(np.eye(3), PIXEL).convert([[0, 0]], "dapi", "um")
 
 
 @given(similarities)

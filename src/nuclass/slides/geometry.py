@@ -20,6 +20,7 @@ pixel size is never used, because it is wrong in about half of the public files.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from nuclass.core.errors import UserError
 
 Points = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Frame = Literal["um", "morph", "he", "px"]
 
 # A choice, not a measurement: beyond this the map stretches one axis in a way no rigid placement does.
 MAX_ANISOTROPY = 1.05
@@ -111,7 +114,7 @@ class Frames:
     @property
     def mpp_he(self) -> float:
         """Micrometres per H&E pixel: ``sqrt(|det A2x2|) * pixel_size`` (homography: at the image centre)."""
-        return float(np.sqrt(abs(np.linalg.det(self.jacobian()))) * self.pixel_size)
+        return decompose(self.jacobian()).scale * self.pixel_size
 
     @property
     def scale(self) -> float:
@@ -121,7 +124,7 @@ class Frames:
     @property
     def mirrored(self) -> bool:
         """Whether the H&E is a mirror image of the morphology image (negative determinant)."""
-        return bool(np.linalg.det(self.jacobian()) < 0)
+        return decompose(self.jacobian()).mirrored
 
     @property
     def rotation_deg(self) -> float:
@@ -130,14 +133,35 @@ class Frames:
         Positive turns from x towards y (clockwise on a screen, where y points down). For a mirrored
         slide it is the turn after flipping y: ``A = s R(angle) diag(1, -1)``.
         """
-        matrix = self.jacobian()
-        return float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
+        return decompose(self.jacobian()).rotation_deg
 
     @property
     def anisotropy(self) -> float:
         """Largest over smallest local scale; 1 for rotation, mirror and uniform scale."""
-        singular = np.linalg.svd(self.jacobian(), compute_uv=False)
-        return float(singular[0] / singular[1])
+        return decompose(self.jacobian()).anisotropy
+
+    def matrix(self, source: Frame, target: Frame) -> Matrix:
+        """Return the 3 x 3 matrix from one frame to another, by their names.
+
+        Parameters
+        ----------
+        source, target
+            ``um``, ``morph``, ``he`` or ``px``.
+        """
+        to_um = {
+            "um": np.eye(3),
+            "morph": _scaling(self.pixel_size),
+            "he": compose(self.alignment, _scaling(self.pixel_size)),
+            "px": compose(_scaling(1 / self.scale), self.alignment, _scaling(self.pixel_size)),
+        }
+        for name in (source, target):
+            if name not in to_um:
+                raise ValueError(f"There is no frame {name!r}; expected one of {', '.join(to_um)}")
+        return compose(to_um[source], invert(to_um[target]))
+
+    def convert(self, xy: ArrayLike, source: Frame, target: Frame) -> Points:
+        """Convert points (N, 2) from one frame to another, by their names."""
+        return project(self.matrix(source, target), xy)
 
     def um_to_morph(self, xy_um: ArrayLike) -> Points:
         """Micrometres -> morphology px."""
@@ -149,12 +173,11 @@ class Frames:
 
     def he_to_morph(self, xy_he: ArrayLike) -> Points:
         """H&E px -> morphology px, the direction of the alignment file."""
-        return _project(self.alignment, _points(xy_he))
+        return project(self.alignment, xy_he)
 
     def morph_to_he(self, xy_morph: ArrayLike) -> Points:
         """Morphology px -> H&E px."""
-        inverse: NDArray[np.float64] = np.linalg.inv(self.alignment).astype(np.float64)
-        return _project(inverse, _points(xy_morph))
+        return project(invert(self.alignment), xy_morph)
 
     def he_to_px(self, xy_he: ArrayLike) -> Points:
         """H&E px -> slide-store px."""
@@ -189,6 +212,77 @@ class Frames:
         return height, width
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """What a map does to a small figure.
+
+    Attributes
+    ----------
+    scale
+        Root of the area's factor: target px per source px.
+    rotation_deg
+        The turn of the x axis in degrees, in (-180, 180], positive from x towards y.
+    mirrored
+        Whether left and right are exchanged; the turn is then what follows after flipping y.
+    anisotropy
+        Largest over smallest scale, 1 for a similarity.
+    """
+
+    scale: float
+    rotation_deg: float
+    mirrored: bool
+    anisotropy: float
+
+
+def decompose(matrix: ArrayLike) -> Decomposition:
+    """Return scale, turn, mirroring and anisotropy of a 2 x 2 matrix, or of an affine 3 x 3 one."""
+    full = np.asarray(matrix, dtype=np.float64)
+    linear = full[:2, :2] / full[2, 2] if full.shape == (3, 3) else full
+    determinant = float(np.linalg.det(linear))
+    singular = np.linalg.svd(linear, compute_uv=False)
+    return Decomposition(
+        scale=float(np.sqrt(abs(determinant))),
+        rotation_deg=float(np.degrees(np.arctan2(linear[1, 0], linear[0, 0]))),
+        mirrored=determinant < 0,
+        anisotropy=float(singular[0] / singular[1]),
+    )
+
+
+def compose(*matrices: ArrayLike) -> Matrix:
+    """Return the 3 x 3 matrix that applies the given ones one after the other, the first one first."""
+    out: Matrix = np.eye(3)
+    for matrix in matrices:
+        out = np.asarray(matrix, dtype=np.float64) @ out
+    return out / out[2, 2] if abs(out[2, 2]) > 1e-12 else out
+
+
+def invert(matrix: ArrayLike) -> Matrix:
+    """Return the inverse of a 3 x 3 affine matrix or homography, its last number 1 where it can be.
+
+    Raises
+    ------
+    UserError
+        The matrix has no inverse.
+    """
+    given = np.asarray(matrix, dtype=np.float64)
+    if not np.isfinite(given).all() or np.linalg.matrix_rank(given / np.abs(given).max(axis=0).clip(1e-300)) < 3:
+        raise UserError(
+            "The matrix cannot be inverted", found=given.tolist(), expected="a map that keeps the plane", fix=None
+        )
+    inverse: Matrix = np.linalg.inv(given).astype(np.float64)
+    if np.array_equal(given[2], (0.0, 0.0, 1.0)):
+        # Rounding would leave a last row that is a little off and turn an affine map into a homography.
+        inverse[2] = (0.0, 0.0, 1.0)
+    return inverse / inverse[2, 2] if abs(inverse[2, 2]) > 1e-12 else inverse
+
+
+def project(matrix: ArrayLike, xy: ArrayLike) -> Points:
+    """Apply a 3 x 3 matrix to points (..., 2), with the division of a homography."""
+    given, points = np.asarray(matrix, dtype=np.float64), _points(xy)
+    mapped = points @ given[:, :2].T + given[:, 2]
+    return mapped[..., :2] / mapped[..., 2:]
+
+
 def window_origin(xy: ArrayLike, size: int) -> NDArray[np.int64]:
     """Return the integer top-left pixel of the square window of ``size`` px around each point.
 
@@ -205,6 +299,5 @@ def _points(xy: ArrayLike) -> Points:
     return points
 
 
-def _project(matrix: NDArray[np.float64], points: Points) -> Points:
-    mapped = points @ matrix[:, :2].T + matrix[:, 2]
-    return mapped[..., :2] / mapped[..., 2:]
+def _scaling(factor: float) -> Matrix:
+    return np.diag([factor, factor, 1.0])
