@@ -15,7 +15,7 @@ from bundle_example import example
 from http_server import Server, serve
 from nuclass.cli import main
 from nuclass.core.errors import UserError
-from nuclass.core.files import read_json, sha256
+from nuclass.core.files import read_json, sha256, write_json
 from nuclass.synthetic.bundle import write_bundle
 from nuclass.xenium.fetch import fetch_slide, missing_files, needs_image, raise_missing
 from nuclass.xenium.reader import read_bundle
@@ -34,6 +34,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     write_bundle(folder / "outs", "x", example())
     (folder / "outs" / "bundle.json").unlink()
+    experiment = folder / "outs" / "experiment.xenium"
+    experiment.write_text(
+        experiment.read_text(encoding="utf-8").replace('"synthetic"', '"XETG00001"'), encoding="utf-8"
+    )
     (folder / "X_he_image.ome.tif").write_bytes(os.urandom(1_500_000))
     (folder / "X_he_imagealignment.csv").write_text(MATRIX, encoding="utf-8")
     with zipfile.ZipFile(folder / "X_outs.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -311,7 +315,7 @@ def test_recorded_values(server: Server, source: Path, tmp_path: Path, caplog: p
     def known(kind: str, *records: Record) -> dict[str, Dataset]:
         return registry(server, **{kind: RemoteFile("X", kind, (Address(server.url(NAMES[kind]), "seen"),), records)})
 
-    with pytest.raises(UserError, match="The bytes of a file is not the recorded one|The size of a file"):
+    with pytest.raises(UserError, match="The size of a file is not the recorded one"):
         fetch(DATASET, tmp_path / "a", known("outs", Record("bytes", "5", "me", False)))
     with pytest.raises(UserError, match="The md5 of a file is not the recorded one"):
         fetch(DATASET, tmp_path / "b", known("he", Record("md5", "0" * 32, "me", False)))
@@ -360,6 +364,19 @@ def test_folder_of_another_dataset(server: Server, tmp_path: Path) -> None:
         fetch({**DATASET, "dataset": "Y"}, tmp_path / "s", known)
     assert str(caught.value).startswith("The folder of a slide holds the files of something else\n")
     assert "files of the dataset X, such as " in str(caught.value)
+
+
+def test_synthetic_files_are_not_taken_for_real_ones(server: Server, source: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(source / "outs", tmp_path / "s")
+    shutil.copy(source / NAMES["he"], out / "s_he_image.ome.tif")
+    experiment = read_json(out / "experiment.xenium")
+    write_json(out / "experiment.xenium", {**experiment, "instrument_sn": "synthetic"})
+    assert [item.place.name for item in missing_files([DATASET], registry(server), tmp_path)] == [
+        *("outs.zip", "s_he_image.ome.tif", "s_he_imagealignment.csv"),
+    ]
+    assert (out / "cells.parquet").exists()
+    check(fetch(DATASET, out, registry(server)), source, out)
+    assert {name for name, _, _ in server.requests} == set(NAMES.values())
 
 
 def test_links_to_another_source_give_way(source: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def write_inventory(
         alignment = alignment_name(slide)
     known = hashes or {}
     experiment = read_json(out / EXPERIMENT) if EXPERIMENT in files else {}
-    inventory = {
+    inventory: dict[str, Any] = {
         "slide": slide,
         "source": source,
         "xoa_version": xoa_version,

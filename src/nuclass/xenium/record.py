@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from nuclass.core.bundle_source import ALIGNMENT_NAMES, EXPERIMENT, HE_NAMES
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, sha256, write_json
 from nuclass.core.log import get_logger
+from nuclass.xenium.members import names_in
 
 RECORD = ".fetched.json"
+STALE = "stale"
 _log = get_logger(__name__)
 
 
@@ -40,10 +44,20 @@ class Entry:
 class FetchRecord:
     """The record of one folder, kept in ``.fetched.json`` in it.
 
-    ``absent`` lists files that the source does not have.
+    ``absent`` lists files that the source does not have. Files of another source that the folder served
+    before are ``stale``; so is a synthetic bundle under the slide's name, of which there is no record.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    origin
+        The source the folder serves now.
+    own
+        How the study's own names of H&E and alignment begin.
     """
 
-    def __init__(self, folder: Path, origin: str = "") -> None:
+    def __init__(self, folder: Path, origin: str, own: str) -> None:
         self.folder = folder
         self.origin = origin
         self.absent: list[str] = []
@@ -51,6 +65,8 @@ class FetchRecord:
         self._stale: list[str] = []
         if (folder / RECORD).is_file():
             self._load(origin)
+        elif _is_synthetic(folder):
+            self._stale = [name for name in names_in(folder) if name.startswith(own) or not _by_hand(name)]
 
     def _load(self, origin: str) -> None:
         try:
@@ -60,7 +76,7 @@ class FetchRecord:
         except (UserError, KeyError, TypeError, AttributeError) as error:
             _log.warning("%s: not readable (%s); the files are looked at anew", self.folder / RECORD, error)
             return
-        if origin and before != origin:
+        if before != origin:
             kept = [name for name, entry in files.items() if entry.how in ("download", "found")]
             if any((self.folder / name).exists() for name in kept):
                 raise UserError(
@@ -73,7 +89,6 @@ class FetchRecord:
             self._stale = [name for name in files if name not in kept]
             return
         self.files, self.absent = files, absent
-        self.origin = before
 
     def drop_stale(self) -> None:
         """Delete links and unpacked files of another source that the folder served before."""
@@ -82,7 +97,9 @@ class FetchRecord:
         self._stale = []
 
     def how(self, name: str) -> str:
-        """Return how a file was brought, empty where that is not known."""
+        """Return how a file was brought; empty where that is not known, ``stale`` for one of another source."""
+        if name in self._stale:
+            return STALE
         return self.files[name].how if name in self.files else ""
 
     def holds(self, name: str) -> bool:
@@ -127,3 +144,17 @@ class FetchRecord:
         """Write the record."""
         files = {name: asdict(entry) for name, entry in sorted(self.files.items())}
         write_json(self.folder / RECORD, {"origin": self.origin, "absent": sorted(self.absent), "files": files})
+
+
+def _by_hand(name: str) -> bool:
+    """Return whether a name is one under which people put files of a real slide beside a synthetic one."""
+    return any(fnmatchcase(name, pattern) for pattern in ("*outs.zip", *HE_NAMES, *ALIGNMENT_NAMES))
+
+
+def _is_synthetic(folder: Path) -> bool:
+    """Return whether the bundle in a folder is one of the synthetic study."""
+    try:
+        content = read_json(folder / EXPERIMENT)
+    except UserError:
+        return False
+    return isinstance(content, dict) and content.get("instrument_sn") == "synthetic"

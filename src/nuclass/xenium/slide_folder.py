@@ -80,7 +80,8 @@ class SlideFolder:
     @cached_property
     def record(self) -> FetchRecord:
         """The record of what was brought before."""
-        return FetchRecord(self.out, f"the dataset {self.dataset.name}" if self.dataset else f"{self.row['path']}")
+        origin = f"the dataset {self.dataset.name}" if self.dataset else self.row["path"]
+        return FetchRecord(self.out, origin, f"{self.slide}_he_image")
 
     @cached_property
     def places(self) -> tuple[list[Path], str]:
