@@ -213,9 +213,7 @@ def _outlines(bundle: Bundle, kind: Literal["nucleus", "cell"]) -> pd.DataFrame 
     if table is None and not (bundle.folder / CELLS_ZARR).is_file():
         return None
     frame = bundle.boundaries(kind)
-    start = polygon_starts(frame["cell_id"].to_numpy())
-    if "label_id" in frame:
-        start = np.union1d(start, polygon_starts(frame["label_id"].to_numpy()))
+    start = polygon_starts(*(frame[c].to_numpy() for c in ("cell_id", "label_id") if c in frame))
     number = np.zeros(len(frame), np.int64)
     number[start] = 1
     return frame.assign(outline=np.cumsum(number) - 1)

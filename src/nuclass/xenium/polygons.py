@@ -45,11 +45,15 @@ def ragged_area_and_centroid(
     return np.where(flat, 0.0, np.abs(twice) / 2), cx, cy
 
 
-def polygon_starts(identity: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
-    """Return the rows where the value changes: the first vertex of each polygon."""
-    if len(identity) == 0:
+def polygon_starts(*identity: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
+    """Return the rows where the value of any of the arrays (V,) changes: the first vertex of each polygon."""
+    if len(identity[0]) == 0:
         return np.zeros(0, np.int64)
-    return np.flatnonzero(np.append(True, identity[1:] != identity[:-1]))
+    changes = np.zeros(len(identity[0]), bool)
+    changes[0] = True
+    for values in identity:
+        changes[1:] |= values[1:] != values[:-1]
+    return np.flatnonzero(changes)
 
 
 def closed_rings(

@@ -203,9 +203,8 @@ class Bundle:
         """
         vertices = self.boundaries("nucleus")
         x, y = vertices["vertex_x"].to_numpy(), vertices["vertex_y"].to_numpy()
-        start = polygon_starts(vertices["cell_id"].to_numpy())
+        start = polygon_starts(*(vertices[c].to_numpy() for c in ("cell_id", "label_id") if c in vertices))
         if "label_id" in vertices:
-            start = np.union1d(start, polygon_starts(vertices["label_id"].to_numpy()))
             length = np.diff(np.append(start, len(x)))
             simple = np.ones(len(start), bool)
         else:
