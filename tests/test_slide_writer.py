@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nuclass.core.errors import UserError
-from nuclass.slides import pyramid, tiff, writer
+from nuclass.slides import pyramid, resample, tiff, writer
 from nuclass.slides.resample import resampled
 from nuclass.slides.source import open_source
 from nuclass.slides.store import SlideStore
@@ -235,3 +235,43 @@ def test_memory_does_not_grow_with_the_width(tmp_path):
         peaks.append(int(out) / 1024)
     assert peaks[1] < peaks[0] + 130
     assert peaks[1] < 500
+
+
+def test_without_a_folder_for_its_cache_the_code_is_compiled_anyway(monkeypatch):
+    import numba
+
+    njit = numba.njit
+
+    def refuse(*args, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*args, **options)
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    resize, halve = resample.kernels.__wrapped__()
+    out = np.empty((1, 1, 3), np.uint8)
+    halve(np.full((2, 2, 3), 7, np.uint8), out)
+    assert (out == 7).all()
+    assert callable(resize)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "lzw", None])
+def test_a_real_field_in_several_files_gives_one_store(tmp_path, real_data, compression):
+    field = real_data / "he_nuclei_hgsc_stromal" / "hgsc_stromal_he.jpg"
+    with open_source(field) as source:
+        pixels = source.region(0, 0, 0, *source.shape[::-1])
+    he = tmp_path / "he.ome.tif"
+    options = {"compressionargs": {"level": 98}} if compression == "jpeg" else {}
+    with tifffile.TiffWriter(he, ome=True) as tiff:
+        tiff.write(pixels, tile=(512, 512), photometric="rgb", compression=compression, subifds=1, **options)
+        tiff.write(pixels[::2, ::2].copy(), tile=(512, 512), photometric="rgb", compression=compression, subfiletype=1)
+    first = write_store(field, frames_for(0.5), tmp_path / "a.zarr", threads=2)
+    second = write_store(he, frames_for(0.5), tmp_path / "b.zarr", threads=2)
+    assert first["store_shape"] == second["store_shape"] == [3000, 3000]
+    assert 0.6 < first["tissue_fraction"] < 1
+    assert min(first["background_rgb"]) > 200
+    a, b = SlideStore(tmp_path / "a.zarr"), SlideStore(tmp_path / "b.zarr")
+    difference = np.abs(a.region(0, 0, 3000, 3000).astype(int) - b.region(0, 0, 3000, 3000))
+    assert difference.max() <= (40 if compression == "jpeg" else 0)
+    assert difference.mean() < 2
