@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,6 +319,105 @@ def test_missing_bundle_folder(study: Path, local: Callable[[str], str]) -> None
     shutil.move(study / "my slide", study / "elsewhere")
     with pytest.raises(UserError, match="the folder or zip of a Xenium output is missing"):
         load(study)
+
+
+def sheet_row(study: Path, **values: str) -> str:
+    """Turn the first slide into one with these values, and return the message, empty for none."""
+    columns = ("slide", "organ", "role", "patient", "source", "dataset", "path", "he", "alignment", "align")
+    known = {"slide": "ovary_1", "organ": "ovary", "role": "train", "patient": "ovary_donor_1", "source": "local"}
+    replace(study, SHEET, ROW, "\t".join({**known, **values}.get(column, "") for column in columns) + "\n")
+    try:
+        load(study)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+FILES = ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "nucleus_boundaries.parquet")
+
+
+@pytest.fixture
+def mine(study: Path) -> Path:
+    """A folder of outputs: ``a/outs`` as a folder, ``X_outs.zip`` beside its H&E, and things that are none."""
+    place = study / "mine"
+    (place / "a/outs").mkdir(parents=True)
+    (place / "two/x").mkdir(parents=True)
+    (place / "two/y").mkdir()
+    (place / "none").mkdir()
+    for name in FILES:
+        (place / "a/outs" / name).touch()
+    for name in ("a/X_he_image.ome.tif", "two/x/experiment.xenium", "two/y/experiment.xenium", "X_he_image.ome.tif"):
+        (place / name).touch()
+    for name in ("a/X_he_imagealignment.csv", "X_he_imagealignment.csv"):
+        (place / name).write_text("0,1,2\n-1,0,3\n0,0,1", encoding="utf-8")
+    with zipfile.ZipFile(place / "X_outs.zip", "w") as archive:
+        for name in FILES:
+            archive.writestr(name, "")
+    with zipfile.ZipFile(place / "letters.zip", "w") as archive:
+        archive.writestr("letter.txt", "hello")
+    (place / "cut.zip").write_bytes((place / "X_outs.zip").read_bytes()[:100])
+    return place
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"path": "mine/a"},
+        {"path": "mine/X_outs.zip"},
+        {"path": "mine/a/outs", "he": "mine/X_he_image.ome.tif"},
+        {"path": "mine/a", "alignment": "grid"},
+        {"path": "mine/a", "alignment": "1,0,5; 0,1,-3.5e1"},
+        {"path": "mine/a", "alignment": "1,0,5,0,1,9,1e-9,0,1", "align": "refine"},
+        {"path": "mine/a/outs", "he": "config/slides.tsv", "align": "register"},
+        {"source": "dataset", "dataset": "Xenium_V1_hKidney_cancer_section"},
+        {"source": "dataset", "dataset": "Xenium_V1_hKidney_cancer_section", "path": "mine/a/outs"},
+    ],
+)
+def test_places_of_a_real_slide(study: Path, mine: Path, values: dict[str, str]) -> None:
+    assert sheet_row(study, **values) == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"path": "mine/none"}, ["a folder is no Xenium output", "no experiment.xenium in it or one level deeper"]),
+        ({"path": "mine/two"}, ["more than one Xenium output lies in a folder", "mine/two/x and ", "mine/two/y"]),
+        ({"path": "mine/letters.zip"}, ["the zip holds no Xenium output", "1 files, none of them experiment.xenium"]),
+        ({"path": "mine/cut.zip"}, ["a file is no zip, or is cut off", "100 bytes"]),
+        ({"path": ""}, ["a local slide names no Xenium output", "column 'path'"]),
+        ({"path": "mine/a", "dataset": "X"}, ["a local slide takes no dataset", "set source to 'dataset'"]),
+        ({"path": "mine/a", "he": "gone.tif"}, ["the file of column 'he' is missing", "gone.tif"]),
+        ({"path": "mine/a", "alignment": "gone.csv"}, ["the file of column 'alignment' is missing", "word 'grid'"]),
+        ({"path": "mine/a", "alignment": "1,0,0,0,1"}, ["a matrix has the wrong number of values", "5 in '1,0,0,0,1'"]),
+        ({"path": "mine/a", "alignment": "1,0,0,0,one,0"}, ["neither a file nor a matrix", "'one' in '1,0,0,0,one,0'"]),
+        ({"path": "mine/a", "alignment": "1,1,0,1,1,0"}, ["a matrix cannot be inverted", "1,1,0,1,1,0"]),
+        ({"path": "mine/a/outs"}, ["no H&E image is known for a slide", "no alignment is known for a slide"]),
+        (
+            {"path": "mine/a/outs", "he": "config/slides.tsv", "align": "refine"},
+            ["no alignment is known for a slide", "or align 'register'", "slide 'ovary_1'"],
+        ),
+        ({"source": "dataset"}, ["a slide names no dataset"]),
+        (
+            {"source": "dataset", "dataset": "Xenium_V1_hLung_cancer_section"},
+            ["2 faults", "no H&E image is known for a slide", "no alignment is known", "no address of one"],
+        ),
+    ],
+)
+def test_wrong_places_of_a_real_slide(study: Path, mine: Path, values: dict[str, str], told: list[str]) -> None:
+    text = sheet_row(study, **values)
+    for part in (*told, f"{SHEET}, line "):
+        assert part in text
+
+
+def test_two_images_beside_the_output(study: Path, mine: Path) -> None:
+    (mine / "a/Y_he_unaligned_image.ome.tif").touch()
+    told = sheet_row(study, path="mine/a")
+    assert "more than one H&E image lies beside the Xenium output" in told
+    assert "found:      X_he_image.ome.tif, Y_he_unaligned_image.ome.tif" in told
+
+
+def test_alignment_as_explorers_zip(study: Path, mine: Path) -> None:
+    assert "cut off" in sheet_row(study, path="mine/a", alignment="mine/cut.zip")
 
 
 def test_every_key_is_described() -> None:
