@@ -93,8 +93,17 @@ def test_a_data_frame_with_a_counting_header_has_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_alignment(tmp_path / "a.csv").matrix, MIRRORED)
     pd.DataFrame(MIRRORED).to_csv(tmp_path / "b.csv")
     np.testing.assert_array_equal(read_alignment(tmp_path / "b.csv").matrix, MIRRORED)
+    pd.DataFrame(MIRRORED[:2]).to_csv(tmp_path / "b.csv", index=False)
+    np.testing.assert_array_equal(read_alignment(tmp_path / "b.csv").matrix, MIRRORED)
+    pd.DataFrame(MIRRORED[:2], columns=["a", "b", "c"]).to_csv(tmp_path / "b.csv")
+    np.testing.assert_array_equal(read_alignment(tmp_path / "b.csv").matrix, MIRRORED)
     np.savetxt(tmp_path / "c.csv", MIRRORED, header="H&E to morphology")
     np.testing.assert_array_equal(read_alignment(tmp_path / "c.csv").matrix, MIRRORED)
+
+
+def test_rows_that_excel_leaves_empty(tmp_path: Path) -> None:
+    text = "-0.01,1.288,12.5,\n1.288,0.01,-77,\n0,0,1,\n,,,\n,,,\n"
+    np.testing.assert_array_equal(read_alignment(written(tmp_path, text)).matrix, MIRRORED)
 
 
 def test_two_rows_get_the_last_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -319,8 +328,10 @@ def test_explorer_archive(tmp_path: Path) -> None:
         (b"1,0,inf\n0,1,0\n0,0,1", "line 1, value 3"),
         (b"# a comment\n\n1,0,0\n0,1_0,0\n0,0,1", "line 4, value 2"),
         (b"1,1,0\n1,1,0\n0,0,1", "cannot be inverted"),
+        (b"1,0,0\n0,1,0\n1e3,5,1", "The alignment matrix is transposed"),
+        (b"x,y,z\n0,1,0\n0,one,1", "line 1, value 1"),
         (b"1,0,0\n0,1,0\n0,0,0", "The last row of the alignment matrix is all zero"),
-        (b"1,0,0\n0,1,0\n1,0,0", "cannot be inverted"),
+        (b"1,0,5\n0,1,0\n1,0,0", "cannot be inverted"),
         (b"", "is empty"),
         (b"# only this\n", "is empty"),
         (b"\xff\xfe", "is empty"),

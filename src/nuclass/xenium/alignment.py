@@ -39,6 +39,8 @@ _EXPECTED = (
 _FIX = "export the alignment again from Xenium Explorer, or take the *_he_imagealignment.csv of the dataset"
 # A matrix whose inverse loses more than this is of no use: well above any real one in pixels.
 _MAX_CONDITION = 1e12
+# The last row of a homography in pixels is a millionth or so; at this it would fold the image.
+_MAX_TILT = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,19 +206,19 @@ def _from_text(content: bytes, where: str, pixel_size: float, robust: bool, unse
 def _matrix_rows(table: TextTable, where: str) -> tuple[Line, ...]:
     """Return the rows of a matrix without a header and an index column.
 
-    The first line is a header if three rows of numbers follow and it is not numbers itself, or counts
-    0, 1, 2 as a data frame does.
+    The first line is a header if rows of numbers follow and it counts 0, 1, 2 as a data frame does, or is
+    not numbers itself: before three rows any cell that is none, before two rows all of them, since a
+    matrix with one broken number looks the same.
     """
     head, *rest = table.lines
-    if len(rest) != 3:
-        return table.lines
     counts = head.cells[-3:] == ("0", "1", "2") and len(head.cells) <= 4
-    if table.numeric(head) and not counts:
+    if len(rest) not in (2, 3) or (table.numeric(head) and not counts):
         return table.lines
     indexed = all(len(row.cells) == 4 for row in rest) and (len(head.cells) == 3 or not _is_value(table, head.cells[0]))
     if indexed:
         rest = [Line(row.number, row.cells[1:]) for row in rest]
-    if not all(len(row.cells) == 3 and table.numeric(row) for row in rest):
+    named = not any(_is_value(table, cell) for cell in head.cells)
+    if not all(len(row.cells) == 3 and table.numeric(row) for row in rest) or not (counts or named or len(rest) == 3):
         return table.lines
     _log.info("%s: line %d is a header%s", where, head.number, " and the first column an index" if indexed else "")
     return tuple(rest)
@@ -280,6 +282,14 @@ def _invertible(where: str, matrix: Matrix) -> Matrix:
             found="0, 0, 0",
             expected="0, 0, 1, or the last row of a homography",
             fix=_FIX,
+        )
+    if not matrix[:2, 2].any() and np.abs(matrix[2, :2]).max() > _MAX_TILT:
+        raise UserError(
+            "The alignment matrix is transposed",
+            where=where,
+            found=f"the offsets {matrix[2, 0]:g}, {matrix[2, 1]:g} in its last row, 0, 0 in its last column",
+            expected="the offsets in the last column",
+            fix="write its columns as rows",
         )
     # Offsets are thousands of pixels; without them the condition number tells of the map alone.
     scaled = matrix / np.maximum(np.abs(matrix).max(axis=0, keepdims=True), 1e-300)

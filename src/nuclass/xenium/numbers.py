@@ -98,9 +98,9 @@ def decode_text(content: bytes, where: str | Path, what: str, expected: str, fix
 def read_table(text: str, where: str | Path, names: tuple[str, ...] = ()) -> TextTable:
     """Split a text into cells by the separator and decimal sign under which most lines are numbers.
 
-    Empty lines and lines that begin with ``#`` are left out. Separators: semicolon, tab, comma, blanks;
-    a decimal comma is taken only where no other reading gives numbers, and refused where it may as well
-    separate thousands.
+    Empty lines (Excel writes ``,,,``) and lines that begin with ``#`` are left out. Separators: semicolon,
+    tab, comma, blanks; a decimal comma is taken only where no other reading gives numbers, and refused
+    where it may as well separate thousands.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def read_table(text: str, where: str | Path, names: tuple[str, ...] = ()) -> Tex
         Column names; a separator that cuts the first line into cells with one of them wins.
     """
     numbered = [(i, line.strip(" \ufeff\xa0")) for i, line in enumerate(re.split(r"\r\n|\n|\r", text), 1)]
-    kept = [(i, line) for i, line in numbered if line.strip() and not line.lstrip().startswith("#")]
+    kept = [(i, line) for i, line in numbered if line.strip(" \t,;\"'") and not line.lstrip().startswith("#")]
     best, most = TextTable((), "."), (-1, -1)
     for separator, decimal in _DIALECTS:
         lines = tuple(Line(i, _cells(line, separator)) for i, line in kept)
