@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -435,3 +438,43 @@ def test_command(server: Server, tmp_path: Path, source: Path, capsys: pytest.Ca
     assert "There is no dataset 'Z'" in capsys.readouterr().err
     assert main([*given, "X"]) == 1
     assert "No folder is named" in capsys.readouterr().err
+
+
+def test_a_wrong_zip_put_there_by_hand(server: Server, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    shutil.copy(source / "X_outs.zip", out / "outs.zip")
+    records = (Record("md5", "0" * 32, "me", False),)
+    known = registry(server, outs=RemoteFile("X", "outs", (Address(server.url("X_outs.zip"), "seen"),), records))
+    with pytest.raises(UserError, match=r"The md5 of a file is not the recorded one\n.*outs\.zip"):
+        fetch(DATASET, out, known)
+    assert (out / "outs.zip.wrong").is_file()
+
+
+def test_leftovers_of_a_killed_job_go(server: Server, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    for name in (".4711.cells.parquet", "cells.parquet.part", "cells.parquet.part.json"):
+        (out / name).write_bytes(b"half")
+    check(fetch(DATASET, out, registry(server)), source, out)
+    assert not (out / ".4711.cells.parquet").exists()
+
+
+def test_a_killed_process_goes_on(server: Server, source: Path, tmp_path: Path) -> None:
+    rows = "".join(f"X\t{kind}\t{server.url(name)}\tseen\n" for kind, name in NAMES.items())
+    columns = "dataset\ttitle\trole\torgan\txoa_version\tfacts\tevidence"
+    (tmp_path / "datasets.tsv").write_text(f"{columns}\nX\tA set\ttrain 1\tlung\t3.0.0\t\t\n", encoding="utf-8")
+    (tmp_path / "dataset_files.tsv").write_text(f"dataset\tfile\turl\tstatus\n{rows}", encoding="utf-8")
+    server.fault(NAMES["he"]).stall = [800_000]
+    given = ["fetch", "X", "--out", str(tmp_path / "X"), "--registry", str(tmp_path / "datasets.tsv")]
+    part = tmp_path / "X" / "X_he_image.ome.tif.part"
+    with subprocess.Popen([sys.executable, "-m", "nuclass.cli", *given], stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 20
+        while not (part.is_file() and part.stat().st_size > 700_000) and time.monotonic() < end:
+            time.sleep(0.02)
+        process.kill()
+    kept = part.stat().st_size
+    server.forget()
+    assert main(given) == 0
+    assert server.sent == {NAMES["he"]: 1_500_000 - kept}
+    assert sha256(tmp_path / "X" / "X_he_image.ome.tif") == sha256(source / NAMES["he"])

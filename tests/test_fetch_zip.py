@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from http_server import Server, serve
 from nuclass.core.errors import UserError
@@ -46,9 +49,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield state
 
 
-def take(server: Server, out: Path, settings: HttpSettings = QUICK) -> int:
+def take(server: Server, out: Path, http: HttpSettings = QUICK) -> int:
     """Fetch the wanted members and return the most bytes that may have moved: 1.05 x theirs and the directory."""
-    source = open_ranges(server.url("outs.zip"), settings)
+    source = open_ranges(server.url("outs.zip"), http)
     assert source is not None
     with open_zip(source) as archive:
         for name in WANTED:
@@ -185,3 +188,16 @@ def test_disk_full_while_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with open_zip(tmp_path / "x.zip") as archive, pytest.raises(UserError, match="The disk is full"):
         extract(archive, WANTED[0], tmp_path / "y", tmp_path / "x.zip")
     assert [file.name for file in tmp_path.iterdir()] == ["x.zip"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(places=st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 3000)), min_size=1, max_size=5))
+def test_a_range_file_reads_as_a_file(server: Server, places: list[tuple[int, int]]) -> None:
+    data = bytes(i % 251 for i in range(8000))
+    (server.folder / "plain.bin").write_bytes(data)
+    file = open_ranges(server.url("plain.bin"), QUICK)
+    assert file is not None
+    local = io.BytesIO(data)
+    for start, length in places:
+        assert (file.seek(start), file.read(length)) == (local.seek(start), local.read(length))
+        assert file.tell() == local.tell()

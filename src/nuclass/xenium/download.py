@@ -17,7 +17,16 @@ from nuclass.core.files import write_json
 from nuclass.core.log import get_logger
 from nuclass.core.progress import BYTES, Progress, readable_bytes
 from nuclass.xenium.registry import Record
-from nuclass.xenium.remote import Answer, ChangedError, HttpSettings, NotFoundError, PastEndError, ask, patiently
+from nuclass.xenium.remote import (
+    Answer,
+    ChangedError,
+    HttpSettings,
+    NotFoundError,
+    PastEndError,
+    RefusalError,
+    ask,
+    patiently,
+)
 
 T = TypeVar("T")
 _log = get_logger(__name__)
@@ -214,7 +223,7 @@ def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[st
     ------
     NotFoundError
         If none has, with all addresses.
-    UserError
+    RefusalError
         Of ``work``, with the other addresses of the file named.
     """
     gone: list[NotFoundError] = []
@@ -225,12 +234,12 @@ def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[st
             gone.append(error)
             if len(gone) < len(urls):
                 _log.warning("%s: %s; the next address is tried", url, error.found)
-        except UserError as error:
+        except RefusalError as error:
             others = [other for other in urls if other != url]
-            if not others or isinstance(error, FileChangedError):
+            if not others:
                 raise
             fix = f"{error.fix or ''}; other addresses of the file: {', '.join(others)}".removeprefix("; ")
-            raise UserError(
+            raise RefusalError(
                 error.what, where=error.where, found=error.found, expected=error.expected, fix=fix
             ) from error
     last = gone[-1]

@@ -91,7 +91,10 @@ class FetchRecord:
         self.files, self.absent = files, absent
 
     def drop_stale(self) -> None:
-        """Delete links and unpacked files of another source that the folder served before."""
+        """Delete links and unpacked files of another source, and what a killed job left unfinished."""
+        for place in (self.folder, self.folder / "morphology_focus"):
+            for file in place.glob(".[0-9]*.*"):
+                file.unlink(missing_ok=True)
         for name in self._stale:
             (self.folder / name).unlink(missing_ok=True)
         self._stale = []

@@ -84,6 +84,10 @@ class NotFoundError(UserError):
     """There is no file at an address; another address may have it."""
 
 
+class RefusalError(UserError):
+    """A server or a proxy does not give what was asked for, and asking again is of no use."""
+
+
 class Answer:
     """The body of an answer, read block by block; use as a context manager.
 
@@ -131,7 +135,7 @@ class Answer:
         if kind == "text/html" or begin.startswith((b"<!doctype html", b"<html")):
             title = re.search(rb"<title[^>]*>(.*?)</title>", block, re.IGNORECASE | re.DOTALL)
             text = " ".join(title[1].decode("utf-8", "replace").split()) if title else ""
-            raise UserError(
+            raise RefusalError(
                 "The server sent a web page instead of a file",
                 where=self._url,
                 found=f"a page with the title '{text}'" if text else "HTML",
@@ -191,7 +195,7 @@ def ask(
         For a fault that may pass.
     NotFoundError
         If there is no file at the address.
-    UserError
+    RefusalError
         For any other answer that is no file.
     """
     headers = {"User-Agent": settings.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
@@ -238,7 +242,7 @@ def _refusal(error: urllib.error.HTTPError, url: str, settings: HttpSettings) ->
             fix=f"it may have moved: correct the address in resources/dataset_files.tsv, {_BY_HAND}",
         )
     if status in (401, 403):
-        return UserError(
+        return RefusalError(
             "A server refuses to give a file",
             where=url,
             found=f"HTTP {status} {reason}",
@@ -247,7 +251,7 @@ def _refusal(error: urllib.error.HTTPError, url: str, settings: HttpSettings) ->
             f"set fetch.user_agent in the configuration, {_BY_HAND}",
         )
     if status == 407:
-        return UserError(
+        return RefusalError(
             "A proxy wants a login",
             where=url,
             found=f"HTTP {status} {reason}",
@@ -256,8 +260,8 @@ def _refusal(error: urllib.error.HTTPError, url: str, settings: HttpSettings) ->
     return _no_file(url, status, reason)
 
 
-def _no_file(url: str, status: int, reason: str) -> UserError:
-    return UserError(
+def _no_file(url: str, status: int, reason: str) -> RefusalError:
+    return RefusalError(
         "A server does not give a file",
         where=url,
         found=f"HTTP {status} {reason}",
@@ -270,14 +274,14 @@ def _line_fault(error: BaseException, url: str) -> Exception:
     """Return what a fault of the connection means: one that may pass, or one that will not."""
     text = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
-        return UserError(
+        return RefusalError(
             "A server's certificate is not trusted",
             where=url,
             found=text,
             fix="if a proxy of your institute signs connections, name its certificates in SSL_CERT_FILE",
         )
     if re.search(r"Tunnel connection failed: 4\d\d", text):
-        return UserError(
+        return RefusalError(
             "A proxy refuses the connection", where=url, found=text, fix="check the environment variable https_proxy"
         )
     if isinstance(error, TimeoutError):
@@ -315,7 +319,7 @@ def patiently(work: Callable[[], T], what: str, settings: HttpSettings, brought:
 
     Raises
     ------
-    UserError
+    RefusalError
         After too many faults in a row.
     """
     # What is downloaded anew is no progress: only more than ever before is.
@@ -329,7 +333,7 @@ def patiently(work: Callable[[], T], what: str, settings: HttpSettings, brought:
             most = max(most, now)
             if faults >= settings.attempts or error.wait_s > _LONGEST_WAIT_S:
                 waits = f"; the server asks to wait {readable_seconds(error.wait_s)}" if error.wait_s else ""
-                raise UserError(
+                raise RefusalError(
                     "A download failed",
                     where=what,
                     found=f"{error} ({faults} {'attempt' if faults == 1 else 'attempts'}){waits}",

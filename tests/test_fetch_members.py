@@ -1,0 +1,83 @@
+"""Which files are taken of an output, and how a matrix is written in the sheet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nuclass.core.bundle_source import determinant, parse_matrix
+from nuclass.core.errors import UserError
+from nuclass.xenium.members import choose, focus_image, require
+
+TABLES = ["experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "nucleus_boundaries.parquet"]
+CHANNELS_3 = [f"morphology_focus/morphology_focus_000{i}.ome.tif" for i in range(4)]
+CHANNELS_4 = [
+    *("morphology_focus/ch0000_dapi.ome.tif", "morphology_focus/ch0001_atp1a1_cd45_e-cadherin.ome.tif"),
+    *("morphology_focus/ch0002_18s.ome.tif", "morphology_focus/ch0003_alphasma_vimentin.ome.tif"),
+]
+OLD = ["morphology.ome.tif", "morphology_focus.ome.tif", "morphology_mip.ome.tif"]
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "image"),
+    [
+        (OLD, {"morphology_focus_filepath": "morphology_focus.ome.tif"}, "morphology_focus.ome.tif"),
+        (OLD, {"morphology_focus_filepath": None, "morphology_mip_filepath": OLD[2]}, "morphology_mip.ome.tif"),
+        (OLD, {}, "morphology_focus.ome.tif"),
+        (CHANNELS_3, {"morphology_focus_filepath": CHANNELS_3[0]}, CHANNELS_3[0]),
+        (CHANNELS_3, {"morphology_focus_filepath": "morphology_focus/"}, CHANNELS_3[0]),
+        (CHANNELS_4, {"morphology_focus_filepath": f"./{CHANNELS_4[0]}"}, CHANNELS_4[0]),
+        (CHANNELS_4, None, CHANNELS_4[0]),
+        (["morphology.ome.tif"], {"morphology_focus_filepath": "../../elsewhere.tif"}, None),
+    ],
+)
+def test_the_dapi_image_of_every_version(names: list[str], images: dict | None, image: str | None) -> None:
+    assert focus_image(names, {"images": images}) == image
+    chosen = choose([*TABLES, *names], {"images": images}, image=True)
+    assert chosen.image == image
+    assert [name for name in chosen.names if "morphology" in name] == ([image] if image else [])
+    assert not choose([*TABLES, *names], {"images": images}, image=False).missing
+
+
+def test_old_tables_and_what_can_be_missing() -> None:
+    old = [
+        "experiment.xenium",
+        "cells.csv.gz",
+        "cell_feature_matrix.h5",
+        "nucleus_boundaries.csv.gz",
+        "gene_panel.json",
+    ]
+    chosen = choose([*old, "transcripts.csv.gz", "analysis.tar.gz"], {}, image=False)
+    assert chosen.names == tuple(old)
+    assert set(chosen.absent) >= {"cell_boundaries.parquet", "metrics_summary.csv"}
+    both = choose([*TABLES, "cells.csv.gz"], {}, image=False)
+    assert "cells.csv.gz" not in both.names
+    with pytest.raises(UserError, match=r"no experiment\.xenium; no cells\.parquet or cells\.csv\.gz"):
+        require(choose([], {}, image=False), "here")
+
+
+@given(
+    st.lists(st.floats(-1e5, 1e5, allow_nan=False), min_size=9, max_size=9),
+    st.booleans(),
+    st.sampled_from([",", ";", " , "]),
+)
+def test_a_written_matrix_is_read_back(numbers: list[float], full: bool, between: str) -> None:
+    if not full:
+        numbers = [*numbers[:6], 0.0, 0.0, 1.0]
+    matrix = np.reshape(numbers, (3, 3))
+    assume(determinant(matrix.tolist()) != 0)
+    read = parse_matrix(between.join(map(repr, numbers if full else numbers[:6])))
+    np.testing.assert_array_equal(read, matrix)
+
+
+@pytest.mark.parametrize("text", ["", "grid", "path/to/alignment.csv", "a, b.csv", "x;y.zip"])
+def test_text_that_is_no_matrix(text: str) -> None:
+    assert parse_matrix(text) is None
+
+
+@pytest.mark.parametrize("text", ["1,0,0,0,nan,0", "0,0,0;0,0,0", "1,2,3;2,4,6", "1,inf,0;0,1,0"])
+def test_matrix_that_cannot_be_inverted(text: str) -> None:
+    with pytest.raises(UserError, match="a matrix cannot be inverted"):
+        parse_matrix(text)
