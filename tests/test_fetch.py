@@ -298,6 +298,22 @@ def test_inferred_address_gives_way_to_the_next(server: Server, source: Path, tm
     check(fetch(DATASET, tmp_path / "s", known), source, tmp_path / "s")
 
 
+@pytest.mark.parametrize("status", [403, 404])
+def test_guessed_address_that_is_refused(server: Server, source: Path, tmp_path: Path, status: int) -> None:
+    server.fault("guess.tif").status = status
+    guess = Address(server.url("guess.tif"), "inferred")
+    known = registry(server, he=RemoteFile("X", "he", (guess, Address(server.url(NAMES["he"]), "inferred"))))
+    check(fetch(DATASET, tmp_path / "s", known), source, tmp_path / "s")
+    known = registry(server, he=RemoteFile("X", "he", (guess, Address(server.url("gone"), "inferred"))))
+    with pytest.raises(UserError) as caught:
+        fetch(DATASET, tmp_path / "t", known)
+    assert f"where:      {guess.url}, {server.url('gone')}\n  found:      HTTP {status} " in str(caught.value)
+    known = registry(server, alignment=RemoteFile("X", "alignment", (guess,)))
+    with pytest.raises(UserError, match=f"HTTP {status}"):
+        fetch(DATASET, tmp_path / "u", known)
+    assert fetch({**DATASET, "align": "register"}, tmp_path / "v", known)["alignment"] is None
+
+
 def test_dataset_without_an_alignment(server: Server, tmp_path: Path) -> None:
     for alignment in (None, RemoteFile("X", "alignment", (Address(server.url("gone"), "inferred"),))):
         known = registry(server, alignment=alignment)

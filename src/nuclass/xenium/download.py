@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from nuclass.xenium.registry import Record
 from nuclass.xenium.remote import (
     Answer,
     ChangedError,
+    ForbiddenError,
     HttpSettings,
     NotFoundError,
     PastEndError,
@@ -216,8 +217,10 @@ def _disk_faults(path: Path) -> Iterator[None]:
         raise
 
 
-def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[str, T]:
+def first_that_exists(urls: Sequence[str], work: Callable[[str], T], inferred: Collection[str] = ()) -> tuple[str, T]:
     """Do ``work`` with the first address that has a file; return the address and the result.
+
+    An address in ``inferred`` was never seen in use: there a 403 is taken to mean that there may be no file.
 
     Raises
     ------
@@ -226,7 +229,7 @@ def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[st
     RefusalError
         Of ``work``, with the other addresses of the file named.
     """
-    gone: list[NotFoundError] = []
+    gone: list[UserError] = []
     for url in urls:
         try:
             return url, work(url)
@@ -235,6 +238,10 @@ def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[st
             if len(gone) < len(urls):
                 _log.warning("%s: %s; the next address is tried", url, error.found)
         except RefusalError as error:
+            if isinstance(error, ForbiddenError) and url in inferred and url != urls[-1]:
+                gone.append(error)
+                _log.warning("%s: %s; the next address is tried", url, error.found)
+                continue
             others = [other for other in urls if other != url]
             if not others:
                 raise
@@ -242,17 +249,24 @@ def first_that_exists(urls: Sequence[str], work: Callable[[str], T]) -> tuple[st
             raise RefusalError(
                 error.what, where=error.where, found=error.found, expected=error.expected, fix=fix
             ) from error
-    last = gone[-1]
     if len(gone) == 1:
-        raise last
-    where = ", ".join(str(error.where) for error in gone)
+        raise gone[0]
+    first = next((error for error in gone if isinstance(error, ForbiddenError)), gone[0])
     raise NotFoundError(
-        "There is no file at any of its addresses", where=where, found=last.found, expected=last.expected, fix=last.fix
+        "There is no file at any of its addresses",
+        where=", ".join(str(error.where) for error in gone),
+        found=", ".join(str(error.found) for error in gone),
+        expected=first.expected,
+        fix=first.fix,
     )
 
 
 def download(
-    urls: Sequence[str], target: str | Path, settings: HttpSettings, records: Sequence[Record] = ()
+    urls: Sequence[str],
+    target: str | Path,
+    settings: HttpSettings,
+    records: Sequence[Record] = (),
+    inferred: Collection[str] = (),
 ) -> tuple[str, str]:
     """Download a file, going on where an earlier call stopped, and verify it.
 
@@ -266,6 +280,8 @@ def download(
         How to ask.
     records
         Size and checksums, as far as they are known.
+    inferred
+        Those of the addresses that were never seen in use.
 
     Returns
     -------
@@ -275,7 +291,7 @@ def download(
     part = part_of(path)
     note = _read_note(part)
     ordered = sorted(urls, key=lambda url: not (note and note.url == url))
-    url, _ = first_that_exists(ordered, lambda address: fetch_range(address, part, settings))
+    url, _ = first_that_exists(ordered, lambda address: fetch_range(address, part, settings), inferred)
     digest = verify(part, records, url)
     part.replace(path)
     drop_part(part)

@@ -15,7 +15,7 @@ from nuclass.xenium.download import FileChangedError, download, drop_part, first
 from nuclass.xenium.inventory import write_inventory
 from nuclass.xenium.members import Choice, choose, require
 from nuclass.xenium.registry import Dataset, RemoteFile, read_registry
-from nuclass.xenium.remote import HttpSettings, NotFoundError
+from nuclass.xenium.remote import ForbiddenError, HttpSettings, NotFoundError
 from nuclass.xenium.remote_zip import extract, fetch_member, open_ranges, open_zip
 from nuclass.xenium.slide_folder import SlideFolder, open_folder
 
@@ -184,7 +184,9 @@ def _download_alignment(place: SlideFolder, name: str, align: str, settings: Htt
         if remote.addresses:
             _download(place, remote, name, settings)
             return True
-    except NotFoundError as error:
+    except (NotFoundError, ForbiddenError) as error:
+        if isinstance(error, ForbiddenError) and (align != "register" or not remote.inferred):
+            raise
         if align != "register":
             raise UserError(
                 f"The alignment of slide '{place.slide}' is not at its address",
@@ -209,7 +211,7 @@ def _download_alignment(place: SlideFolder, name: str, align: str, settings: Htt
 
 
 def _download(place: SlideFolder, remote: RemoteFile, name: str, settings: HttpSettings) -> None:
-    url, digest = download(remote.urls, place.out / name, settings, remote.records)
+    url, digest = download(remote.urls, place.out / name, settings, remote.records, remote.inferred)
     place.record.add(name, "download", url, digest)
 
 
@@ -318,7 +320,9 @@ def _download_members(place: SlideFolder, settings: HttpSettings) -> Choice:
     if not whole.is_file():
         for last in (False, True):
             try:
-                _, choice = first_that_exists(remote.urls, lambda url: _by_ranges(place, remote, url, settings))
+                _, choice = first_that_exists(
+                    remote.urls, lambda url: _by_ranges(place, remote, url, settings), remote.inferred
+                )
             except FileChangedError as error:
                 if last:
                     raise
@@ -328,7 +332,7 @@ def _download_members(place: SlideFolder, settings: HttpSettings) -> Choice:
                 return choice
             break
         _log.warning("%s: the server gives no ranges, so the whole zip is downloaded", remote.urls[0])
-        download(remote.urls, whole, settings, remote.records)
+        download(remote.urls, whole, settings, remote.records, remote.inferred)
     with open_zip(whole) as archive:
         prefix, names = bundle_in_zip(archive, str(whole))
     return _unpack(place, whole, prefix, names)

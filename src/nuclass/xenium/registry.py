@@ -71,6 +71,11 @@ class RemoteFile:
         return [address.url for address in self.addresses]
 
     @property
+    def inferred(self) -> list[str]:
+        """The addresses that were never seen in use."""
+        return [address.url for address in self.addresses if address.status == "inferred"]
+
+    @property
     def name(self) -> str:
         """The file's own name, from its first address."""
         return self.urls[0].rpartition("/")[2] if self.addresses else ""

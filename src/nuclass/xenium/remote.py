@@ -88,6 +88,10 @@ class RefusalError(UserError):
     """A server or a proxy does not give what was asked for, and asking again is of no use."""
 
 
+class ForbiddenError(RefusalError):
+    """A server answers 401 or 403; some do so where there is no file."""
+
+
 class Answer:
     """The body of an answer, read block by block; use as a context manager.
 
@@ -242,7 +246,7 @@ def _refusal(error: urllib.error.HTTPError, url: str, settings: HttpSettings) ->
             fix=f"it may have moved: correct the address in resources/dataset_files.tsv, {_BY_HAND}",
         )
     if status in (401, 403):
-        return RefusalError(
+        return ForbiddenError(
             "A server refuses to give a file",
             where=url,
             found=f"HTTP {status} {reason}",
