@@ -2,9 +2,16 @@
 
 FIGURES = ("gradcam dataset_composition confusion per_class_f1 branches calibration alignment funnel").split()
 TABLES = [
-    *"holdout_comparison branches dataset label_quality funnel".split(),
+    *"holdout_comparison branches dataset label_quality funnel alignment".split(),
     *(["synthetic_truth"] if TRUTH_KNOWN else []),
 ]
+
+
+rule alignment:
+    input:
+        "results/alignment.html",
+        "results/tables/alignment.csv",
+        "results/tables/alignment.md",
 
 
 rule patches:

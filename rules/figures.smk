@@ -202,8 +202,7 @@ rule draw_alignment:
     input:
         **SHEETS,
         alignments=expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
-        stores=expand("results/slides/{slide}/he.ome.zarr", slide=ALL_SLIDES),
-        cells=expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
+        transforms=expand("results/slides/{slide}/transform.json", slide=ALL_SLIDES),
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=ALL_SLIDES),
     output:
         pictures=drawn("alignment", "Data", "Alignment"),

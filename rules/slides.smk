@@ -1,21 +1,30 @@
-rule build_slide:
+"""The H&E on the transcripts' coordinates, judged, then stored at the study's scale with its cells."""
+
+
+def align_of(wildcards):
+    """Return how a slide is aligned: the word of its row, else that of the settings."""
+    return SLIDES.loc[wildcards.slide, "align"] or CONFIG["alignment"]["align"]
+
+
+def slide_threads(wildcards):
+    """Return the threads for one slide; synthetic ones are small, and go side by side instead."""
+    return 1 if SLIDES.loc[wildcards.slide, "source"] == "synthetic" else 8
+
+
+rule align_slide:
     input:
         bundle="resources/bundles/{slide}/bundle.json",
     output:
-        store=directory("results/slides/{slide}/he.ome.zarr"),
-        cells="results/slides/{slide}/cells.parquet",
-        alignment="results/slides/{slide}/alignment.json",
-        overlay="results/slides/{slide}/alignment.png",
+        transform="results/slides/{slide}/transform.json",
     params:
+        align=align_of,
         mpp=CONFIG["mpp"],
-        window=CONFIG["windows"]["local"],
-        store={key: CONFIG["slide_store"][key] for key in ("tile", "shard", "levels")},
-        qc=CONFIG["qc"],
-        code=code_hash("nuclass.slides"),
+        robust=CONFIG["alignment"]["robust"],
+        code=code_hash("nuclass.slides.align", "nuclass.xenium.alignment"),
     log:
-        "logs/build_slide/{slide}.log",
+        "logs/align_slide/{slide}.log",
     benchmark:
-        "benchmarks/build_slide/{slide}.tsv"
+        "benchmarks/align_slide/{slide}.tsv"
     threads: 1
     resources:
         mem_mb=mem(3000),
@@ -23,6 +32,97 @@ rule build_slide:
     conda:
         "../envs/slides.yaml"
     message:
-        "Slide {wildcards.slide}: H&E to {params.mpp} um/px, cells placed on it, alignment measured"
+        "Slide {wildcards.slide}: the map from H&E to transcripts ({params.align})"
+    script:
+        "../scripts/align_slide.py"
+
+
+rule check_alignment:
+    input:
+        bundle="resources/bundles/{slide}/bundle.json",
+        transform="results/slides/{slide}/transform.json",
+    output:
+        verdict="results/slides/{slide}/alignment.json",
+        overlay="results/slides/{slide}/alignment.png",
+    params:
+        alignment={key: value for key, value in CONFIG["alignment"].items() if key not in ("align", "robust", "accept")},
+        code=code_hash("nuclass.slides.verdict", "nuclass.slides.overlay"),
+    log:
+        "logs/check_alignment/{slide}.log",
+    benchmark:
+        "benchmarks/check_alignment/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(3000),
+        runtime=60,
+    conda:
+        "../envs/slides.yaml"
+    message:
+        "Slide {wildcards.slide}: do the bundle's nuclei lie on those of the H&E?"
+    script:
+        "../scripts/check_alignment.py"
+
+
+rule build_slide:
+    input:
+        bundle="resources/bundles/{slide}/bundle.json",
+        transform="results/slides/{slide}/transform.json",
+        # Other limits are no reason to make a store of gigabytes again.
+        verdict=ancient("results/slides/{slide}/alignment.json"),
+    output:
+        store=directory("results/slides/{slide}/he.ome.zarr"),
+        cells="results/slides/{slide}/cells.parquet",
+        checks="results/slides/{slide}/checks.csv",
+    params:
+        mpp=CONFIG["mpp"],
+        window=CONFIG["windows"]["local"],
+        store={key: CONFIG["slide_store"][key] for key in ("tile", "shard", "levels")},
+        qc=CONFIG["qc"],
+        code=code_hash("nuclass.slides.build", "nuclass.slides.writer"),
+    log:
+        "logs/build_slide/{slide}.log",
+    benchmark:
+        "benchmarks/build_slide/{slide}.tsv"
+    threads: slide_threads
+    resources:
+        mem_mb=mem(3000),
+        runtime=120,
+    conda:
+        "../envs/slides.yaml"
+    message:
+        "Slide {wildcards.slide}: H&E to {params.mpp} um/px, cells placed on it"
     script:
         "../scripts/build_slide.py"
+
+
+rule tabulate_alignment:
+    input:
+        verdicts=expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
+        overlays=expand("results/slides/{slide}/alignment.png", slide=ALL_SLIDES),
+    output:
+        csv=report(
+            "results/tables/alignment.csv",
+            caption="../workflow/report/table_alignment.rst",
+            category="Data",
+            labels={"table": "Alignment"},
+        ),
+        md="results/tables/alignment.md",
+        page="results/alignment.html",
+    params:
+        study=CONFIG["study"],
+        synthetic=bool((SLIDES["source"] == "synthetic").any()),
+        code=code_hash("nuclass.tables.alignment"),
+    log:
+        "logs/tabulate_alignment/all.log",
+    benchmark:
+        "benchmarks/tabulate_alignment/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table and page alignment: the verdict on every slide"
+    script:
+        "../scripts/tabulate_alignment.py"

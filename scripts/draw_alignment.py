@@ -8,12 +8,11 @@ with snakemake_job(snakemake):
     from nuclass.figures.alignment import draw_alignment_of
 
     found = snakemake.input
-    names = snakemake.params.slides
-    columns = zip(names, found.alignments, found.stores, found.cells, found.bundles, strict=True)
+    columns = zip(snakemake.params.slides, found.alignments, found.transforms, found.bundles, strict=True)
     draw_alignment_of(
         {
-            slide: {"alignment": alignment, "store": store, "cells": cells, "bundle": Path(bundle).parent}
-            for slide, alignment, store, cells, bundle in columns
+            slide: {"alignment": alignment, "transform": transform, "bundle": Path(bundle).parent}
+            for slide, alignment, transform, bundle in columns
         },
         snakemake.output.pictures,
         snakemake.output.csv,

@@ -1,4 +1,4 @@
-"""A slide from bundle to files: the cells' places, the reasons for leaving some out, the measured alignment."""
+"""The table of a slide's cells: their places, and the reasons for leaving some out."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 from scipy.sparse import csr_matrix
 
 from nuclass.core.errors import UserError
 from nuclass.core.names import CELL_COLUMNS
-from nuclass.slides.alignment import measure_alignment, red_density
 from nuclass.slides.build import build_cells_table, funnel
 from nuclass.slides.geometry import Frames
-from nuclass.slides.overlay import choose_fields, draw_overlay, outlines_px
-from nuclass.slides.store import SlideStore
-from nuclass.slides.writer import write_store
 
 QC = {
     "min_transcripts": 10,
@@ -73,28 +68,18 @@ def matrix_of(angle: float, scale: float, offset: tuple[float, float], mirrored:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "mirrored"])
-def slide(request, tmp_path_factory):
-    """An H&E of 900 x 1100 px at 0.274 um/px with 300 nuclei drawn where the frames say."""
-    folder = tmp_path_factory.mktemp("slide")
+def slide(request):
+    """The frames of an H&E of 900 x 1100 px at 0.274 um/px, and 300 nuclei on it in um."""
     rng = np.random.default_rng(5)
     frames = Frames(matrix_of(-88.5, 1.2894, (300.0, 1500.0), request.param), PIXEL, 0.25)
     height, width = 900, 1100
     grid = np.stack(np.meshgrid(np.arange(40, width - 30, 52), np.arange(40, height - 30, 50)), -1).reshape(-1, 2)
     he = grid + rng.uniform(-12, 12, grid.shape)
-    image = np.full((height, width, 3), (225.0, 170.0, 205.0)) + rng.normal(0, 6, (height, width, 3))
-    y, x = np.mgrid[:height, :width] + 0.5
-    for cx, cy in he:
-        window = (slice(max(int(cy) - 20, 0), int(cy) + 20), slice(max(int(cx) - 20, 0), int(cx) + 20))
-        soft = np.clip(12 - np.hypot(x[window] - cx, y[window] - cy), 0, 1)[..., None]
-        image[window] = image[window] * (1 - soft) + np.array([95.0, 70.0, 140.0]) * soft
-    path = folder / "he.ome.tif"
-    tifffile.imwrite(path, np.clip(image, 0, 255).astype(np.uint8), photometric="rgb", tile=(128, 128))
-    info = write_store(path, frames, folder / "he.ome.zarr", tile=64, shard=256, levels=4)
-    return frames, frames.he_to_um(he), (height, width), info, folder
+    return frames, frames.he_to_um(he), (height, width)
 
 
 def test_cells_are_placed_on_their_nuclei(slide):
-    frames, nuclei, he_shape, _, _ = slide
+    frames, nuclei, he_shape = slide
     table = build_cells_table(bundle_at(nuclei), frames, he_shape, QC)
     assert tuple(table.columns) == CELL_COLUMNS
     assert funnel(table) == {
@@ -109,7 +94,7 @@ def test_cells_are_placed_on_their_nuclei(slide):
 
 
 def test_each_reason_is_given_in_order(slide):
-    frames, nuclei, he_shape, _, _ = slide
+    frames, nuclei, he_shape = slide
     bundle = bundle_at(nuclei)
     table, matrix = bundle.table, bundle.matrix
     table.loc[[0, 1], ["nucleus_x_um", "nucleus_y_um", "nucleus_area"]] = np.nan
@@ -131,7 +116,7 @@ def test_each_reason_is_given_in_order(slide):
 
 
 def test_a_bundle_that_does_not_tell_of_nuclei(slide):
-    frames, nuclei, he_shape, _, _ = slide
+    frames, nuclei, he_shape = slide
     bundle = bundle_at(nuclei)
     bundle.table["nucleus_count"] = pd.array([pd.NA] * len(nuclei), dtype="Int64")
     cells = build_cells_table(bundle, frames, he_shape, QC)
@@ -140,7 +125,7 @@ def test_a_bundle_that_does_not_tell_of_nuclei(slide):
 
 
 def test_an_empty_result_names_the_step_and_the_cause(slide):
-    frames, nuclei, he_shape, _, _ = slide
+    frames, nuclei, he_shape = slide
     with pytest.raises(UserError, match=r"(?s)build_slide.*low_counts") as caught:
         build_cells_table(bundle_at(nuclei), frames, he_shape, {**QC, "min_transcripts": 1000})
     assert "min_transcripts" in str(caught.value)
@@ -152,73 +137,9 @@ def test_an_empty_result_names_the_step_and_the_cause(slide):
 
 
 def test_cells_without_counts_are_told(slide):
-    frames, nuclei, he_shape, _, _ = slide
+    frames, nuclei, he_shape = slide
     bundle = bundle_at(nuclei)
     other = bundle.counts()[5:]
     bundle.counts = lambda: other
     with pytest.raises(UserError, match="5 of"):
         build_cells_table(bundle, frames, he_shape, QC)
-
-
-@pytest.mark.parametrize(
-    ("shift_um", "verdict"), [((0, 0), "pass"), ((0.9, -0.8), "pass"), ((-2.5, 1.5), "warn"), ((3.5, 4.0), "fail")]
-)
-def test_the_offset_is_measured(slide, shift_um, verdict):
-    frames, nuclei, he_shape, info, folder = slide
-    table = build_cells_table(bundle_at(nuclei, shift_um), frames, he_shape, QC)
-    with SlideStore(folder / "he.ome.zarr") as store:
-        measured = measure_alignment(store, table, frames, info)
-    start, end = frames.um_to_px([[0.0, 0.0], shift_um]) * 0.25
-    expected = start - end
-    assert measured["residual_um"] == pytest.approx(np.hypot(*shift_um), abs=0.25)
-    np.testing.assert_allclose([measured["residual_x_um"], measured["residual_y_um"]], expected, atol=0.2)
-    assert measured["residual_sem_um"] < 0.3
-    assert measured["verdict"] == verdict
-    assert measured["mirrored"] == frames.mirrored
-    assert measured["n_cells"] == (table["status"] == "kept").sum()
-    assert measured["mpp_he"] == pytest.approx(1.2894 * PIXEL)
-
-
-def test_unrelated_places_fail(slide):
-    frames, nuclei, he_shape, info, folder = slide
-    he = np.random.default_rng(0).uniform((30, 30), (he_shape[1] - 30, he_shape[0] - 30), (len(nuclei), 2))
-    table = build_cells_table(bundle_at(frames.he_to_um(he)), frames, he_shape, QC)
-    measured = measure_alignment(SlideStore(folder / "he.ome.zarr"), table, frames, info)
-    assert measured["verdict"] == "fail"
-    assert measured["score"] < 5
-
-
-def test_few_cells_are_not_judged_and_a_wrong_file_is_flagged(slide):
-    frames, nuclei, he_shape, info, folder = slide
-    table = build_cells_table(bundle_at(nuclei[:20]), frames, he_shape, QC)
-    store = SlideStore(folder / "he.ome.zarr")
-    measured = measure_alignment(store, table, frames, {**info, "embedded_mpp": 0.2125})
-    assert measured["verdict"] == "unknown"
-    assert measured["residual_um"] is None
-    assert measured["mpp_mismatch"]
-    assert not measure_alignment(store, table, frames, {**info, "embedded_mpp": frames.mpp_he * 1.001})["mpp_mismatch"]
-    assert not measure_alignment(store, table, frames, {**info, "embedded_mpp": None})["mpp_mismatch"]
-
-
-def test_red_density_by_hand():
-    np.testing.assert_allclose(
-        red_density(np.array([[[255, 0, 0]], [[0, 9, 9]]], np.uint8)), [[0], [np.log10(256)]], rtol=1e-6
-    )
-
-
-def test_the_picture(slide):
-    frames, nuclei, he_shape, info, folder = slide
-    table = build_cells_table(bundle_at(nuclei), frames, he_shape, QC)
-    angle = np.linspace(0, 2 * np.pi, 13)
-    ring = 3.3 * np.stack([np.cos(angle), np.sin(angle)], -1)
-    vertices = (nuclei[:, None] + ring).reshape(-1, 2)
-    boundaries = pd.DataFrame(
-        {"cell_id": np.repeat(table["cell_id"], 13), "vertex_x": vertices[:, 0], "vertex_y": vertices[:, 1]}
-    )
-    outlines = outlines_px(boundaries, frames)
-    assert outlines["polygon"].nunique() == len(nuclei)
-    with SlideStore(folder / "he.ome.zarr") as store:
-        assert len(choose_fields(table, store)) == 3
-        measured = measure_alignment(store, table, frames, info)
-        draw_overlay(folder / "alignment.png", store, table, outlines, measured, "slide_1")
-    assert (folder / "alignment.png").stat().st_size > 20_000

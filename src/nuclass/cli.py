@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import nuclass
 from nuclass.cli_data import add_fetch
+from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.core.errors import UserError, closest
 
 _BASE = Path("config/config.yaml")
@@ -66,7 +67,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_check, add_fetch, _add_simulate, _add_build_slide, _add_label, _add_split, _add_evaluate):
+    before = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
+    for add in (*before, _add_label, _add_split, _add_evaluate):
         add(commands)
     return parser
 
@@ -139,40 +141,6 @@ def _simulate(options: argparse.Namespace) -> None:
         truth_folder=options.out / "truth",
     )
     sys.stdout.write(f"Wrote {options.out / 'bundle'} and {options.out / 'truth'}.\n")
-
-
-def _add_build_slide(commands: _Commands) -> None:
-    parser = _command(
-        commands,
-        "build-slide",
-        _build_slide,
-        "Bring one slide's H&E to the study's scale and place its cells on it.\n"
-        "Reads a fetched bundle (a folder with bundle.json); writes he.ome.zarr, cells.parquet and alignment.json.",
-    )
-    parser.add_argument("bundle", type=Path, help="folder of the bundle, such as resources/bundles/ovary_1")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--threads", type=int, default=1, help="tiles worked on at once (default: %(default)s)")
-    _add_settings(parser)
-
-
-def _build_slide(options: argparse.Namespace) -> None:
-    from nuclass.slides.job import build_slide
-
-    settings = _settings(options)
-    build_slide(
-        bundle=options.bundle,
-        store=options.out / "he.ome.zarr",
-        cells=options.out / "cells.parquet",
-        alignment=options.out / "alignment.json",
-        overlay=options.out / "alignment.png",
-        mpp=settings["mpp"],
-        window=settings["windows"]["local"],
-        qc=settings["qc"],
-        tiles={key: settings["slide_store"][key] for key in ("tile", "shard", "levels")},
-        name=options.bundle.name,
-        threads=options.threads,
-    )
-    _done(options.out)
 
 
 def _add_label(commands: _Commands) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ from nuclass.figures.style import BRANCH_COLOURS, DOUBLE_MM, GREY, new_figure, s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from nuclass.slides.overlay import Field
 
 _KEYS = (
     "mpp_he",
@@ -35,46 +36,33 @@ _OUTLINE = "#00E5A8"
 _SCALE_UM = 20
 
 
-@dataclass(frozen=True)
-class Field:
-    """A square of a slide: its picture (S, S, 3), and the outlines of its nuclei in the square's pixels."""
-
-    image: np.ndarray
-    outlines: list[np.ndarray]
-    mpp: float
-
-
-def read_field(store: str | Path, cells: str | Path, bundle: str | Path, alignment: Mapping[str, Any]) -> Field:
-    """Cut the middle one of the fields that the slide's own overlay shows.
+def read_field(bundle: str | Path, transform: str | Path, alignment: Mapping[str, Any]) -> Field:
+    """Cut the field of a slide that holds the most nuclei of those its own overlay shows.
 
     Parameters
     ----------
-    store, cells
-        The slide's ``he.ome.zarr`` and ``cells.parquet``.
     bundle
-        The folder of its bundle, for the outlines of the nuclei.
+        The folder of its bundle.
+    transform
+        Its ``transform.json``.
     alignment
-        What ``alignment.json`` holds.
+        What its ``alignment.json`` holds.
     """
-    from nuclass.slides.geometry import Frames
-    from nuclass.slides.overlay import FIELD_UM, choose_fields, outlines_px
-    from nuclass.slides.store import SlideStore
+    from nuclass.slides.align import load_transform, nuclei_of
+    from nuclass.slides.overlay import choose_places, cut_field
+    from nuclass.slides.source import open_source
     from nuclass.xenium.reader import read_bundle
 
-    matrix = np.asarray(alignment["matrix"], dtype=np.float64)
-    frames = Frames(matrix, alignment["pixel_size"], alignment["mpp"], tuple(alignment["he_shape"]))
-    outlines = outlines_px(read_bundle(bundle).boundaries("nucleus"), frames)
-    with SlideStore(store) as opened:
-        fields = choose_fields(pd.read_parquet(cells), opened)
-        x, y = fields[len(fields) // 2]
-        size = round(FIELD_UM / opened.mpp)
-        image, _ = opened.window(x, y, size)
-    corner = np.floor(np.array([x, y]) - size / 2 + 0.5)
-    inside = outlines[["x_px", "y_px"]].sub(corner).gt(0).all(axis=1)
-    inside &= outlines[["x_px", "y_px"]].sub(corner + size).lt(0).all(axis=1)
-    near = outlines[outlines["polygon"].isin(outlines.loc[inside, "polygon"].unique())]
-    lines = [part[["x_px", "y_px"]].to_numpy() - corner for _, part in near.groupby("polygon", sort=False)]
-    return Field(np.asarray(image), lines, float(alignment["mpp"]))
+    frames, _ = load_transform(transform)
+    nuclei = nuclei_of(read_bundle(bundle))
+    with open_source(Path(bundle) / read_json(Path(bundle) / "bundle.json")["he"]) as source:
+        blocks = pd.DataFrame(alignment["blocks"], columns=["x_he", "y_he", "dx_um", "dy_um", "n_nuclei", "clear"])
+        places = choose_places(blocks, frames, nuclei, source)
+        fields = [cut_field(source, frames, nuclei, (place["x_he"], place["y_he"])) for place in places]
+        if not fields:
+            height, width = source.shape
+            fields = [cut_field(source, frames, nuclei, (width / 2, height / 2))]
+    return max(fields, key=lambda field: len(field.outlines))
 
 
 def draw_alignment(
@@ -112,11 +100,10 @@ def draw_alignment_of(
     style: str | Path,
     synthetic: bool,
 ) -> None:
-    """Read the fields of all slides and draw; ``paths`` is slide -> ``alignment store cells bundle``."""
+    """Read the fields of all slides and draw; ``paths`` is slide -> ``alignment transform bundle``."""
     alignments = {slide: read_json(files["alignment"]) for slide, files in paths.items()}
     fields = {
-        slide: read_field(files["store"], files["cells"], files["bundle"], alignments[slide])
-        for slide, files in paths.items()
+        slide: read_field(files["bundle"], files["transform"], alignments[slide]) for slide, files in paths.items()
     }
     draw_alignment(alignments, fields, outputs, csv, style=style, synthetic=synthetic)
 
@@ -125,9 +112,10 @@ def _field(ax: Axes, field: Field, facts: pd.Series) -> None:
     from matplotlib.collections import LineCollection
 
     size = field.image.shape[0]
+    closed = [np.vstack([line, line[:1]]) for line in field.outlines]
     ax.imshow(field.image, extent=(0, size, size, 0), interpolation="antialiased")
-    ax.add_collection(LineCollection(field.outlines, colors="#00000066", linewidths=1.1))
-    ax.add_collection(LineCollection(field.outlines, colors=_OUTLINE, linewidths=0.6))
+    ax.add_collection(LineCollection(closed, colors="#00000066", linewidths=1.1))
+    ax.add_collection(LineCollection(closed, colors=_OUTLINE, linewidths=0.6))
     length, pad = _SCALE_UM / field.mpp, size * 0.05
     ax.plot([pad, pad + length], [size - pad] * 2, color="white", lw=2.6, solid_capstyle="butt")
     ax.plot([pad, pad + length], [size - pad] * 2, color="black", lw=1.5, solid_capstyle="butt")

@@ -96,7 +96,7 @@ def _check_whole(file: Path, tiff: tifffile.TiffFile) -> None:
     size = file.stat().st_size
     needed = _next_image(tiff) + 1
     for page in (page for series in tiff.series for level in series.levels for page in level.pages):
-        if page is None or Path(page.parent.filehandle.path) != file:
+        if page is None or page.parent is not tiff:
             continue
         needed = max(needed, *(offset + 1 for offset in getattr(page, "subifds", None) or (0,)))
         offsets = np.asarray(page.dataoffsets, np.int64)

@@ -79,6 +79,7 @@ def simulate_slide(
     shapes = make_shapes(tissue.cells, rng)
     _log.info("%s: %d cells of %d classes grown", slide, len(tissue.cells), tissue.cells["class"].nunique())
     expression = express(tissue.cells, organ, panel, shapes.nucleus_polygons(), shapes.cell_polygons(), rng)
+    _keep_inside(expression.transcripts, width, height)
     scan = SCANS.get(slide) or Scan(float(rng.uniform(0.24, 0.32)), float(rng.uniform(-91.5, -88.5)))
     matrix, canvas = place_he(width, height, scan)
     bundle = Path(bundle_folder)
@@ -90,6 +91,12 @@ def simulate_slide(
     ids = cell_ids(len(expression.reported), int(rng.integers(0, 2**31)))
     write_bundle(bundle, slide, _bundle_data(slide, organ, tissue, shapes, expression, panel, ids, rng))
     _write_truth(Path(truth_folder), slide, organ, seed, tissue, shapes, expression, ids, scan, matrix, canvas)
+
+
+def _keep_inside(transcripts: pd.DataFrame, width: float, height: float) -> None:
+    """Move transcripts from beyond the region to its edge: the instrument sees nothing outside."""
+    for column, end in (("x_um", width), ("y_um", height)):
+        transcripts[column] = transcripts[column].clip(upper=np.floor((end - PIXEL_SIZE) * 64) / 64)
 
 
 def place_he(width: float, height: float, scan: Scan) -> tuple[np.ndarray, Canvas]:

@@ -1,0 +1,114 @@
+"""The verdicts on all slides: a table, and one page with the pictures that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nuclass.core.files import atomic_path, read_json
+from nuclass.tables.layout import SYNTHETIC_NOTE, markdown, number, write_table
+
+_KEYS = (
+    *("slide", "verdict", "residual_um", "residual_sem_um", "region_p90_um", "score", "off_image", "off_tissue"),
+    *("mpp_he", "embedded_mpp", "rotation_deg", "mirrored", "align", "given_as", "n_nuclei", "n_measured"),
+)
+_ORDER = {"fail": 0, "warn": 1, "pass": 2}
+_COLUMNS = (
+    *("slide", "verdict", "residual, µm", "9 of 10 squares, µm", "score", "off image", "off tissue"),
+    *("H&E, µm/px", "file says", "turned", "aligned", "remarks"),
+)
+_NOTES = (
+    "Residual: distance of the nuclei in the picture from where the cells say, with 95 % interval from the scatter "
+    "of the squares of tissue. Score: how far the nuclei stand out at the best place, in standard deviations of all "
+    "other places; a wrong section reaches about 4. µm/px follows from the alignment; what the file says is not used.",
+)
+
+
+def alignment_rows(verdicts: Sequence[str | Path]) -> pd.DataFrame:
+    """Return one row a slide: the numbers of ``alignment.json``, and ``remarks`` (reasons, then notes)."""
+    rows = []
+    for file in verdicts:
+        record = read_json(file)
+        rows.append(
+            {**{key: record.get(key) for key in _KEYS}, "remarks": "; ".join([*record["reasons"], *record["notes"]])}
+        )
+    return pd.DataFrame(rows, columns=[*_KEYS, "remarks"])
+
+
+def alignment_table(verdicts: Sequence[str | Path], csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+    """Write the table as CSV and Markdown; ``verdicts`` are the slides' ``alignment.json``."""
+    data = alignment_rows(verdicts)
+    text = markdown([_shown(row) for row in data.to_dict("records")], _COLUMNS, left=2)
+    write_table(csv, md, data, [text], title="Alignment of every slide", notes=_NOTES, synthetic=synthetic)
+
+
+def alignment_page(
+    verdicts: Sequence[str | Path], pictures: Sequence[str | Path], page: str | Path, *, study: str, synthetic: bool
+) -> None:
+    """Write one HTML page, the slides that need a look first, each with its picture; it holds all it shows."""
+    data = alignment_rows(verdicts)
+    order = sorted(range(len(data)), key=lambda i: (_ORDER.get(data["verdict"][i], 3), i))
+    head = "".join(f"<th>{escape(name)}</th>" for name in _COLUMNS)
+    lines, shown = [], []
+    for i in order:
+        row = data.iloc[i].to_dict()
+        cells = _shown(row)
+        name, verdict = escape(str(row["slide"])), escape(str(row["verdict"]))
+        first = f'<td><a href="#{name}">{name}</a></td><td class="{verdict}">{verdict}</td>'
+        lines.append(f"<tr>{first}{''.join(f'<td>{escape(cells[c])}</td>' for c in _COLUMNS[2:])}</tr>")
+        image = base64.b64encode(Path(pictures[i]).read_bytes()).decode("ascii")
+        shown.append(f'<h2 id="{name}">{name}</h2><img alt="{name}: {verdict}" src="data:image/png;base64,{image}">')
+    counts = data["verdict"].value_counts()
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if verdict in counts)
+    notes = "".join(f"<p>{escape(text)}</p>" for text in (*_NOTES, *((SYNTHETIC_NOTE,) if synthetic else ())))
+    html = (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Alignment: {escape(study)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>Alignment of study {escape(study)}</h1><p>{summary}.</p>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}{''.join(shown)}"
+        "</body></html>\n"
+    )
+    with atomic_path(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """Return one slide's cells as text, by the names of the columns."""
+
+    def percent(value: Any) -> str:
+        return number(None) if value is None or value != value else f"{100 * value:.1f} %"
+
+    sem = row["residual_sem_um"]
+    residual = number(row["residual_um"], 2)
+    if sem is not None and sem == sem and row["residual_um"] == row["residual_um"]:
+        residual += f" ± {1.96 * sem:.2f}"
+    values = [
+        str(row["slide"]),
+        str(row["verdict"]),
+        residual,
+        number(row["region_p90_um"], 2),
+        number(row["score"], 0),
+        percent(row["off_image"]),
+        percent(row["off_tissue"]),
+        number(row["mpp_he"], 4),
+        number(row["embedded_mpp"], 4),
+        f"{row['rotation_deg']:.1f}°{', mirrored' if row['mirrored'] else ''}",
+        f"{row['align']} ({row['given_as']})",
+        str(row["remarks"]) or number(None),
+    ]
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+_STYLE = """
+body { font: 14px/1.5 system-ui, sans-serif; color: #222; max-width: 1400px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; font-size: 12.5px; }
+th, td { border-bottom: 1px solid #ddd; padding: .35em .6em; text-align: left; vertical-align: top; }
+td:nth-child(n+3):nth-child(-n+9) { text-align: right; white-space: nowrap; }
+td.pass { color: #1b7f4b; } td.warn { color: #b36b00; font-weight: 600; } td.fail { color: #b3261e; font-weight: 700; }
+img { max-width: 100%; border: 1px solid #ddd; }
+h2 { margin-top: 2em; border-top: 1px solid #ccc; padding-top: .6em; }
+"""
