@@ -494,26 +494,3 @@ def test_a_killed_process_goes_on(server: Server, source: Path, tmp_path: Path) 
     assert main(given) == 0
     assert server.sent == {NAMES["he"]: 1_500_000 - kept}
     assert sha256(tmp_path / "X" / "X_he_image.ome.tif") == sha256(source / NAMES["he"])
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("zipped", [False, True])
-def test_real_bundle(real_data: Path, tmp_path: Path, zipped: bool) -> None:
-    bundle = real_data / "xenium_v3.0.0_mouse_ileum_tiny"
-    path = bundle
-    if zipped:
-        path = tmp_path / "run_outs.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(bundle.rglob("*")):
-                archive.write(file, f"run/{file.relative_to(bundle).as_posix()}")
-    he = tmp_path / "he.png"
-    he.write_bytes(b"any image")
-    matrix = real_data / "alignments" / "Xeniumranger_V1_hSkin_Melanoma_Add_on_FFPE_he_imagealignment.csv"
-    row = {"slide": "s", "source": "local", "path": str(path), "he": str(he), "alignment": str(matrix)}
-    inventory = fetch(row, tmp_path / "s", image=True)
-    assert inventory["he"] == "s_he_image.png"
-    assert inventory["image"] == IMAGE
-    assert inventory["alignment_source"] == matrix.name
-    assert inventory["xoa_version"].startswith("3.0.0")
-    for name in ("cells.parquet", "gene_panel.json", "metrics_summary.csv", IMAGE):
-        assert inventory["files"][name]["sha256"] == sha256(bundle / name)

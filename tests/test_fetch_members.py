@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -9,6 +12,8 @@ from hypothesis import strategies as st
 
 from nuclass.core.bundle_source import determinant, parse_matrix
 from nuclass.core.errors import UserError
+from nuclass.core.files import sha256
+from nuclass.xenium.fetch import fetch_slide
 from nuclass.xenium.members import choose, focus_image, require
 
 TABLES = ["experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "nucleus_boundaries.parquet"]
@@ -81,3 +86,26 @@ def test_text_that_is_no_matrix(text: str) -> None:
 def test_matrix_that_cannot_be_inverted(text: str) -> None:
     with pytest.raises(UserError, match="a matrix cannot be inverted"):
         parse_matrix(text)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("zipped", [False, True])
+def test_real_bundle(real_data: Path, tmp_path: Path, zipped: bool) -> None:
+    bundle = real_data / "xenium_v3.0.0_mouse_ileum_tiny"
+    path = bundle
+    if zipped:
+        path = tmp_path / "run_outs.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(bundle.rglob("*")):
+                archive.write(file, f"run/{file.relative_to(bundle).as_posix()}")
+    he = tmp_path / "he.png"
+    he.write_bytes(b"any image")
+    matrix = real_data / "alignments" / "Xeniumranger_V1_hSkin_Melanoma_Add_on_FFPE_he_imagealignment.csv"
+    row = {"slide": "s", "source": "local", "path": str(path), "he": str(he), "alignment": str(matrix)}
+    inventory = fetch_slide(row, tmp_path / "s", image=True)
+    assert inventory["he"] == "s_he_image.png"
+    assert inventory["image"] == CHANNELS_3[0]
+    assert inventory["alignment_source"] == matrix.name
+    assert inventory["xoa_version"].startswith("3.0.0")
+    for name in ("cells.parquet", "gene_panel.json", "metrics_summary.csv", CHANNELS_3[0]):
+        assert inventory["files"][name]["sha256"] == sha256(bundle / name)
