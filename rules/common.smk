@@ -81,6 +81,16 @@ def fetch_inputs(wildcards):
     return files
 
 
+def align_of(wildcards):
+    """Return how a slide is aligned: the word of its row, else that of the settings."""
+    return SLIDES.loc[wildcards.slide, "align"] or CONFIG["alignment"]["align"]
+
+
+def slide_threads(wildcards):
+    """Return the threads for one slide; synthetic ones are small, and go side by side instead."""
+    return 1 if SLIDES.loc[wildcards.slide, "source"] == "synthetic" else 8
+
+
 def mem(base, factor=0.0):
     """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, doubled at each new attempt."""
 

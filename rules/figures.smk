@@ -220,7 +220,7 @@ rule draw_alignment:
         mem_mb=mem(4000),
         runtime=30,
     conda:
-        "../envs/figures.yaml"
+        "../envs/slides.yaml"
     message:
         "Figure alignment: nuclei on the H&E of every slide"
     script:

@@ -1,16 +1,6 @@
 """The H&E on the transcripts' coordinates, judged, then stored at the study's scale with its cells."""
 
 
-def align_of(wildcards):
-    """Return how a slide is aligned: the word of its row, else that of the settings."""
-    return SLIDES.loc[wildcards.slide, "align"] or CONFIG["alignment"]["align"]
-
-
-def slide_threads(wildcards):
-    """Return the threads for one slide; synthetic ones are small, and go side by side instead."""
-    return 1 if SLIDES.loc[wildcards.slide, "source"] == "synthetic" else 8
-
-
 rule align_slide:
     input:
         bundle="resources/bundles/{slide}/bundle.json",

@@ -54,6 +54,8 @@ IMPORT_NAMES = {
     "google_crc32c": "google-crc32c",
     "igraph": "python-igraph",
     "matplotlib": "matplotlib-base",
+    "openslide": "openslide-python",
+    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "torch": "pytorch",
     "yaml": "pyyaml",

@@ -102,10 +102,12 @@ def _check(options: argparse.Namespace) -> None:
     from nuclass.core.config import load_study, merge_files
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
+    from nuclass.xenium.fetch import check_offline
 
     files = [_BASE, *options.configfile]
     tables = {"ontology": load_ontology, "markers": load_markers}
     study = load_study(merge_files(files, options.directory), options.directory, files, tables=tables)
+    check_offline(study.config, study.slides, options.directory)
     sys.stdout.write(
         f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "
         f"({', '.join(study.train_slides)}), {len(study.cohorts)} cohorts ({', '.join(study.cohorts)}).\n"

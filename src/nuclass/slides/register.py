@@ -255,7 +255,7 @@ def _matcher(points: Floats, weight: Floats, overview: NDArray[np.uint8], factor
 
 
 def _he_to_morph(um_to_he: Floats, pixel_size: float) -> Floats:
-    inverse: Floats = np.linalg.inv(um_to_he)
+    inverse = np.linalg.inv(um_to_he).astype(np.float64)
     return np.diag([1 / pixel_size, 1 / pixel_size, 1.0]) @ inverse
 
 
