@@ -280,8 +280,6 @@ def test_a_mirrored_slide_is_named_so(tmp_path):
     shift = np.eye(3)
     shift[:2, 2] = -low
     mirrored.frames = type(mirrored.frames)(shift @ mirrored.frames.alignment, PIXEL, 0.25, (1500, 1900))
-    record = judged(
-        write_output(tmp_path / "run", mirrored), tmp_path, alignment=text_of(mirrored.frames.alignment)
-    )
+    record = judged(write_output(tmp_path / "run", mirrored), tmp_path, alignment=text_of(mirrored.frames.alignment))
     assert record["verdict"] == "pass"
     assert record["mirrored"]
