@@ -86,9 +86,19 @@ def align_of(wildcards):
     return SLIDES.loc[wildcards.slide, "align"] or CONFIG["alignment"]["align"]
 
 
+def is_small(wildcards):
+    """Return whether a slide is a synthetic one: a thousandth of a real one in size."""
+    return SLIDES.loc[wildcards.slide, "source"] == "synthetic"
+
+
 def slide_threads(wildcards):
-    """Return the threads for one slide; synthetic ones are small, and go side by side instead."""
-    return 1 if SLIDES.loc[wildcards.slide, "source"] == "synthetic" else 8
+    """Return the threads for one slide; small ones go side by side instead."""
+    return 1 if is_small(wildcards) else 8
+
+
+def slide_mem(wildcards, attempt):
+    """Return a memory request in MB for the tables and the picture of one slide, doubled at each new attempt."""
+    return (1500 if is_small(wildcards) else 8000) * 2 ** (attempt - 1)
 
 
 def mem(base, factor=0.0):

@@ -17,7 +17,7 @@ rule align_slide:
         "benchmarks/align_slide/{slide}.tsv"
     threads: 1
     resources:
-        mem_mb=mem(3000),
+        mem_mb=slide_mem,
         runtime=120,
     conda:
         "../envs/slides.yaml"
@@ -43,7 +43,7 @@ rule check_alignment:
         "benchmarks/check_alignment/{slide}.tsv"
     threads: 1
     resources:
-        mem_mb=mem(3000),
+        mem_mb=slide_mem,
         runtime=60,
     conda:
         "../envs/slides.yaml"
@@ -75,7 +75,7 @@ rule build_slide:
         "benchmarks/build_slide/{slide}.tsv"
     threads: slide_threads
     resources:
-        mem_mb=mem(3000),
+        mem_mb=slide_mem,
         runtime=120,
     conda:
         "../envs/slides.yaml"

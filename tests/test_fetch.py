@@ -202,7 +202,7 @@ def test_without_an_alignment(source: Path, tmp_path: Path) -> None:
     assert "the word 'grid'" in str(caught.value)
     inventory = fetch({**row, "align": "register"}, tmp_path / "s")
     assert (inventory["alignment"], inventory["alignment_source"]) == (None, None)
-    assert [needs_image(row, align) for align in ("given", "refine", "register")] == [False, True, True]
+    assert [needs_image(row, align) for align in ("given", "refine", "register")] == [False, False, True]
     assert needs_image({"align": "given"}, "register") is False
 
 

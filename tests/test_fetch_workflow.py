@@ -54,7 +54,7 @@ def test_fetch_runs_again_only_for_a_reason(study: Path) -> None:
     assert inventory["alignment_source"] == "grid", told
     assert inventory["image"] is None
     assert "Nothing to be done" in run(study, "-n", "--config", "fetch={user_agent: curl/8, timeout_s: 5}")
-    write_sheet(study, "local\t\tX_outs.zip\t\tgrid\trefine")
+    write_sheet(study, "local\t\tX_outs.zip\t\tgrid\tregister")
     run(study)
     assert read_json(study / GOAL)["image"] == "morphology_focus/morphology_focus_0000.ome.tif"
 

@@ -70,8 +70,7 @@ def nuclei_of(bundle: Bundle) -> Nuclei:
         ring = _DISC_UM * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         start = np.arange(len(centre), dtype=np.int64) * _DISC_VERTICES
         return Nuclei((centre[:, None] + ring).reshape(-1, 2), start, centre)
-    key = "label_id" if "label_id" in vertices else "cell_id"
-    start = polygon_starts(vertices[key].to_numpy())
+    start = polygon_starts(*(vertices[c].to_numpy() for c in ("cell_id", "label_id") if c in vertices))
     xy = vertices[["vertex_x", "vertex_y"]].to_numpy(np.float64)
     _, x, y = ragged_area_and_centroid(xy[:, 0], xy[:, 1], start)
     return Nuclei(xy, start, np.stack([x, y], axis=1))

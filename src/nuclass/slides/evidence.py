@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Change = Callable[[Floats], Floats]
 Read = Callable[[int, int, int, int], NDArray[np.uint8]]
 
 # The ring starts outside the blurred edge of a nucleus and ends before most neighbours.
@@ -36,29 +37,36 @@ class Nuclei:
     Attributes
     ----------
     xy
-        (V, 2) vertices.
+        (V, 2) vertices; ``change`` brings them to the frame.
     start
         (P,) the row of each polygon's first vertex, rising from 0.
     centre
-        (P, 2) area centroids.
+        (P, 2) area centroids, in the frame.
+    change
+        From the frame of ``xy`` to this one; None where they are the same. A slide has millions of vertices, of which
+        few are looked at, so they are brought over when asked for.
     """
 
     xy: Floats
     start: NDArray[np.int64]
     centre: Floats
+    change: Change | None = None
 
     def __len__(self) -> int:
         return len(self.start)
 
-    def mapped(self, change: Callable[[Floats], Floats]) -> Nuclei:
+    def mapped(self, change: Change) -> Nuclei:
         """Return the same outlines in another frame."""
-        return Nuclei(change(self.xy), self.start, change(self.centre))
+        before = self.change
+        both = change if before is None else lambda xy: change(before(xy))
+        return Nuclei(self.xy, self.start, change(self.centre), both)
 
     def polygons(self, rows: NDArray[np.intp]) -> Iterator[Floats]:
-        """Yield the vertices of some polygons, each (n, 2)."""
+        """Yield the vertices of some polygons, each (n, 2), in the frame."""
         stop = np.append(self.start[1:], len(self.xy))
         for row in rows:
-            yield self.xy[self.start[row] : stop[row]]
+            vertices = self.xy[self.start[row] : stop[row]]
+            yield vertices if self.change is None else self.change(vertices)
 
 
 @dataclass(frozen=True)

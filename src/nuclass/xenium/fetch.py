@@ -30,7 +30,7 @@ _log = get_logger(__name__)
 
 
 def needs_image(row: Mapping[str, Any], align: str = "given") -> bool:
-    """Return whether a slide's DAPI image is needed: its position is to be found or bettered from the images.
+    """Return whether a slide's DAPI image is needed: its position is to be found from the images.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def needs_image(row: Mapping[str, Any], align: str = "given") -> bool:
     align
         What holds where its column ``align`` is empty (config: alignment.align).
     """
-    return (row.get("align") or align) in ("refine", "register")
+    return (row.get("align") or align) == "register"
 
 
 def fetch_slide(
