@@ -20,6 +20,7 @@ from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
+from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.fetch import check_offline, needs_image
 from nuclass.xenium.slide_folder import local_inputs
 
@@ -31,6 +32,7 @@ try:
         files=[*workflow.configfiles[-1:], *workflow.configfiles[:-1]],
         schemas=ROOT / "config" / "schemas",
         tables={"ontology": load_ontology, "markers": load_markers},
+        read_alignment=read_alignment,
     )
     check_offline(STUDY.config, STUDY.slides)
 except UserError as error:

@@ -207,9 +207,9 @@ def test_a_matrix_that_is_meant_otherwise_is_said(slide, written, name):
     np.testing.assert_allclose(record["suggestion"]["matrix"], drawn.frames.alignment, rtol=1e-9, atol=1e-9)
     assert f"read as {name} it fits" in record["notes"][-1]
     typed = record["notes"][-1].rpartition(": ")[2]
-    from nuclass.xenium.alignment import parse_matrix_text
+    from nuclass.core.bundle_source import parse_matrix
 
-    np.testing.assert_allclose(parse_matrix_text(typed), drawn.frames.alignment, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(parse_matrix(typed), drawn.frames.alignment, rtol=1e-8, atol=1e-8)
 
 
 def test_a_good_matrix_is_read_one_way_only(slide):

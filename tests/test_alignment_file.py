@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nuclass.core.bundle_source import parse_matrix
 from nuclass.core.errors import UserError
-from nuclass.xenium.alignment import parse_matrix_text, read_alignment
+from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.keypoints import fit_keypoints
 
 MIRRORED = np.array([[-0.01, 1.288, 12.5], [1.288, 0.01, -77.0], [0, 0, 1]])
@@ -145,27 +146,25 @@ def test_the_name_says_whether_the_unit_is_settled(tmp_path: Path, name: str, un
     [
         "-0.01,1.288,12.5,1.288,0.01,-77",
         "-0.01 1.288 12.5; 1.288 0.01 -77; 0 0 1",
-        "[[-.01,1.288,12.5],[1.288,1e-2,-77],[0,0,1]]",
+        "-.01,1.288,12.5,1.288,1e-2,-77,0,0,1",
     ],
 )
 def test_matrix_typed_in_the_sheet(text: str) -> None:
-    np.testing.assert_array_equal(parse_matrix_text(text), MIRRORED)
+    np.testing.assert_array_equal(parse_matrix(text), MIRRORED)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "found:      0 numbers"),
-        ("1,2,3,4", "found:      4 numbers"),
-        ("1 0 0 0 one 0", "slide a, value 5"),
-        ("1 0 0 0 nan 0", "slide a, value 5"),
-        ("1 1 0 1 1 0", "cannot be inverted"),
-        ("1 0 0 0 1 0 0 0 0", "last row"),
+        ("1,2,3,4", "found:      4 in"),
+        ("1,0,0,0,one,0", "found:      'one' in"),
+        ("1,0,0,0,nan,0", "cannot be inverted"),
+        ("1,1,0,1,1,0", "cannot be inverted"),
     ],
 )
 def test_wrong_matrix_in_the_sheet(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parse_matrix_text(text, "slide a")
+        parse_matrix(text)
 
 
 def keypoints(n: int, noise_um: float, seed: int, wrong: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
@@ -335,7 +334,8 @@ def test_explorer_archive(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"# only this\n", "is empty"),
         (b"\xff\xfe", "is empty"),
-        (b"\xe9\xff,1,2", "is not text"),
+        (b"\xe9\xff,1,2", "not a 3x3 matrix"),
+        (b"\x01\x02\xff\xfe,1,2", "is not text"),
         (b"\0\0\0\0", "is not text"),
         (b"II*\0rest", "The alignment file is a TIFF image"),
         (b"\x89PNG\r\n", "The alignment file is a PNG image"),
@@ -349,6 +349,36 @@ def test_broken_alignments(tmp_path: Path, content: bytes, message: str) -> None
     with pytest.raises(UserError, match=message) as caught:
         read_alignment(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "-1.0D-02,1.288D0,12.5\n1.288d0,1.0d-2,-77\n0,0,1\n",
+        '"-0.01,1.288,12.5"\r\n"1.288,0.01,-77"\r\n"0,0,1"\r\n',
+        "sep=;\r\n-0.01;1.288;12.5\r\n1.288;0.01;-77\r\n0;0;1\r\n",
+        "\u22120.01,1.288,12.5\n1.288,0.01,\u221277\n0,0,1\n",
+        "[[-0.01, 1.288, 12.5], [1.288, 0.01, -77], [0, 0, 1]]",
+        "[\n  [\n    -0.01,\n    1.288,\n    12.5\n  ],\n  [1.288, 0.01, -77],\n  [0, 0, 1]\n]\n",
+        "array([[-1.000e-02,  1.288e+00,  1.250e+01],\n       [ 1.288e+00,  1.000e-02, -7.700e+01],\n [0., 0., 1.]])",
+        "Stra\xdfe,Gr\xf6\xdfe,z\n-0.01,1.288,12.5\n1.288,0.01,-77\n0,0,1\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_matrices_from_other_programs(tmp_path: Path, content: str, encoding: str) -> None:
+    encoded = (content if encoding == "utf-8" else content.replace("\u2212", "-")).encode(encoding)
+    np.testing.assert_array_equal(read_alignment(written(tmp_path, encoded, "m.csv")).matrix, MIRRORED)
+
+
+def test_files_of_other_programs_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", MIRRORED)
+    with pytest.raises(UserError, match="The alignment file is a NumPy array"):
+        read_alignment(tmp_path / "m.npy")
+    with zipfile.ZipFile(tmp_path / "m.xlsx", "w") as book:
+        book.writestr("[Content_Types].xml", "")
+        book.writestr("xl/workbook.xml", "")
+    with pytest.raises(UserError, match=r"is an Excel workbook(.|\n)*save the sheet as CSV"):
+        read_alignment(tmp_path / "m.xlsx")
 
 
 def test_missing_alignment(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nuclass.core.config import load_study, merge_files
 from nuclass.core.errors import UserError
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
+from nuclass.xenium.alignment import read_alignment
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = Path("config/config.yaml")
@@ -35,7 +36,7 @@ def study(tmp_path: Path) -> Path:
 
 def load(folder: Path, *files: Path) -> None:
     names = [CONFIG, *files]
-    load_study(merge_files(names, folder), folder, names)
+    load_study(merge_files(names, folder), folder, names, read_alignment=read_alignment)
 
 
 def message(folder: Path, *files: Path) -> str:
@@ -281,7 +282,14 @@ def local(study: Path) -> Callable[[str], str]:
 
 @pytest.mark.parametrize(
     "alignment",
-    ["0,1,2\r\n-1,0,3\r\n0,0,1", "fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n", "1.0e0, 2, 3\n4, 5, 6\n0, 0, 1\n"],
+    [
+        "0,1,2\r\n-1,0,3\r\n0,0,1",
+        "fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n9,2,3,9\n1,8,9,4\n",
+        "1.0e0, 2, 3\n4, 5, 6\n0, 0, 1\n",
+        "1,0,0\n0,1,0\n",
+        "0,5;1,25;2\n-1,25;0,5;3\n0;0;1\n",
+        "0 1 2\n-1 0 3\n0 0 1\n",
+    ],
 )
 def test_local_slide(local: Callable[[str], str], alignment: str) -> None:
     assert local(alignment) == ""
@@ -290,22 +298,20 @@ def test_local_slide(local: Callable[[str], str], alignment: str) -> None:
 @pytest.mark.parametrize(
     ("alignment", "found"),
     [
-        ("1,0,0\n0,1,0\n", "2 rows of 3 numbers"),
-        ("1,0\n0,1\n0,0\n", "3 rows of 2 numbers"),
-        ("one,0,0\n", "text that is no number: one,0,0"),
-        ("", "an empty file"),
+        ("1,0\n0,1\n0,0\n", "3 lines of 2 values"),
+        ("one,0,0\n", "1 line of 3 values"),
     ],
 )
 def test_alignment_that_is_no_matrix(local: Callable[[str], str], alignment: str, found: str) -> None:
     told = local(alignment)
-    assert told.startswith("an alignment file is not a 3x3 matrix\n")
-    for part in (f"found:      {found}", "slide 'ovary_1'", "my slide/alignment.csv", "three lines of three numbers"):
+    assert told.startswith("The alignment is not a 3x3 matrix\n")
+    for part in (f"found:      {found}", "slide 'ovary_1'", "my slide/alignment.csv", "three lines of three"):
         assert part in told
 
 
-@pytest.mark.parametrize("alignment", ["0,0,0\n0,0,0\n0,0,1\n", "nan,0,1\n0,1,0\n0,0,1\n"])
+@pytest.mark.parametrize("alignment", ["0,0,0\n0,0,0\n0,0,1\n", "1,1,1\n1,1,0\n0,0,1\n"])
 def test_alignment_that_cannot_be_inverted(local: Callable[[str], str], alignment: str) -> None:
-    assert local(alignment).startswith("an alignment matrix cannot be inverted\n")
+    assert local(alignment).startswith("The alignment matrix cannot be inverted\n")
 
 
 def test_missing_bundle_file(study: Path, local: Callable[[str], str]) -> None:
@@ -417,7 +423,7 @@ def test_two_images_beside_the_output(study: Path, mine: Path) -> None:
 
 
 def test_alignment_as_explorers_zip(study: Path, mine: Path) -> None:
-    assert "cut off" in sheet_row(study, path="mine/a", alignment="mine/cut.zip")
+    assert "The alignment archive cannot be read" in sheet_row(study, path="mine/a", alignment="mine/cut.zip")
 
 
 def test_every_key_is_described() -> None:

@@ -102,11 +102,13 @@ def _check(options: argparse.Namespace) -> None:
     from nuclass.core.config import load_study, merge_files
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
+    from nuclass.xenium.alignment import read_alignment
     from nuclass.xenium.fetch import check_offline
 
     files = [_BASE, *options.configfile]
     tables = {"ontology": load_ontology, "markers": load_markers}
-    study = load_study(merge_files(files, options.directory), options.directory, files, tables=tables)
+    settings = merge_files(files, options.directory)
+    study = load_study(settings, options.directory, files, tables=tables, read_alignment=read_alignment)
     check_offline(study.config, study.slides, options.directory)
     sys.stdout.write(
         f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "

@@ -71,6 +71,7 @@ def load_study(
     files: Sequence[str | Path] = (),
     schemas: str | Path | None = None,
     tables: Mapping[str, Callable[[Path], Any]] | None = None,
+    read_alignment: Callable[[Path], Any] | None = None,
 ) -> Study:
     """Check a configuration with its sheets and tables; return the study or tell every fault at once.
 
@@ -87,6 +88,8 @@ def load_study(
     tables
         Readers of the tables the settings name, by key (such as ``ontology``); each raises a
         :class:`UserError` for a fault of its table.
+    read_alignment
+        Reads an alignment file; without it the files are only looked for.
 
     Raises
     ------
@@ -105,7 +108,8 @@ def load_study(
     faults = faults or _check_numbers(checked, locate)
     section = checked.get("alignment")
     align = section.get("align", "given") if isinstance(section, dict) else "given"
-    rows, sheet_faults = read_slides(root, checked.get("slides"), read_yaml(schemas / "slides.schema.yaml"), str(align))
+    slides_schema = read_yaml(schemas / "slides.schema.yaml")
+    rows, sheet_faults = read_slides(root, checked.get("slides"), slides_schema, str(align), read_alignment)
     faults += sheet_faults
     models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))
     faults += model_faults

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from nuclass.core.bundle_source import (
     ALIGNMENT_CHOICES,
     GRID,
     BundleSource,
-    determinant,
     find_alignment,
     find_he,
     locate_bundle,
@@ -24,6 +22,7 @@ from nuclass.core.names import ORGANS
 from nuclass.core.schema import check_settings
 from nuclass.core.sheets import Row, read_sheet
 
+Reader = Callable[[Path], Any]
 DATASETS = Path("resources/datasets.tsv")
 DATASET_FILES = Path("resources/dataset_files.tsv")
 SYNTHETIC_ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")
@@ -36,7 +35,7 @@ _BUNDLE_FILES = (
 
 
 def read_slides(
-    root: Path, path: Any, schema: Mapping[str, Any], align: str = "given"
+    root: Path, path: Any, schema: Mapping[str, Any], align: str = "given", read_alignment: Reader | None = None
 ) -> tuple[list[Row], list[UserError]]:
     """Read the sheet of slides and check every row; return the rows and all faults.
 
@@ -50,6 +49,9 @@ def read_slides(
         What a row may hold.
     align
         What is done about the alignment of slides whose column ``align`` is empty.
+    read_alignment
+        Reads an alignment file and raises a :class:`UserError` for a fault of it; without, the files are only
+        looked for.
     """
     if not isinstance(path, str):
         return [], []
@@ -59,7 +61,7 @@ def read_slides(
     faults += _across_rows(path, rows)
     datasets = _datasets(root)
     for row in rows:
-        found = _source_faults(root, row.values, datasets, row.values["align"] or align)
+        found = _source_faults(root, row.values, datasets, row.values["align"] or align, read_alignment)
         faults += [_placed(fault, path, row) for fault in found]
     return rows, faults
 
@@ -151,7 +153,11 @@ def _table(file: Path) -> list[dict[str, str]]:
 
 
 def _source_faults(
-    root: Path, values: Mapping[str, str], datasets: Mapping[str, set[str]] | None, align: str
+    root: Path,
+    values: Mapping[str, str],
+    datasets: Mapping[str, set[str]] | None,
+    align: str,
+    read_alignment: Reader | None,
 ) -> list[UserError]:
     source = values["source"]
     faults = [] if values["align"] in ("", *ALIGN_WORDS) else [_no_such_word(values["align"])]
@@ -188,7 +194,13 @@ def _source_faults(
         addresses |= (datasets or {}).get(values["dataset"], {"he", "alignment"})
     he, he_faults = _he(root, values, found, "he" not in addresses)
     needed = align != "register" and "alignment" not in addresses
-    return faults + he_faults + _alignment(root, values, found, he, needed)
+    alignment, alignment_faults = _alignment(root, values, found, he, needed)
+    if alignment is not None and read_alignment is not None:
+        try:
+            read_alignment(alignment)
+        except UserError as error:
+            alignment_faults.append(error)
+    return faults + he_faults + alignment_faults
 
 
 def _no_such_word(word: str) -> UserError:
@@ -278,25 +290,25 @@ def _he(
 
 def _alignment(
     root: Path, values: Mapping[str, str], found: BundleSource | None, he: Path | None, needed: bool
-) -> list[UserError]:
+) -> tuple[Path | None, list[UserError]]:
+    """Return the file of the alignment, None where there is none, and what is wrong with the row."""
     text = values["alignment"]
     if text == GRID:
-        return []
+        return None, []
     if text:
-        file = root / text
-        if file.is_file():
-            return _alignment_faults(file, text)
+        if (root / text).is_file():
+            return root / text, []
         try:
-            return [] if parse_matrix(text) else [_missing("alignment", text)]
+            return None, [] if parse_matrix(text) else [_missing("alignment", text)]
         except UserError as error:
-            return [error]
+            return None, [error]
     try:
         folders, stem = source_folders(found, root / values["path"]) if found else ([], "")
         file_found = find_alignment(he, folders, stem)
     except UserError as error:
-        return [error]
+        return None, [error]
     if file_found is None and needed:
-        return [
+        return None, [
             UserError(
                 "no alignment is known for a slide",
                 found="none named *_he_imagealignment.csv beside the H&E or the Xenium output"
@@ -306,7 +318,7 @@ def _alignment(
                 fix="fill the column 'alignment', or set 'align' to register",
             )
         ]
-    return []
+    return file_found, []
 
 
 def _missing(column: str, shown: str) -> UserError:
@@ -316,52 +328,3 @@ def _missing(column: str, shown: str) -> UserError:
         expected=None if column == "he" else ALIGNMENT_CHOICES,
         fix=f"correct the column '{column}'",
     )
-
-
-def _alignment_faults(file: Path, shown: str) -> list[UserError]:
-    """Check the form of an alignment file: a 3x3 matrix, Explorer's keypoints, or Explorer's zip."""
-    if file.suffix.lower() == ".zip":
-        if zipfile.is_zipfile(file):
-            return []
-        return [UserError("an alignment is no zip, or is cut off", where=f"file {shown}", fix="export it again")]
-    lines = [line for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
-    cells = [[cell.strip(" \t\"'") for cell in line.replace(";", ",").replace("\t", ",").split(",")] for line in lines]
-    if cells and {"fixedx", "fixedy", "alignmentx", "alignmenty"} <= {cell.lower() for cell in cells[0]}:
-        return []
-    matrix = [row for row in (_numbers(row) for row in cells) if row]
-    if len(matrix) == 3 and {len(row) for row in matrix} == {3}:
-        total = sum(map(sum, matrix))
-        if total - total == 0 and determinant(matrix) != 0:
-            return []
-        return [
-            UserError(
-                "an alignment matrix cannot be inverted",
-                where=f"file {shown}",
-                found="numbers that are not finite, or a scale of 0",
-                expected="a matrix that leads from H&E px to morphology px",
-                fix="export the alignment again from Xenium Explorer",
-            )
-        ]
-    if len(matrix) == 3 and len(lines) == 4 and {len(row) for row in matrix} == {4}:
-        return []
-    widths = ", ".join(str(width) for width in sorted({len(row) for row in matrix}))
-    found = f"{len(matrix)} rows of {widths} numbers" if matrix else "an empty file"
-    if len(lines) - len(matrix) > 1 or (lines and not matrix):
-        found = f"text that is no number: {lines[0][:60]}"
-    return [
-        UserError(
-            "an alignment file is not a 3x3 matrix",
-            where=f"file {shown}",
-            found=found,
-            expected="three lines of three numbers separated by commas (H&E px to morphology px), or Xenium "
-            "Explorer's keypoints with the columns fixedX, fixedY, alignmentX, alignmentY",
-            fix="export the alignment again from Xenium Explorer",
-        )
-    ]
-
-
-def _numbers(cells: Sequence[str]) -> list[float] | None:
-    try:
-        return [float(cell) for cell in cells]
-    except ValueError:
-        return None

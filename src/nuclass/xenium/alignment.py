@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,9 +21,9 @@ import numpy.typing as npt
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.xenium.keypoints import KeypointFit, fit_keypoints
-from nuclass.xenium.numbers import Line, TextTable, decode_text, read_table
+from nuclass.xenium.numbers import Line, TextTable, decode_text, plain_name, read_table
 
-__all__ = ["Alignment", "KeypointFit", "parse_matrix_text", "read_alignment"]
+__all__ = ["Alignment", "KeypointFit", "read_alignment"]
 
 _log = get_logger(__name__)
 
@@ -72,8 +73,9 @@ def read_alignment(
 ) -> Alignment:
     """Read an alignment file: a matrix, keypoints (``fixed`` the morphology image, ``alignment`` the H&E), or a zip.
 
-    Text in UTF-8 or UTF-16, any line ends; commas, semicolons, tabs or blanks between the numbers; a header
-    and an index column or none; lines that begin with ``#`` are comments. Two lines of three numbers get
+    Text in UTF-8, UTF-16 or Windows-1252, any line ends; commas, semicolons, tabs or blanks between the numbers; a
+    header and an index column or none; lines that begin with ``#`` are comments; a list of rows as JSON and NumPy write
+    it. Two lines of three numbers get
     the last row 0, 0, 1, which the log says. Of a zip of CSVs the matrix is taken, else the keypoints.
 
     Parameters
@@ -106,39 +108,6 @@ def read_alignment(
     return _from_text(content, str(path), pixel_size, robust, unsettled)
 
 
-def parse_matrix_text(text: str, where: str = "alignment matrix") -> Matrix:
-    """Read six or nine numbers, row by row, separated by commas, semicolons or blanks, as a matrix (3, 3).
-
-    Six numbers are the first two rows; the last is then 0, 0, 1.
-
-    Raises
-    ------
-    UserError
-        If there are not six or nine numbers, or the matrix cannot be inverted.
-    """
-    cells = [cell for cell in re.split(r"[\s,;\[\]()]+", text) if cell]
-    table = TextTable((Line(1, tuple(cells)),), ".")
-    values = [table.value(cell) for cell in cells]
-    for position, (cell, value) in enumerate(zip(cells, values, strict=True), 1):
-        if value is None or not np.isfinite(value):
-            raise UserError(
-                "A value of the alignment matrix is not a number",
-                where=f"{where}, value {position}",
-                found=repr(cell),
-                expected="six or nine numbers with decimal points",
-                fix="write them row by row, separated by commas or blanks",
-            )
-    if len(values) not in (6, 9):
-        raise UserError(
-            "The alignment matrix has the wrong number of values",
-            where=where,
-            found=f"{len(values)} numbers",
-            expected="nine (three rows of three), or six (the first two rows of an affine matrix)",
-            fix="write them row by row, separated by commas or blanks",
-        )
-    return _invertible(where, _completed(np.array(values, np.float64).reshape(-1, 3), where))
-
-
 def _from_zip(content: bytes, path: Path, pixel_size: float, robust: bool) -> Alignment:
     """Return the matrix of an Explorer export, else its keypoints."""
     try:
@@ -146,8 +115,12 @@ def _from_zip(content: bytes, path: Path, pixel_size: float, robust: bool) -> Al
             names = [n for n in archive.namelist() if not n.endswith("/")]
             chosen = [n for n in names if n.lower().endswith((".csv", ".txt")) and not _hidden(n)]
             texts = {n: archive.read(n) for n in chosen}
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError("The alignment archive cannot be read", where=path, found=str(error), fix=_FIX) from error
+    if "[Content_Types].xml" in names:
+        raise UserError(
+            "The alignment file is an Excel workbook", where=path, expected=_EXPECTED, fix="save the sheet as CSV"
+        )
     found: dict[str, list[Alignment]] = {"matrix": [], "keypoints": []}
     reasons = []
     for member, text in texts.items():
@@ -186,10 +159,10 @@ def _hidden(member: str) -> bool:
 
 def _from_text(content: bytes, where: str, pixel_size: float, robust: bool, unsettled: bool) -> Alignment:
     text = decode_text(content, where, "alignment file", _EXPECTED, _FIX)
-    table = read_table(text, where, _KEYPOINTS)
+    table = read_table(_unbracketed(text), where, _KEYPOINTS)
     if not table.lines:
         raise UserError("The alignment file is empty", where=where, expected=_EXPECTED, fix=_FIX)
-    if {cell.lower() for cell in table.lines[0].cells} & set(_KEYPOINTS):
+    if {plain_name(cell) for cell in table.lines[0].cells} & set(_KEYPOINTS):
         points = _keypoints(table, where)
         matrix, fit = fit_keypoints(points[:, 2:], points[:, :2], pixel_size=pixel_size, robust=robust, where=where)
         return Alignment(_invertible(where, matrix), "keypoints", "morphology_px", fit)
@@ -203,6 +176,14 @@ def _from_text(content: bytes, where: str, pixel_size: float, robust: bool, unse
     return Alignment(_invertible(where, _completed(values, where)), "matrix", unit)
 
 
+def _unbracketed(text: str) -> str:
+    """Return a list of rows, as JSON and Python write it, as lines; other text as it is."""
+    if not re.match(r"\s*(array\()?\[\s*\[", text):
+        return text
+    rows = re.findall(r"\[([^\[\]]*)\]", text)
+    return "\n".join(" ".join(row.split()) for row in rows)
+
+
 def _matrix_rows(table: TextTable, where: str) -> tuple[Line, ...]:
     """Return the rows of a matrix without a header and an index column.
 
@@ -212,6 +193,9 @@ def _matrix_rows(table: TextTable, where: str) -> tuple[Line, ...]:
     """
     head, *rest = table.lines
     counts = head.cells[-3:] == ("0", "1", "2") and len(head.cells) <= 4
+    if len(rest) == 2 and [table.value(cell) for cell in rest[1].cells] == [0, 0, 1]:
+        # Three rows, the last one as every affine matrix has it: the first is a row too.
+        return table.lines
     if len(rest) not in (2, 3) or (table.numeric(head) and not counts):
         return table.lines
     indexed = all(len(row.cells) == 4 for row in rest) and (len(head.cells) == 3 or not _is_value(table, head.cells[0]))
@@ -231,7 +215,7 @@ def _is_value(table: TextTable, cell: str) -> bool:
 def _keypoints(table: TextTable, where: str) -> Matrix:
     """Return the keypoints (N, 4): fixed x, y, alignment x, y."""
     head, *rest = table.lines
-    names = [cell.lower() for cell in head.cells]
+    names = [plain_name(cell) for cell in head.cells]
     missing = [_SPELT[name] for name in _KEYPOINTS if name not in names]
     if missing:
         raise UserError(

@@ -21,10 +21,11 @@ _DIALECTS: tuple[tuple[str | None, str], ...] = (
     (None, ","),
 )
 _NUMBER = {
-    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE),
-    ",": re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE),
+    ".": re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([ed][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE),
+    ",": re.compile(r"[+-]?(\d+,?\d*|,\d+)([ed][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE),
 }
 _NOT_THOUSANDS = re.compile(r"^[+-]?(0|\d{4,}|),|,(\d{0,2}|\d{4,})([eE]|$)")
+_CONTROL = re.compile("[\\x00-\\x08\\x0e-\\x1f]")
 _PICTURES = {
     b"II*\0": "a TIFF image",
     b"MM\0*": "a TIFF image",
@@ -35,6 +36,8 @@ _PICTURES = {
     b"PAR1": "a Parquet file",
     b"%PDF": "a PDF document",
     b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
 }
 
 
@@ -54,14 +57,19 @@ class TextTable:
     decimal: str
 
     def value(self, cell: str) -> float | None:
-        """Return a cell as a number (NaN and infinity too), or None where it is none."""
+        """Return a cell as a number (NaN and infinity too, D for E as Fortran writes it), or None where it is none."""
         if not _NUMBER[self.decimal].fullmatch(cell):
             return None
-        return float(cell.replace(",", ".") if self.decimal == "," else cell)
+        return float(re.sub("(?<=[0-9.,])[dD]", "e", cell).replace(",", "."))
 
     def numeric(self, line: Line) -> bool:
         """Whether every cell of the line is a number."""
         return all(self.value(cell) is not None for cell in line.cells)
+
+
+def plain_name(cell: str) -> str:
+    """Return a column's name in lower case, without blanks and underscores."""
+    return re.sub(r"[\s_]", "", cell).lower()
 
 
 def is_web_page(head: bytes) -> bool:
@@ -71,7 +79,7 @@ def is_web_page(head: bytes) -> bool:
 
 
 def decode_text(content: bytes, where: str | Path, what: str, expected: str, fix: str) -> str:
-    """Return the text of a file in UTF-8, with or without a mark, or UTF-16 with one (Excel's "Unicode text").
+    """Return the text of a file in UTF-8, UTF-16 with a mark (Excel's "Unicode text"), or Windows-1252.
 
     Raises
     ------
@@ -86,13 +94,14 @@ def decode_text(content: bytes, where: str | Path, what: str, expected: str, fix
         first = content.decode("utf-8", "replace").strip().splitlines()[0][:80]
         raise UserError(f"The {what} is a web page, not a table", where=where, found=first, expected=expected, fix=fix)
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        text = content.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"The {what} is not text", where=where, expected=expected, fix=fix) from error
-    if "\0" in text:
-        raise UserError(f"The {what} is not text", where=where, expected=expected, fix=fix)
-    return text
+    for encoding in ("utf-16",) if utf16 else ("utf-8-sig", "cp1252"):
+        try:
+            text = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not _CONTROL.search(text):
+            return text.replace("\u2212", "-")
+    raise UserError(f"The {what} is not text", where=where, found=repr(content[:16]), expected=expected, fix=fix)
 
 
 def read_table(text: str, where: str | Path, names: tuple[str, ...] = ()) -> TextTable:
@@ -117,7 +126,7 @@ def read_table(text: str, where: str | Path, names: tuple[str, ...] = ()) -> Tex
     for separator, decimal in _DIALECTS:
         lines = tuple(Line(i, _cells(line, separator)) for i, line in kept)
         table = TextTable(lines, decimal)
-        named = sum(cell.lower() in names for cell in lines[0].cells) if lines else 0
+        named = sum(plain_name(cell) in names for cell in lines[0].cells) if lines else 0
         good = sum(len(line.cells) > 1 and _numbers_in(table, line) for line in lines)
         if (named, good) > most:
             best, most = table, (named, good)
@@ -137,6 +146,9 @@ def _cells(line: str, separator: str | None) -> tuple[str, ...]:
         cells = line.split()
     else:
         cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        if len(cells) == 1 and separator in cells[0]:
+            # A whole line in quotes: Excel, where the text stood in one column.
+            cells = cells[0].split(separator)
     cells = [cell.strip().strip("\"'").strip() for cell in cells]
     while len(cells) > 1 and not cells[-1]:
         cells.pop()
