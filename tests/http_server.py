@@ -31,6 +31,12 @@ class Faults:
         Send a web page with status 200, always.
     flip
         Positions in the file whose bytes are sent wrong, the first ``flips`` times.
+    other_range
+        Answer a range with the whole file, as status 206.
+    encoding
+        State this Content-Encoding.
+    endless
+        State no length; the connection ends the body.
     """
 
     status: int = 0
@@ -42,6 +48,9 @@ class Faults:
     page: bool = False
     flip: int | None = None
     flips: int = -1
+    other_range: bool = False
+    encoding: str = ""
+    endless: bool = False
 
 
 @dataclass
@@ -153,14 +162,20 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(data):
                 return self._short(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             self.send_response(206)
+            if faults.other_range:
+                start, stop = 0, len(data)
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
         else:
             self.send_response(200)
         if state.etags:
             self.send_header("ETag", etag)
         body = bytes(data[start:stop])
+        if faults.encoding:
+            self.send_header("Content-Encoding", faults.encoding)
         if state.chunked:
             self.send_header("Transfer-Encoding", "chunked")
+        elif faults.endless:
+            self.close_connection = True
         else:
             self.send_header("Content-Length", str(len(body) + faults.lie))
         self.end_headers()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.progress import Progress, readable_bytes, readable_seconds
 from nuclass.xenium import download as module
 from nuclass.xenium.download import download
+from nuclass.xenium.record import alone_in
 from nuclass.xenium.registry import Record
 from nuclass.xenium.remote import HttpSettings
 
@@ -328,3 +331,56 @@ def test_progress_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert items.line(5) == "5 of 10 items (50 %), 1.0 a second, 5.0 s left"
     assert readable_bytes(999_999) == "1.0 MB"
     assert [readable_seconds(s) for s in (2, 125, 4000)] == ["2.0 s", "2 min 5 s", "1 h 6 min"]
+
+
+def test_a_server_that_lies_about_ranges(server: Server, target: Path) -> None:
+    server.fault(NAME).cut = [600_000]
+    server.fault(NAME).other_range = True
+    get(server, target)
+    assert target.read_bytes() == DATA
+    assert [wanted for _, wanted, _ in server.requests] == ["", "bytes=600000-", ""]
+
+
+def test_a_packed_body_is_no_file(server: Server, target: Path) -> None:
+    server.fault(NAME).encoding = "gzip"
+    with pytest.raises(UserError, match=r"A server sends a file packed\n(.*\n)*.*Content-Encoding: gzip"):
+        get(server, target)
+    assert not target.exists()
+
+
+def test_a_body_without_an_end_warns(server: Server, target: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server.fault(NAME).endless = True
+    get(server, target)
+    assert target.read_bytes() == DATA
+    assert "does not say how long the file is" in caplog.text
+
+
+def test_a_dead_proxy_is_named_without_its_password(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr("urllib.request._opener", None)
+    with pytest.raises(UserError) as caught:
+        download(["http://host.invalid/a.bin"], target, QUICK)
+    assert "through the proxy 127.0.0.1:1 of the environment variable http_proxy" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://host.invalid/a.bin", "http://", "host/a.bin"])
+def test_an_address_that_is_none(target: Path, url: str) -> None:
+    with pytest.raises(UserError, match="An address is not valid"):
+        download([url], target, QUICK)
+
+
+def test_one_process_a_folder(tmp_path: Path) -> None:
+    other = "import sys; from nuclass.xenium.record import alone_in; from pathlib import Path\n" + (
+        "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", other, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(UserError, match="Another process is filling the folder"), alone_in(tmp_path):
+            pass
+        process.kill()
+    with alone_in(tmp_path):
+        pass

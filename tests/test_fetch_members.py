@@ -15,6 +15,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import sha256
 from nuclass.xenium.fetch import fetch_slide
 from nuclass.xenium.members import choose, focus_image, require
+from nuclass.xenium.reader import read_bundle
 
 TABLES = ["experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "nucleus_boundaries.parquet"]
 CHANNELS_3 = [f"morphology_focus/morphology_focus_000{i}.ome.tif" for i in range(4)]
@@ -109,3 +110,29 @@ def test_real_bundle(real_data: Path, tmp_path: Path, zipped: bool) -> None:
     assert inventory["xoa_version"].startswith("3.0.0")
     for name in ("cells.parquet", "gene_panel.json", "metrics_summary.csv", CHANNELS_3[0]):
         assert inventory["files"][name]["sha256"] == sha256(bundle / name)
+
+
+def test_outlines_without_a_table(real_data: Path, tmp_path: Path) -> None:
+    for name in ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "cells.zarr.zip"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).symlink_to(real_data / "xenium_v3.0.0_mouse_ileum_tiny" / name)
+    (tmp_path / "he.tif").write_bytes(b"x")
+    row = {"slide": "s", "source": "local", "path": str(tmp_path / "run" / "experiment.xenium")}
+    row |= {"he": str(tmp_path / "he.tif"), "alignment": "grid"}
+    assert "cells.zarr.zip" in fetch_slide(row, tmp_path / "s")["files"]
+    assert (read_bundle(tmp_path / "s").cells()["centroid"] == "nucleus").all()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"\xff\xfe\0", "A file is not text"), (b"[]", "does not hold a JSON object"), (b"<html>", "is a web page")],
+)
+def test_an_experiment_that_is_none(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("cells.parquet", "cell_feature_matrix.h5", "nucleus_boundaries.parquet"):
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run" / "experiment.xenium").write_bytes(content)
+    (tmp_path / "he.tif").write_bytes(b"x")
+    row = {"slide": "s", "source": "local", "path": str(tmp_path / "run"), "he": str(tmp_path / "he.tif")}
+    with pytest.raises(UserError, match=told):
+        fetch_slide({**row, "alignment": "grid"}, tmp_path / "s")

@@ -201,3 +201,8 @@ def test_a_range_file_reads_as_a_file(server: Server, places: list[tuple[int, in
     for start, length in places:
         assert (file.seek(start), file.read(length)) == (local.seek(start), local.read(length))
         assert file.tell() == local.tell()
+
+
+def test_a_server_that_lies_about_ranges_gives_none(server: Server) -> None:
+    server.fault("outs.zip").other_range = True
+    assert open_ranges(server.url("outs.zip"), QUICK) is None

@@ -19,6 +19,13 @@ ALIGNMENT_CHOICES = (
     "its file, the word 'grid' (the H&E lies on the morphology pixel grid), six or nine numbers of a matrix "
     "(H&E px to morphology px, row by row), or align 'register' (the position is found from the images)"
 )
+# What the stages read of a bundle, the first of each group that is there; one of each must be.
+NEEDED = (
+    ("cells.parquet", "cells.csv.gz", "cells.csv"),
+    ("cell_feature_matrix.h5",),
+    # Without a table the outlines are read from the Zarr.
+    ("nucleus_boundaries.parquet", "nucleus_boundaries.csv.gz", "nucleus_boundaries.csv", "cells.zarr.zip"),
+)
 _FOCUS_FOLDER = "morphology_focus"
 
 
@@ -50,6 +57,8 @@ class BundleSource:
 def locate_bundle(path: str | Path) -> BundleSource:
     """Find a Xenium output: a folder, a folder one level deeper, a zip, or a folder with one ``*outs.zip``.
 
+    Its experiment.xenium stands for the folder.
+
     Raises
     ------
     UserError
@@ -57,14 +66,14 @@ def locate_bundle(path: str | Path) -> BundleSource:
     """
     place = Path(path)
     if place.is_file():
-        return _in_zip(place)
+        return _in_folder(place.parent) if place.name == EXPERIMENT else _in_zip(place)
     if not place.is_dir():
         raise UserError(
             "the folder or zip of a Xenium output is missing",
             where=place,
             found="nothing at this path",
             expected="the output folder of the Xenium run with experiment.xenium in it, or its outs.zip",
-            fix="correct the column 'path'",
+            fix="correct the path, in the slide sheet the column 'path'",
         )
     if (place / EXPERIMENT).is_file():
         return _in_folder(place)
@@ -86,7 +95,7 @@ def locate_bundle(path: str | Path) -> BundleSource:
         where=place,
         found=f"no {EXPERIMENT} in it or one level deeper, and no *outs.zip",
         expected="the output folder of the Xenium run with experiment.xenium in it, or its outs.zip",
-        fix="correct the column 'path'",
+        fix="correct the path, in the slide sheet the column 'path'",
     )
 
 
@@ -103,14 +112,22 @@ def _in_zip(file: Path) -> BundleSource:
         with zipfile.ZipFile(file) as archive:
             prefix, names = bundle_in_zip(archive, str(file))
     except (zipfile.BadZipFile, ValueError) as error:
+        with file.open("rb") as stream:
+            page = is_web_page(stream.read(400))
         raise UserError(
-            "a file is no zip, or is cut off",
+            "a file is a web page and no zip" if page else "a file is no zip, or is cut off",
             where=file,
             found=f"{file.stat().st_size:,} bytes; {error}",
             expected="the whole outs.zip of a Xenium run; the list of its files stands at its end",
             fix="copy or download it again",
         ) from error
     return BundleSource(file, names, prefix)
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a web page, as a failed download leaves it."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:200].lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<body"))
 
 
 def bundle_in_zip(archive: zipfile.ZipFile, where: str) -> tuple[str, tuple[str, ...]]:

@@ -65,9 +65,13 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; a broken one is a :class:`UserError` with line and column."""
     file = Path(path)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError("A file is missing", where=file, fix="check the path, or make the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            "A file is not text", where=file, found=str(error), expected="JSON in UTF-8", fix="write the file again"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(
             "A file is not valid JSON",

@@ -10,6 +10,7 @@ from nuclass.core.bundle_source import (
     ALIGN_WORDS,
     ALIGNMENT_CHOICES,
     GRID,
+    NEEDED,
     BundleSource,
     find_alignment,
     find_he,
@@ -26,12 +27,6 @@ Reader = Callable[[Path], Any]
 DATASETS = Path("resources/datasets.tsv")
 DATASET_FILES = Path("resources/dataset_files.tsv")
 SYNTHETIC_ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")
-# What the stages read of a bundle; one of each group must be there.
-_BUNDLE_FILES = (
-    ("cells.parquet", "cells.csv.gz", "cells.csv"),
-    ("cell_feature_matrix.h5",),
-    ("nucleus_boundaries.parquet", "nucleus_boundaries.csv.gz", "nucleus_boundaries.csv"),
-)
 
 
 def read_slides(
@@ -261,7 +256,7 @@ def _member_faults(found: BundleSource, shown: str) -> list[UserError]:
             expected="a complete Xenium output",
             fix="copy the file from the run's output",
         )
-        for names in _BUNDLE_FILES
+        for names in NEEDED
         if not set(names) & set(found.names)
     ]
 

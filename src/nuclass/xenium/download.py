@@ -25,6 +25,7 @@ from nuclass.xenium.remote import (
     NotFoundError,
     PastEndError,
     RefusalError,
+    WrongRangeError,
     ask,
     patiently,
 )
@@ -153,6 +154,10 @@ def fetch_range(
             if state:
                 raise file_changed(url) from error
             raise
+        except WrongRangeError:
+            if not ranged:
+                drop_part(part)
+            raise
         with answer:
             now = FileState(answer.total, answer.validator)
             if state and (state.differs(now) or not answer.partial):
@@ -179,6 +184,8 @@ def _write(answer: Answer, part: Path, note: _Note, have: int, room: int, what: 
     if have:
         _log.info("%s: going on after %s", what, readable_bytes(have))
     total = have + answer.length if answer.length is not None else 0
+    if answer.endless:
+        _log.warning("%s: the server does not say how long the file is; if it is cut off, nothing tells", what)
     with _disk_faults(part):
         if not have:
             part.unlink(missing_ok=True)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from nuclass.core.bundle_source import ALIGNMENT_CHOICES, EXPERIMENT, GRID, bundle_in_zip, parse_matrix
 from nuclass.core.errors import UserError
-from nuclass.core.files import atomic_path, read_json
+from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.xenium.download import FileChangedError, download, drop_part, first_that_exists, part_of, verify
 from nuclass.xenium.inventory import write_inventory
 from nuclass.xenium.members import Choice, choose, require
+from nuclass.xenium.record import alone_in
 from nuclass.xenium.registry import Dataset, RemoteFile, read_registry
 from nuclass.xenium.remote import ForbiddenError, HttpSettings, NotFoundError
 from nuclass.xenium.remote_zip import extract, fetch_member, open_ranges, open_zip
@@ -83,15 +84,22 @@ def fetch_slide(
     http = settings or HttpSettings()
     align = place.row["align"] or align
     place.out.mkdir(parents=True, exist_ok=True)
-    place.record.drop_stale()
-    if offline:
-        raise_missing(missing_of(place, align))
-    he = place.he_on_disk()
-    # The small file first: a wrong alignment should not cost a download of gigabytes.
-    alignment, alignment_source = _bring_alignment(place, he, align, http)
-    choice = _bring_members(place, http, offline)
-    he_name = _bring_he(place, he, http)
-    return _finish(place, choice, he_name, alignment, alignment_source)
+    with alone_in(place.out):
+        place.record.drop_stale()
+        if offline:
+            raise_missing(missing_of(place, align))
+        he = place.he_on_disk()
+        # The small file first: a wrong alignment should not cost a download of gigabytes.
+        alignment, alignment_source = _bring_alignment(place, he, align, http)
+        choice = _bring_members(place, http, offline)
+        he_name = _bring_he(place, he, http)
+        return _finish(place, choice, he_name, alignment, alignment_source)
+
+
+def _experiment(folder: Path) -> dict[str, Any]:
+    from nuclass.xenium.reader import read_bundle
+
+    return read_bundle(folder).experiment
 
 
 def _finish(
@@ -250,7 +258,7 @@ def _bring_members(place: SlideFolder, settings: HttpSettings, offline: bool) ->
     """Bring the members of the output: linked, unpacked, or downloaded."""
     source = place.source
     if source is not None and not source.is_zip:
-        experiment = read_json(source.path / EXPERIMENT)
+        experiment = _experiment(source.path)
         choice = choose(source.names, experiment, place.image)
         require(choice, source.path)
         if not place.image:
@@ -297,7 +305,7 @@ def _unpack(place: SlideFolder, archive_file: Path, prefix: str, names: Iterable
 
     with open_zip(archive_file) as archive:
         bring(EXPERIMENT)
-        choice = choose(names, read_json(place.out / EXPERIMENT), place.image)
+        choice = choose(names, _experiment(place.out), place.image)
         require(choice, archive_file)
         for name in choice.names:
             bring(name)
@@ -370,7 +378,7 @@ def _by_ranges(place: SlideFolder, remote: RemoteFile, url: str, settings: HttpS
             place.record.add(name, "download", url)
 
         bring(EXPERIMENT)
-        choice = choose(names, read_json(place.out / EXPERIMENT), place.image)
+        choice = choose(names, _experiment(place.out), place.image)
         require(choice, url)
         for name in choice.names:
             bring(name)

@@ -8,14 +8,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from nuclass.core.bundle_source import EXPERIMENT
+from nuclass.core.bundle_source import EXPERIMENT, NEEDED
 from nuclass.core.errors import UserError
 
 # Each entry: names of which the first found is taken, and whether the study cannot do without it.
 MEMBERS: tuple[tuple[tuple[str, ...], bool], ...] = (
-    (("cells.parquet", "cells.csv.gz", "cells.csv"), True),
-    (("cell_feature_matrix.h5",), True),
-    (("nucleus_boundaries.parquet", "nucleus_boundaries.csv.gz", "nucleus_boundaries.csv"), True),
+    *((names, True) for names in NEEDED),
     (("cell_boundaries.parquet", "cell_boundaries.csv.gz", "cell_boundaries.csv"), False),
     (("gene_panel.json",), False),
     (("metrics_summary.csv",), False),

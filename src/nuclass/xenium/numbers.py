@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from nuclass.core.bundle_source import is_web_page
 from nuclass.core.errors import UserError
 
 # A separator with the decimal sign. Blanks (None) come last: they also stand around other separators.
@@ -70,12 +71,6 @@ class TextTable:
 def plain_name(cell: str) -> str:
     """Return a column's name in lower case, without blanks and underscores."""
     return re.sub(r"[\s_]", "", cell).lower()
-
-
-def is_web_page(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a web page, as a failed download leaves it."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:200].lower()
-    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error", b"<body"))
 
 
 def decode_text(content: bytes, where: str | Path, what: str, expected: str, fix: str) -> str:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ class ChangedError(TransientError):
     """What was downloaded before does not belong to the file that the server has now."""
 
 
+class WrongRangeError(TransientError):
+    """A server answers 206 but does not send the range that was asked for."""
+
+
 class PastEndError(TransientError):
     """A range was asked for that begins at or after the end of a file of ``total`` bytes."""
 
@@ -105,27 +110,40 @@ class Answer:
         The size of the whole file in bytes, None where the server does not say.
     length
         How many bytes the body has, None where the server does not say.
+    endless
+        Whether nothing tells the end of the body but the end of the connection.
     validator
         What tells this state of the file from a later one: a strong ETag, or the time of its last
         change; empty where the server gives neither.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, url: str, start: int) -> None:
+    def __init__(self, response: http.client.HTTPResponse, url: str, start: int, stop: int | None) -> None:
         self._response = response
         self._url = url
         self._done = 0
         headers = response.headers
+        packed = headers.get("Content-Encoding", "identity").strip().lower()
+        if packed not in ("", "identity"):
+            raise RefusalError(
+                "A server sends a file packed",
+                where=url,
+                found=f"Content-Encoding: {packed}",
+                expected="the file as it is, as the request says",
+                fix=f"a proxy may stand between: go past it (no_proxy), {_BY_HAND}",
+            )
         self.partial = response.status == 206
         length = headers.get("Content-Length", "")
         self.length = int(length) if length.isdigit() else None
         self.start, self.total = 0, self.length
         if self.partial:
             match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)", headers.get("Content-Range", ""))
-            if not match or int(match[1]) != start:
-                raise TransientError(f"the server sent another range ({headers.get('Content-Range')}) than asked for")
+            if not match or int(match[1]) != start or (stop is not None and int(match[2]) >= stop):
+                raise WrongRangeError(f"the server sent another range ({headers.get('Content-Range')}) than asked for")
             self.start = start
             self.total = int(match[3]) if match[3].isdigit() else None
             self.length = int(match[2]) - start + 1
+        # Neither a length nor pieces with a mark at the end: a body that is cut off looks like a whole one.
+        self.endless = self.length is None and not response.chunked
         etag = headers.get("ETag", "")
         self.validator = etag if etag.startswith('"') else headers.get("Last-Modified", "")
         self._first = self._refuse_pages(headers.get_content_type())
@@ -202,6 +220,8 @@ def ask(
     RefusalError
         For any other answer that is no file.
     """
+    if not re.match(r"https?://[^/\s]", url, re.IGNORECASE):
+        raise UserError("An address is not valid", where=url, expected="https://...")
     headers = {"User-Agent": settings.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"}
     if start is not None:
         headers["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
@@ -223,7 +243,7 @@ def ask(
     try:
         if response.status not in (200, 206):
             raise _no_file(url, response.status, response.reason)
-        return Answer(response, url, start or 0)
+        return Answer(response, url, start or 0, stop)
     except BaseException:
         response.close()
         raise
@@ -268,7 +288,7 @@ def _no_file(url: str, status: int, reason: str) -> RefusalError:
     return RefusalError(
         "A server does not give a file",
         where=url,
-        found=f"HTTP {status} {reason}",
+        found=f"HTTP {status} {' '.join(reason.split())}",
         expected="HTTP 200 or 206",
         fix=f"check the address in resources/dataset_files.tsv, {_BY_HAND}",
     )
@@ -276,7 +296,7 @@ def _no_file(url: str, status: int, reason: str) -> RefusalError:
 
 def _line_fault(error: BaseException, url: str) -> Exception:
     """Return what a fault of the connection means: one that may pass, or one that will not."""
-    text = str(error) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return RefusalError(
             "A server's certificate is not trusted",
@@ -291,8 +311,17 @@ def _line_fault(error: BaseException, url: str) -> Exception:
     if isinstance(error, TimeoutError):
         return TransientError("the server sent nothing for too long")
     if isinstance(error, socket.gaierror):
-        return TransientError(f"the name of the server is not found ({text})")
-    return TransientError(text)
+        text = f"the name of the server is not found ({text})"
+    return TransientError(text + _by_proxy(url))
+
+
+def _by_proxy(url: str) -> str:
+    """Return words on the proxy that stands between, without its password; nothing where there is none."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return f", through the proxy {proxy.rpartition('@')[2]} of the environment variable {parts.scheme}_proxy"
 
 
 def _retry_after(text: str | None) -> float:

@@ -15,7 +15,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.xenium.download import FileState, drop_part, fetch_range, file_changed, part_of
-from nuclass.xenium.remote import HttpSettings, ask, patiently
+from nuclass.xenium.remote import HttpSettings, WrongRangeError, ask, patiently
 
 # The three records at the end of a zip without a comment: directory end, and locator and end of zip64.
 _TAIL = 22 + 20 + 56
@@ -111,8 +111,11 @@ def open_ranges(url: str, settings: HttpSettings) -> RangeFile | None:
     """Open a file on a server for reading ranges of it; None where the server gives whole files only."""
 
     def probe() -> tuple[FileState, bool]:
-        with ask(url, settings, 0, 1) as answer:
-            return FileState(answer.total, answer.validator), answer.partial
+        try:
+            with ask(url, settings, 0, 1) as answer:
+                return FileState(answer.total, answer.validator), answer.partial
+        except WrongRangeError:
+            return FileState(None, ""), False
 
     state, partial = patiently(probe, url, settings)
     if not partial or state.total is None:
