@@ -75,6 +75,6 @@ def outlines(file: Path, kind: Literal["nucleus", "cell"]) -> pd.DataFrame | Non
     points = vertices.reshape(len(count), -1, 2)
     kept = np.arange(points.shape[1]) < np.asarray(count)[:, None]
     row = np.nonzero(kept)[0]
-    frame = pd.DataFrame({"cell_id": ids[owner[row]]})
+    frame = pd.DataFrame({"cell_id": pd.Categorical.from_codes(owner[row], ids)})
     frame["vertex_x"], frame["vertex_y"] = points[kept].T
     return frame.assign(label_id=row + 1) if labelled else frame

@@ -15,7 +15,7 @@ from nuclass.core.files import read_json
 from nuclass.xenium import tables
 from nuclass.xenium.cells_zarr import CELLS_ZARR
 from nuclass.xenium.matrix import GENE_EXPRESSION, feature_types
-from nuclass.xenium.polygons import polygon_starts, ragged_area_and_centroid
+from nuclass.xenium.polygons import outline_starts, polygon_starts, ragged_area_and_centroid
 
 if TYPE_CHECKING:
     from nuclass.xenium.reader import Bundle
@@ -213,7 +213,7 @@ def _outlines(bundle: Bundle, kind: Literal["nucleus", "cell"]) -> pd.DataFrame 
     if table is None and not (bundle.folder / CELLS_ZARR).is_file():
         return None
     frame = bundle.boundaries(kind)
-    start = polygon_starts(*(frame[c].to_numpy() for c in ("cell_id", "label_id") if c in frame))
+    start = outline_starts(frame)
     number = np.zeros(len(frame), np.int64)
     number[start] = 1
     return frame.assign(outline=np.cumsum(number) - 1)
@@ -311,7 +311,7 @@ def _check_area(frame: pd.DataFrame | None, cells: pd.DataFrame) -> Check:
         return _skipped(name, "the cells table has no cell_area")
     start = polygon_starts(frame["outline"].to_numpy())
     area, _, _ = ragged_area_and_centroid(frame["vertex_x"], frame["vertex_y"], start)
-    per_cell = pd.Series(area).groupby(frame["cell_id"].to_numpy()[start]).sum()
+    per_cell = pd.Series(area).groupby(frame["cell_id"].iloc[start].to_numpy()).sum()
     ratio = (cells["cell_id"].map(per_cell) / cells["cell_area"]).to_numpy(np.float64)
     known = np.isfinite(ratio)
     if not known.any():
@@ -334,7 +334,9 @@ def _check_inside(frame: pd.DataFrame | None, cells: pd.DataFrame, tolerance: fl
     name = "cell centroids inside their outlines' boxes"
     if frame is None:
         return _skipped(name, "the bundle folder holds no cell outlines")
-    box = frame.groupby("cell_id")[["vertex_x", "vertex_y"]].agg(["min", "max"]).reindex(cells["cell_id"])
+    box = (
+        frame.groupby("cell_id", observed=True)[["vertex_x", "vertex_y"]].agg(["min", "max"]).reindex(cells["cell_id"])
+    )
     values, known = box.to_numpy(np.float64), ~box.isna().any(axis=1).to_numpy()
     xy = cells[["x_centroid", "y_centroid"]].to_numpy()
     outside = np.zeros(len(cells), bool)

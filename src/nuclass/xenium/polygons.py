@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+
+# Polygons worked on at once: a slide has a million, and each step makes arrays as long as their vertices.
+_BLOCK = 1 << 14
 
 
 def ragged_area_and_centroid(
@@ -23,11 +27,20 @@ def ragged_area_and_centroid(
     Three arrays (P,). The shoelace formula, taken about each polygon's first vertex; a polygon
     without an area (a line, a point) gives area 0 and the mean of its vertices.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    start = np.asarray(start, np.int64)
-    if len(start) == 0:
-        empty = np.zeros(0)
-        return empty, empty.copy(), empty.copy()
+    x, y, start = np.asarray(x), np.asarray(y), np.asarray(start, np.int64)
+    found = np.zeros((3, len(start)))
+    for first in range(0, len(start), _BLOCK):
+        part = start[first : first + _BLOCK]
+        rows = slice(part[0], start[first + _BLOCK] if first + _BLOCK < len(start) else len(x))
+        found[:, first : first + _BLOCK] = _area_and_centroid(
+            x[rows].astype(np.float64), y[rows].astype(np.float64), part - part[0]
+        )
+    return found[0], found[1], found[2]
+
+
+def _area_and_centroid(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], start: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     stop = np.append(start[1:], len(x))
     length = stop - start
     dx, dy = x - np.repeat(x[start], length), y - np.repeat(y[start], length)
@@ -42,7 +55,13 @@ def ragged_area_and_centroid(
     flat = ~(np.abs(twice) > 1e-9 * extent**2)
     cx = np.where(flat, np.add.reduceat(dx, start) / length, cx) + x[start]
     cy = np.where(flat, np.add.reduceat(dy, start) / length, cy) + y[start]
-    return np.where(flat, 0.0, np.abs(twice) / 2), cx, cy
+    return np.stack([np.where(flat, 0.0, np.abs(twice) / 2), cx, cy])
+
+
+def outline_starts(vertices: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Return the row of each polygon's first vertex in a table of vertices, see :meth:`Bundle.boundaries`."""
+    columns = [vertices["cell_id"].cat.codes, *([vertices["label_id"]] if "label_id" in vertices else [])]
+    return polygon_starts(*(column.to_numpy() for column in columns))
 
 
 def polygon_starts(*identity: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
@@ -123,17 +142,19 @@ def crosses_itself(
     start, length
         First row and number of vertices of each ring, closed or not.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x, y = np.asarray(x), np.asarray(y)
     crossing = np.zeros(len(start), bool)
     for n in np.unique(length):
-        chosen = np.flatnonzero(length == n)
-        rows = np.asarray(start)[chosen, None] + np.arange(n)
-        ring = np.stack([x[rows], y[rows]], -1)
-        to = np.roll(ring, -1, axis=1)
-        for step in range(2, int(n) // 2 + 1):
-            a, b = np.roll(ring, -step, axis=1), np.roll(to, -step, axis=1)
-            apart = (_side(ring, to, a) * _side(ring, to, b) < 0) & (_side(a, b, ring) * _side(a, b, to) < 0)
-            crossing[chosen] |= apart.any(1)
+        of_length = np.flatnonzero(length == n)
+        for first in range(0, len(of_length), _BLOCK):
+            chosen = of_length[first : first + _BLOCK]
+            rows = np.asarray(start)[chosen, None] + np.arange(n)
+            ring = np.stack([x[rows], y[rows]], -1).astype(np.float64)
+            to = np.roll(ring, -1, axis=1)
+            for step in range(2, int(n) // 2 + 1):
+                a, b = np.roll(ring, -step, axis=1), np.roll(to, -step, axis=1)
+                apart = (_side(ring, to, a) * _side(ring, to, b) < 0) & (_side(a, b, ring) * _side(a, b, to) < 0)
+                crossing[chosen] |= apart.any(1)
     return crossing
 
 

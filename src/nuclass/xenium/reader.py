@@ -47,7 +47,7 @@ from nuclass.core.log import get_logger
 from nuclass.xenium import tables
 from nuclass.xenium.cells_zarr import CELLS_ZARR, outlines
 from nuclass.xenium.matrix import GENE_EXPRESSION, read_matrix, whole_counts
-from nuclass.xenium.polygons import closed_rings, crosses_itself, polygon_starts, ragged_area_and_centroid
+from nuclass.xenium.polygons import closed_rings, crosses_itself, outline_starts, ragged_area_and_centroid
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,11 +94,9 @@ class Bundle:
         file = self._file(EXPERIMENT, ("",))
         try:
             content = read_json(file)
-        except (UserError, UnicodeDecodeError) as error:
+        except UserError as error:
             told = tables.broken(file, error, "a JSON object")
-            if "web page" in told.what or not isinstance(error, UserError):
-                raise told from error
-            raise
+            raise told if "web page" in told.what else error from None
         if not isinstance(content, dict):
             raise UserError(
                 "experiment.xenium does not hold a JSON object",
@@ -203,26 +201,26 @@ class Bundle:
         """
         vertices = self.boundaries("nucleus")
         x, y = vertices["vertex_x"].to_numpy(), vertices["vertex_y"].to_numpy()
-        start = polygon_starts(*(vertices[c].to_numpy() for c in ("cell_id", "label_id") if c in vertices))
-        if "label_id" in vertices:
-            length = np.diff(np.append(start, len(x)))
-            simple = np.ones(len(start), bool)
-        else:
+        start = packed = outline_starts(vertices)
+        owner = vertices["cell_id"]
+        simple = np.ones(len(start), bool)
+        if "label_id" not in vertices:
             start, length = closed_rings(x, y, start)
             simple = ~crosses_itself(x, y, start, length)
-        # Padding between rings belongs to none of them.
-        rows = np.repeat(start - np.append(0, np.cumsum(length)[:-1]), length) + np.arange(length.sum())
-        packed = np.append(0, np.cumsum(length)[:-1]).astype(np.int64) if len(length) else length
-        area, cx, cy = ragged_area_and_centroid(x[rows], y[rows], packed)
-        frame = pd.DataFrame({"cell_id": vertices["cell_id"].to_numpy()[start], "area": area, "x_um": cx, "y_um": cy})
+            # Padding between rings belongs to none of them.
+            packed = np.append(0, np.cumsum(length)[:-1]).astype(np.int64) if len(length) else length
+            rows = np.repeat(start - packed, length) + np.arange(length.sum())
+            x, y = x[rows], y[rows]
+        area, cx, cy = ragged_area_and_centroid(x, y, packed)
+        frame = pd.DataFrame({"cell_id": owner.iloc[start].to_numpy(), "area": area, "x_um": cx, "y_um": cy})
         frame["simple"] = simple
         return frame[(area > 0) | ~simple].reset_index(drop=True)
 
     def boundaries(self, kind: Literal["nucleus", "cell"]) -> pd.DataFrame:
-        """Return the outlines' vertices: ``cell_id`` (str), ``vertex_x vertex_y`` (um), ``label_id`` where written.
+        """Return the outlines' vertices: ``cell_id`` (categories of str), ``vertex_x vertex_y`` (um), ``label_id``.
 
         From the table of boundaries, or from cells.zarr.zip where there is none. The rows of a polygon
-        stand together. Early builds of 2.0 lack ``label_id`` and merge the nuclei of one cell into one outline.
+        stand together. Before 2.0 there is no ``label_id``; early builds of 2.0 lack it too and merge the nuclei of one cell into one outline.
         """
         if kind not in ("nucleus", "cell"):
             raise ValueError(f"kind is {kind!r}; expected 'nucleus' or 'cell'")
@@ -234,8 +232,7 @@ class Bundle:
         if file is None or (file.name == CELLS_ZARR and frame is None):
             raise self._missing(stem, tables.ENDINGS)
         if frame is None:
-            frame = tables.load(file, ["cell_id", "vertex_x", "vertex_y"], ["label_id"])
-            frame["cell_id"] = tables.as_text(frame["cell_id"])
+            frame = tables.load(file, ["cell_id", "vertex_x", "vertex_y"], ["label_id"], repeated=["cell_id"])
         tables.finite(file, frame, ["vertex_x", "vertex_y"], _row_name(frame["cell_id"]))
         return frame
 
@@ -298,7 +295,10 @@ class Bundle:
                 fix="check that the bundle is of a gene expression run",
             )
         cells = self._cells["cell_id"]
-        chosen = whole_counts(file, matrix[:, keep.to_numpy()][_rows_of(file, cells, barcodes)])
+        rows = _rows_of(file, cells, barcodes)
+        if len(rows) != len(barcodes) or (np.diff(rows) != 1).any():
+            matrix = matrix[rows]
+        chosen = whole_counts(file, matrix[:, keep.to_numpy()])
         chosen.sort_indices()
         genes = features[keep]
         var = pd.DataFrame({"gene_id": genes["id"].to_numpy(), "gene_name": genes["name"].to_numpy()})

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from nuclass.core.bundle_source import is_web_page
 from nuclass.core.errors import UserError
-from nuclass.xenium.numbers import is_web_page
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,8 +40,11 @@ def table_columns(file: Path) -> list[str]:
         return [str(name) for name in pd.read_csv(file, nrows=0).columns]
 
 
-def load(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> pd.DataFrame:
+def load(file: Path, needed: Sequence[str], wanted: Sequence[str] = (), repeated: Sequence[str] = ()) -> pd.DataFrame:
     """Read columns of a table: all of ``needed``, and those of ``wanted`` that are there.
+
+    Those of ``repeated`` hold few texts many times and come as categories of str: an object for each row would
+    cost more than all the rest.
 
     Raises
     ------
@@ -51,8 +54,24 @@ def load(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> pd.Da
     chosen = choose(file, needed, wanted)
     with readable(file):
         if file.suffix == ".parquet":
-            return pd.read_parquet(file, columns=chosen).reset_index(drop=True)[chosen]
-        return pd.read_csv(file, usecols=chosen)[chosen]
+            frame = _load_parquet(file, chosen, repeated)
+        else:
+            frame = pd.read_csv(file, usecols=chosen)[chosen]
+    for name in repeated:
+        frame[name] = as_categories(frame[name])
+    return frame
+
+
+def _load_parquet(file: Path, columns: Sequence[str], repeated: Sequence[str]) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = pq.read_schema(file)
+    coded = [name for name in repeated if pa.types.is_string(kinds.field(name).type)]
+    with pq.ParquetFile(file, read_dictionary=coded) as table:
+        content = table.read(list(columns)).select(list(columns)).unify_dictionaries()
+    # What pandas noted of its index is of no use here, and restoring it costs copies.
+    return content.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
 
 
 def batches(file: Path, columns: Sequence[str], rows: int = 1 << 20) -> Iterator[pa.Table]:
@@ -169,6 +188,15 @@ def as_text(column: pd.Series[Any]) -> pd.Series[Any]:
     return column.astype(str)
 
 
+def as_categories(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return identifiers or names as categories of str, see :func:`as_text`."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return as_text(column)
+    codes, values = pd.factorize(column)
+    names = as_text(pd.Series(values)).to_numpy()
+    return pd.Series(pd.Categorical.from_codes(codes, names), index=column.index, name=column.name)
+
+
 def finite(file: Path, frame: pd.DataFrame, columns: Sequence[str], row_name: Callable[[int], str]) -> None:
     """Check that coordinates are finite; the first that is not is named.
 
@@ -180,7 +208,9 @@ def finite(file: Path, frame: pd.DataFrame, columns: Sequence[str], row_name: Ca
         Gives the words for a row in the message.
     """
     for name in columns:
-        values = to_number(file, frame[name], name, row_name)
+        column = frame[name]
+        # Millions of vertices: floats are looked at as they are.
+        values = column.to_numpy() if column.dtype.kind == "f" else to_number(file, column, name, row_name)
         bad = ~np.isfinite(values)
         if bad.any():
             row = int(np.argmax(bad))
