@@ -220,7 +220,8 @@ class Bundle:
         """Return the outlines' vertices: ``cell_id`` (categories of str), ``vertex_x vertex_y`` (um), ``label_id``.
 
         From the table of boundaries, or from cells.zarr.zip where there is none. The rows of a polygon
-        stand together. Before 2.0 there is no ``label_id``; early builds of 2.0 lack it too and merge the nuclei of one cell into one outline.
+        stand together. Before 2.0 there is no ``label_id``; early builds of 2.0 lack it too and merge the nuclei of one
+        cell into one outline.
         """
         if kind not in ("nucleus", "cell"):
             raise ValueError(f"kind is {kind!r}; expected 'nucleus' or 'cell'")
