@@ -356,6 +356,8 @@ def test_broken_alignments(tmp_path: Path, content: bytes, message: str) -> None
     [
         "-1.0D-02,1.288D0,12.5\n1.288d0,1.0d-2,-77\n0,0,1\n",
         '"-0.01,1.288,12.5"\r\n"1.288,0.01,-77"\r\n"0,0,1"\r\n',
+        "\ufeff-0,01;1,288;12,5\r\n1,288;0,01;-77\r\n0;0;1\r\n",
+        "-0,01;1,288;12,5\r\n1,288;0,01;-77\r\n",
         "sep=;\r\n-0.01;1.288;12.5\r\n1.288;0.01;-77\r\n0;0;1\r\n",
         "\u22120.01,1.288,12.5\n1.288,0.01,\u221277\n0,0,1\n",
         "[[-0.01, 1.288, 12.5], [1.288, 0.01, -77], [0, 0, 1]]",
@@ -366,8 +368,12 @@ def test_broken_alignments(tmp_path: Path, content: bytes, message: str) -> None
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
 def test_matrices_from_other_programs(tmp_path: Path, content: str, encoding: str) -> None:
-    encoded = (content if encoding == "utf-8" else content.replace("\u2212", "-")).encode(encoding)
+    encoded = content.encode(encoding) if encoding == "utf-8" else _in_windows(content)
     np.testing.assert_array_equal(read_alignment(written(tmp_path, encoded, "m.csv")).matrix, MIRRORED)
+
+
+def _in_windows(content: str) -> bytes:
+    return content.replace("\u2212", "-").lstrip("\ufeff").encode("cp1252")
 
 
 def test_files_of_other_programs_are_named(tmp_path: Path) -> None:

@@ -384,3 +384,10 @@ def test_one_process_a_folder(tmp_path: Path) -> None:
         process.kill()
     with alone_in(tmp_path):
         pass
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "s"):
+        with pytest.raises(UserError, match="cannot be made or written to"), alone_in(place):
+            pass

@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except PermissionError as error:
+        told = UserError("There is no right to read or write a file", where=error.filename, found=error.strerror)
+        sys.stderr.write(f"{told}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
         return 130

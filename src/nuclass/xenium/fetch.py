@@ -83,7 +83,6 @@ def fetch_slide(
     place = open_folder(row, folder, registry, image)
     http = settings or HttpSettings()
     align = place.row["align"] or align
-    place.out.mkdir(parents=True, exist_ok=True)
     with alone_in(place.out):
         place.record.drop_stale()
         if offline:

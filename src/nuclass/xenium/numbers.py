@@ -117,14 +117,15 @@ def read_table(text: str, where: str | Path, names: tuple[str, ...] = ()) -> Tex
     """
     numbered = [(i, line.strip(" \ufeff\xa0")) for i, line in enumerate(re.split(r"\r\n|\n|\r", text), 1)]
     kept = [(i, line) for i, line in numbered if line.strip(" \t,;\"'") and not line.lstrip().startswith("#")]
-    best, most = TextTable((), "."), (-1, -1)
+    best, most = TextTable((), "."), (-1, -1, -1)
     for separator, decimal in _DIALECTS:
         lines = tuple(Line(i, _cells(line, separator)) for i, line in kept)
         table = TextTable(lines, decimal)
         named = sum(plain_name(cell) in names for cell in lines[0].cells) if lines else 0
         good = sum(len(line.cells) > 1 and _numbers_in(table, line) for line in lines)
-        if (named, good) > most:
-            best, most = table, (named, good)
+        numbers = sum(table.value(cell) is not None for line in lines for cell in line.cells)
+        if (named, good, numbers) > most:
+            best, most = table, (named, good, numbers)
     if best.decimal == ",":
         _refuse_thousands(best, where)
     return best

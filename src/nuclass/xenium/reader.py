@@ -321,9 +321,9 @@ class Bundle:
         return UserError(
             "A file of the Xenium bundle is missing",
             where=self.folder,
-            found=f"no {names}" if self.folder.is_dir() else "no such folder",
+            found=f"no {names}" if self.folder.is_dir() else "a file" if self.folder.is_file() else "no such folder",
             expected=f"{names} ({_MAKERS.get(stem, 'part of every bundle')})",
-            fix="give the folder that holds experiment.xenium, or copy the file from the instrument's output",
+            fix="give the unpacked folder that holds experiment.xenium, or copy the file from the instrument's output",
         )
 
 
@@ -333,9 +333,10 @@ def read_bundle(folder: str | Path) -> Bundle:
     Parameters
     ----------
     folder
-        The folder that holds experiment.xenium.
+        The folder that holds experiment.xenium, or that file.
     """
-    bundle = Bundle(Path(folder))
+    place = Path(folder)
+    bundle = Bundle(place.parent if place.name == EXPERIMENT and place.is_file() else place)
     _ = bundle.experiment
     return bundle
 

@@ -22,13 +22,23 @@ _log = get_logger(__name__)
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from filling the folder; one that does so already is a :class:`UserError`.
+    """Make the folder and keep other processes from filling it; one that does so already is a :class:`UserError`.
 
     The lock goes with the process, also where that is killed. File systems without locks give none.
     """
     import fcntl
 
-    with (folder / LOCK).open("a", encoding="utf-8") as stream:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            "The folder for a slide's files cannot be made or written to",
+            where=folder,
+            found=error.strerror,
+            fix="give another folder, or the right to write there",
+        ) from error
+    with lock as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
