@@ -278,7 +278,7 @@ def test_refining_from_20_um_off(slide, start):
     assert np.median(drawn.error_um(fit.frames)) < 0.5
     assert drawn.error_um(fit.frames).max() < 1.0
     assert fit.clear
-    assert fit.model == "affine"
+    assert fit.model in ("affine", "unchanged")
 
 
 def test_refining_where_nothing_fits_changes_nothing(slide):
@@ -310,7 +310,7 @@ def test_registering_a_small_region_on_a_large_picture(tmp_path):
 
 def test_another_section_cannot_be_registered(plain, monkeypatch):
     _, source = plain
-    monkeypatch.setattr("nuclass.slides.register.PASSES", ((96, (0.0, 90.0, 180.0, 270.0)),))
+    monkeypatch.setattr("nuclass.slides.register.PASSES", ((96, (0.0, 90.0, 180.0, 270.0), 1.35),))
     with pytest.raises(UserError, match="The H&E could not be registered to the bundle") as caught:
         register(source, PIXEL, 0.25, draw_slide(seed=99).nuclei)
     assert "check that the H&E is of this section" in str(caught.value)
@@ -318,7 +318,8 @@ def test_another_section_cannot_be_registered(plain, monkeypatch):
 
 def test_registering_a_slide_that_lies_askew(tmp_path, monkeypatch):
     """Turned by 33 degrees: no right-angle placement holds, another turn does."""
-    monkeypatch.setattr("nuclass.slides.register.PASSES", ((64, (0.0, 90.0)), (96, tuple(range(20, 50, 2)))))
+    askew = tuple(range(20, 50, 3))
+    monkeypatch.setattr("nuclass.slides.register.PASSES", ((64, (0.0, 90.0), 1.35), (96, askew, 1.35)))
     drawn = draw_slide(seed=12, turn_deg=-33.0)
     with open_source(drawn.write(tmp_path / "he.tif")) as source:
         fit = register(source, PIXEL, 0.25, drawn.nuclei)

@@ -181,8 +181,8 @@ def file_changed(url: str) -> FileChangedError:
 def _write(answer: Answer, part: Path, note: _Note, have: int, room: int, what: str) -> None:
     """Append the body to what is there (``have`` bytes), or begin with it."""
     _check_room(part, (answer.length or 0) + room)
-    if have:
-        _log.info("%s: going on after %s", what, readable_bytes(have))
+    name = part.name.removesuffix(".part")
+    _log.info("%s: from %s%s", name, what, f", going on after {readable_bytes(have)}" if have else "")
     total = have + answer.length if answer.length is not None else 0
     if answer.endless:
         _log.warning("%s: the server does not say how long the file is; if it is cut off, nothing tells", what)
@@ -190,7 +190,7 @@ def _write(answer: Answer, part: Path, note: _Note, have: int, room: int, what: 
         if not have:
             part.unlink(missing_ok=True)
         write_json(_note_file(part), asdict(note))
-        with part.open("ab") as stream, Progress(total, what, BYTES, done=have) as progress:
+        with part.open("ab") as stream, Progress(total, name, BYTES, done=have) as progress:
             while block := answer.read():
                 stream.write(block)
                 progress.advance(len(block))

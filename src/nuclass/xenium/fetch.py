@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -303,11 +303,16 @@ def _unpack(place: SlideFolder, archive_file: Path, prefix: str, names: Iterable
         place.record.add(name, "zip", stamp)
 
     with open_zip(archive_file) as archive:
-        bring(EXPERIMENT)
-        choice = choose(names, _experiment(place.out), place.image)
-        require(choice, archive_file)
-        for name in choice.names:
-            bring(name)
+        return _bring_chosen(place, names, bring, archive_file)
+
+
+def _bring_chosen(place: SlideFolder, names: Iterable[str], bring: Callable[[str], None], where: object) -> Choice:
+    """Bring experiment.xenium and then, by what it says, the rest."""
+    bring(EXPERIMENT)
+    choice = choose(names, _experiment(place.out), place.image)
+    require(choice, where)
+    for name in choice.names:
+        bring(name)
     place.record.absent = list(choice.absent)
     place.record.save()
     return choice
@@ -376,14 +381,7 @@ def _by_ranges(place: SlideFolder, remote: RemoteFile, url: str, settings: HttpS
             fetch_member(archive, source, prefix + name, present)
             place.record.add(name, "download", url)
 
-        bring(EXPERIMENT)
-        choice = choose(names, _experiment(place.out), place.image)
-        require(choice, url)
-        for name in choice.names:
-            bring(name)
-    place.record.absent = list(choice.absent)
-    place.record.save()
-    return choice
+        return _bring_chosen(place, names, bring, url)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from nuclass.core.bundle_source import EXPERIMENT
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
 from nuclass.core.log import get_logger
 from nuclass.xenium import tables
 from nuclass.xenium.cells_zarr import CELLS_ZARR, outlines
 from nuclass.xenium.matrix import GENE_EXPRESSION, read_matrix, whole_counts
+from nuclass.xenium.members import focus_image, names_in
 from nuclass.xenium.polygons import closed_rings, crosses_itself, outline_starts, ragged_area_and_centroid
 
 if TYPE_CHECKING:
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-EXPERIMENT = "experiment.xenium"
 MATRIX = "cell_feature_matrix.h5"
 UNASSIGNED = "UNASSIGNED"
 _ALWAYS = "the Xenium instrument or xeniumranger writes it into every output bundle"
@@ -67,13 +68,6 @@ _MAKERS = {
     "cell_boundaries": _ALWAYS,
     "transcripts": "the Xenium instrument or xeniumranger writes it; it is the largest table of the bundle",
 }
-_FOCUS = (
-    "morphology_focus/morphology_focus_0000.ome.tif",
-    "morphology_focus/ch0000_dapi.ome.tif",
-    "morphology_focus/ch0000_*.ome.tif",
-    "morphology_focus.ome.tif",
-    "morphology_mip.ome.tif",
-)
 _CELL_COUNTS = ("control_probe_counts", "control_codeword_counts")
 _TEXT = ("cell_id", "feature_name", "fov_name", "codeword_category")
 
@@ -130,12 +124,8 @@ class Bundle:
 
     def morphology_focus(self) -> Path | None:
         """Return the DAPI image in focus: what experiment.xenium names, else the known names; None if absent."""
-        images = self.experiment.get("images")
-        stated = images.get("morphology_focus_filepath") if isinstance(images, dict) else None
-        if isinstance(stated, str) and stated and (self.folder / stated).is_file():
-            return self.folder / stated
-        found = (file for name in _FOCUS for file in sorted(self.folder.glob(name)) if file.is_file())
-        return next(found, None)
+        name = focus_image(names_in(self.folder), self.experiment)
+        return self.folder / name if name is not None else None
 
     def cells(self) -> pd.DataFrame:
         """Return one row a cell, in the order of the bundle.
