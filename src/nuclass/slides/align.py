@@ -228,6 +228,8 @@ def _refined(source: Source, frames: Frames, nuclei: Nuclei, record: dict[str, A
     record |= {"model": fit.model, "n_blocks": fit.n_blocks, "moved_um": float(np.median(moved)) if len(moved) else 0.0}
     if fit.model == "none":
         record["notes"].append("nothing was found to better the alignment by: no nuclei stand out near where it says")
+    elif fit.model == "unchanged":
+        record["notes"].append(f"nothing betters the alignment: {fit.n_blocks} blocks agree with it")
     else:
         record["notes"].append(
             f"bettered by {record['moved_um']:.2f} um (median), {fit.model} map from {fit.n_blocks} blocks"

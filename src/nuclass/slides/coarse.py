@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Steps fine enough that the next one still correlates: an edge moves by less than a blur of the map.
-SCALE_STEP = 0.04
-_TURN_STEP, _NEAR = 2.0, 4.0
-_TURNS = np.arange(-44.0, 316.0, _TURN_STEP).tolist()
+# Steps fine enough that the next one still correlates: an edge moves by about a blur of the map.
+SCALE_STEP = 0.05
+TURN_STEP, _NEAR = 3.0, 3.0
+_TURNS = np.arange(-45.0, 315.0, TURN_STEP).tolist()
 RIGHT_ANGLES = tuple(turn for turn in _TURNS if min(turn % 90, 90 - turn % 90) <= _NEAR)
 OTHER_TURNS = tuple(turn for turn in _TURNS if min(turn % 90, 90 - turn % 90) > _NEAR)
-# Passes of the search: longer side of the picture in px, and the turns that are tried. The first is enough where the
-# tissue has shape; the second sees more; the third is for slides that lie askew.
-PASSES = ((96, RIGHT_ANGLES), (192, RIGHT_ANGLES), (128, OTHER_TURNS))
+# Passes of the search: longer side of the picture in px, the turns that are tried, and how much wider than the picture
+# the bundle's region may be. The first is enough where the tissue has shape; the second sees more, and finds a picture
+# that shows a part of the region; the third is for slides that lie askew.
+PASSES = ((96, RIGHT_ANGLES, 1.35), (192, RIGHT_ANGLES, 2.2), (128, OTHER_TURNS, 1.35))
 REFINE_PX = (320, 640)
-# The bundle's region may be wider than the picture by the first, and narrower by the second.
-WIDER, NARROWER = 1.35, 4.0
+# The bundle's region may be narrower than the picture by this.
+NARROWER = 4.0
+# No slide is scanned coarser or finer, micrometres per px.
+FINEST, COARSEST = 0.08, 1.1
 _BLUR_PX = 1.2
 _MIN_OVERLAP = 0.5
 
@@ -82,9 +85,8 @@ class Matcher:
         # A few very dark folds must not outweigh the tissue.
         top = np.percentile(smooth, 99.5)
         self.picture = np.minimum(smooth, top) / max(float(top), 1e-9)
-        self._shape: tuple[int, int] | None = None
-        self._transforms: tuple[NDArray[np.complex64], NDArray[np.complex64]] | None = None
-        self._room = 0
+        self.border = float(np.mean([*self.picture[[0, -1]].ravel(), *self.picture[:, [0, -1]].ravel()]))
+        self._padded: dict[int, tuple[tuple[int, int], NDArray[np.complex64], NDArray[np.complex64]]] = {}
 
     def place(self, mpp: float, turn_deg: float, mirrored: bool) -> Placement | None:
         """Return the best shift for one scale, turn and mirror; None where the map does not fit the picture."""
@@ -92,8 +94,8 @@ class Matcher:
 
         linear = similarity(mpp * self.factor, turn_deg, mirrored)
         template, support, origin = self._template(linear)
-        shape = self._prepared(max(template.shape))
-        assert self._transforms is not None
+        room = _room(max(template.shape))
+        shape, image, square = self._prepared(room)
         if template.shape[0] > shape[0] or template.shape[1] > shape[1]:
             return None
         area = support.sum()
@@ -101,7 +103,6 @@ class Matcher:
         spread = np.sqrt((centred**2).sum())
         if area < 64 or spread == 0:
             return None
-        image, square = self._transforms
         mask = np.conj(rfft2(support.astype(np.float32), shape, workers=1))
         cross = irfft2(image * np.conj(rfft2(centred.astype(np.float32), shape, workers=1)), shape, workers=1)
         total = irfft2(image * mask, shape, workers=1)
@@ -110,7 +111,7 @@ class Matcher:
         score = cross / (spread * np.sqrt(variance))
         score = score[: shape[0] - template.shape[0] + 1, : shape[1] - template.shape[1] + 1]
         row, column = (int(v) for v in np.unravel_index(int(score.argmax()), score.shape))
-        shift = np.array([column, row], np.float64) - self._room - origin
+        shift = np.array([column, row], np.float64) - room - origin
         matrix = np.eye(3)
         matrix[:2, :2] = linear * self.factor
         matrix[:2, 2] = shift * self.factor
@@ -119,7 +120,6 @@ class Matcher:
     def _template(self, linear: Floats) -> tuple[Floats, NDArray[np.bool_], Floats]:
         """Return the nuclei as a map in the picture's px, where it is valid, and its origin under ``linear``."""
         from scipy.ndimage import gaussian_filter
-        from skimage.draw import polygon
 
         corners = np.array(
             [[self.low[0], self.low[1]], [self.high[0], self.low[1]], self.high, [self.low[0], self.high[1]]]
@@ -131,31 +131,42 @@ class Matcher:
         place = np.floor(points - origin).astype(np.int64)
         flat = np.bincount(place[:, 1] * width + place[:, 0], self.weight, minlength=int(width * height))
         template = gaussian_filter(flat.reshape(int(height), int(width)).astype(np.float64), _BLUR_PX)
-        support = np.zeros(template.shape, bool)
-        rows, columns = polygon(turned[:, 1] - origin[1] - 0.5, turned[:, 0] - origin[0] - 0.5, support.shape)
-        support[rows, columns] = True
+        # Where the bundle saw anything: the px whose centres, mapped back, lie between its corners.
+        back = np.linalg.inv(linear)
+        x, y = origin[0] + np.arange(width) + 0.5, (origin[1] + np.arange(height) + 0.5)[:, None]
+        support = np.ones(template.shape, bool)
+        for axis in (0, 1):
+            along = back[axis, 0] * x + back[axis, 1] * y
+            support &= (along >= self.low[axis]) & (along <= self.high[axis])
         return np.sqrt(template), support, origin
 
-    def _prepared(self, template: int) -> tuple[int, int]:
-        """Return the padded shape; room around the picture lets the map hang over its edge."""
+    def _prepared(self, room: int) -> tuple[tuple[int, int], NDArray[np.complex64], NDArray[np.complex64]]:
+        """Return shape and transforms of the picture and its square, with room around it for a map over its edge.
+
+        The room is filled with what is at the picture's edge: glass, or tissue that was cut through.
+        """
         from scipy.fft import next_fast_len, rfft2
 
-        room = round(_MIN_OVERLAP * template)
-        if self._shape is None or room > self._room:
-            self._room = round(1.25 * room)
+        if room not in self._padded:
             height, width = self.picture.shape
-            self._shape = (next_fast_len(height + 2 * self._room, True), next_fast_len(width + 2 * self._room, True))
-            padded = np.zeros(self._shape, np.float32)
-            padded[self._room : self._room + height, self._room : self._room + width] = self.picture
-            self._transforms = (rfft2(padded, workers=1), rfft2(padded**2, workers=1))
-        return self._shape
+            shape = (next_fast_len(height + 2 * room, True), next_fast_len(width + 2 * room, True))
+            padded = np.full(shape, self.border, np.float32)
+            padded[room : room + height, room : room + width] = self.picture
+            self._padded[room] = (shape, rfft2(padded, workers=1), rfft2(padded**2, workers=1))
+        return self._padded[room]
 
 
-def scales(points_um: Floats, he_shape: tuple[int, int]) -> Floats:
+def _room(template: int) -> int:
+    """Return the room for a map of this side: what may hang over, in coarse steps, so that few shapes occur."""
+    return round(1.25 ** np.ceil(np.log(max(_MIN_OVERLAP * template, 2)) / np.log(1.25)))
+
+
+def scales(points_um: Floats, he_shape: tuple[int, int], wider: float) -> Floats:
     """Return the um per H&E px to try, in steps of :data:`SCALE_STEP`, from the sizes of region and picture."""
     region = float(np.ptp(points_um, axis=0).max())
     longest = max(he_shape)
-    low, high = region / (WIDER * longest), NARROWER * region / longest
+    low, high = region / (wider * longest), NARROWER * region / longest
+    low, high = max(low, min(FINEST, high)), min(high, max(COARSEST, low))
     steps = int(np.ceil(np.log(high / low) / SCALE_STEP))
     return low * np.exp(SCALE_STEP * np.arange(steps + 1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,35 @@ from nuclass.slides.coarse import (
     REFINE_PX,
     RIGHT_ANGLES,
     SCALE_STEP,
+    TURN_STEP,
     Matcher,
     Placement,
     scales,
     search,
 )
 from nuclass.slides.evidence import Nuclei, Peak, View, find_peak, haematoxylin, measure_blocks, pooled
-from nuclass.slides.geometry import Frames
+from nuclass.slides.geometry import Frames, project
 from nuclass.slides.source import Source
 from nuclass.xenium.morphology import read_morphology
 
 _log = get_logger(__name__)
 Floats = NDArray[np.float64]
 
-# Noise reaches 4 (other sections, mirrored or turned slides, one real field and eight synthetic slides); true
-# alignments lie at 20 and more.
-CLEAR = 8.0
+# Other sections, mirrored and turned slides reach 5.6 over eight squares and more, 7.6 in one of a hundred and more
+# single squares (docs/alignment.md); true alignments 12 over one square, 20 and more over several.
+CLEAR = 10.0
 BLOCK_CLEAR = 6.0
-_MIN_AFFINE = 8
+# Fewer blocks say how far, not how turned.
+_MIN_SIMILAR, _MIN_AFFINE = 4, 8
 _MAX_STRETCH = 1.1
+# Blocks that must agree on a map; and distances within which they do, as multiples of the pass's.
+_SOME = 0.3
+_WIDER_INLIERS = (1, 2, 4)
+# Where so many blocks each show a distinct peak, the picture is of this section however warped it is.
+_MOST = 0.75
 _DAPI_PX = 400
+# Once a px of the small picture is this small, blocks find the rest.
+_FINE_ENOUGH_UM = 4.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class Stage:
     inlier_um: float
 
 
-AFTER_SEARCH = (Stage(2.0, 400, 80, 12), Stage(1.0, 250, 30, 4), Stage(0.6, 200, 10, 2))
-AFTER_GIVEN = (Stage(1.0, 250, 60, 8), Stage(0.6, 200, 12, 2), Stage(0.6, 200, 8, 1.5))
+AFTER_SEARCH = (Stage(2.0, 400, 80, 12), Stage(1.0, 250, 30, 4), Stage(0.6, 200, 16, 2))
+AFTER_GIVEN = (Stage(1.0, 250, 60, 8), Stage(0.6, 200, 16, 2), Stage(0.6, 200, 16, 1.5))
 
 
 @dataclass(frozen=True)
@@ -64,23 +73,26 @@ class Fit:
     peak
         The pooled evidence at the last pass, measured before its last correction.
     model
-        ``affine``, ``similarity``, ``translation`` or ``none`` (nothing was found to fit to).
+        ``affine``, ``similarity``, ``translation``, ``unchanged`` (nothing is better) or ``none`` (no nuclei stand out).
     n_blocks
         Blocks the last correction rests on.
+    share_clear
+        Share of the blocks that each show a distinct peak, at the last pass; 0 where the correction rests on few.
     tried
-        For a registration: the placements looked at, best first.
+        For a registration: the placements looked at, in their order; the last one is used.
     """
 
     frames: Frames
     peak: Peak | None
     model: str
     n_blocks: int
+    share_clear: float = 0.0
     tried: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def clear(self) -> bool:
-        """Whether the nuclei stand out at the place found."""
-        return self.peak is not None and self.peak.stands_out(CLEAR)
+        """Whether the nuclei stand out at the place found: all together, or in most of the blocks each."""
+        return self.peak is not None and (self.peak.stands_out(CLEAR) or self.share_clear > _MOST)
 
 
 def view_of(source: Source, frames: Frames, mpp: float) -> View:
@@ -112,7 +124,7 @@ def refine(source: Source, frames: Frames, nuclei: Nuclei, stages: Sequence[Stag
         Passes, coarse to fine. Each measures the shift of many blocks and fits the map that explains most of them.
     """
     peak: Peak | None = None
-    model, n_blocks = "none", 0
+    model, n_blocks, share = "none", 0, 0.0
     for stage in stages:
         view = view_of(source, frames, stage.mpp)
         placed = nuclei.mapped(lambda xy, f=frames, v=view: f.um_to_he(xy) / v.factor)  # type: ignore[misc]
@@ -122,18 +134,18 @@ def refine(source: Source, frames: Frames, nuclei: Nuclei, stages: Sequence[Stag
         peak = find_peak(pooled(blocks), view.mpp)
         peaks = [find_peak(block.landscape, view.mpp) for block in blocks]
         good = np.array([one.stands_out(BLOCK_CLEAR) for one in peaks])
-        if not good.any():
-            if not peak.stands_out(CLEAR):
-                continue
-            change, name, count = _shift(peak.x_um, peak.y_um, frames.mpp_he), "translation", len(blocks)
-        else:
+        share = float(good.mean())
+        change, name, count = np.eye(3), "none", 0
+        if good.sum() >= _MIN_SIMILAR:
             at = np.array([block.centre for block in blocks])[good] * view.factor
             moved = np.array([(one.x_um, one.y_um) for one in peaks])[good] / frames.mpp_he
             change, name, count = _fit(at, moved, stage.inlier_um / frames.mpp_he)
+        if not count and peak.stands_out(BLOCK_CLEAR):
+            change, name, count = _shift(peak.x_um, peak.y_um, frames.mpp_he), "translation", len(blocks)
         if count:
             frames = _changed(frames, change)
-            model, n_blocks = name, count
-    return Fit(frames, peak, model, n_blocks)
+            model, n_blocks = (name if name != "unchanged" or model == "none" else model), count
+    return Fit(frames, peak, model, n_blocks, share if n_blocks >= _MIN_AFFINE else 0.0)
 
 
 def register(source: Source, pixel_size: float, mpp: float, nuclei: Nuclei, dapi: Path | None = None) -> Fit:
@@ -156,38 +168,29 @@ def register(source: Source, pixel_size: float, mpp: float, nuclei: Nuclei, dapi
         Nothing convincing was found. The best placement is told.
     """
     tried: list[dict[str, Any]] = []
-    best: Fit | None = None
-    for name, points, weight in _maps(nuclei, dapi, pixel_size):
-        for placed in _placements(source, points, weight):
-            frames = Frames(_he_to_morph(placed.matrix, pixel_size), pixel_size, mpp, source.shape)
-            fit = refine(source, frames, nuclei, AFTER_SEARCH)
-            score = fit.peak.score if fit.peak is not None else 0.0
-            tried.append(
-                {
-                    "map": name,
-                    "mirrored": placed.mirrored,
-                    "turn_deg": placed.turn_deg,
-                    "mpp_he": placed.mpp,
-                    "correlation": placed.correlation,
-                    "score": score,
-                }
-            )
-            if best is None or score > (best.peak.score if best.peak is not None else 0.0):
-                best = fit
-            if fit.clear:
-                break
-        if best is not None and best.clear:
-            break
-    if best is None or not best.clear:
-        found = max(tried, key=lambda one: one["score"], default=None)
-        raise UserError(
-            "The H&E could not be registered to the bundle",
-            where=source.path,
-            found=f"the best placement has a score of {found['score']:.1f}" if found else "no placement",
-            expected=f"a score of {CLEAR:g} or more: nuclei of the bundle that lie on nuclei of the picture",
-            fix="check that the H&E is of this section; if it is, give an alignment from Xenium Explorer",
+    for name, placed in _placements(source, _maps(nuclei, dapi, pixel_size)):
+        frames = Frames(_he_to_morph(placed.matrix, pixel_size), pixel_size, mpp, source.shape)
+        fit = refine(source, frames, nuclei, AFTER_SEARCH)
+        tried.append(
+            {
+                "map": name,
+                "mirrored": placed.mirrored,
+                "turn_deg": placed.turn_deg,
+                "mpp_he": placed.mpp,
+                "correlation": placed.correlation,
+                "score": fit.peak.score if fit.peak is not None else 0.0,
+            }
         )
-    return Fit(best.frames, best.peak, best.model, best.n_blocks, tried)
+        if fit.clear:
+            return replace(fit, tried=tried)
+    score = max((one["score"] for one in tried), default=None)
+    raise UserError(
+        "The H&E could not be registered to the bundle",
+        where=source.path,
+        found="no placement" if score is None else f"the best of {len(tried)} placements has a score of {score:.1f}",
+        expected=f"a score of {CLEAR:g} or more: nuclei of the bundle that lie on nuclei of the picture",
+        fix="check that the H&E is of this section; if it is, give an alignment from Xenium Explorer",
+    )
 
 
 def _maps(nuclei: Nuclei, dapi: Path | None, pixel_size: float) -> list[tuple[str, Floats, Floats]]:
@@ -207,40 +210,42 @@ def _maps(nuclei: Nuclei, dapi: Path | None, pixel_size: float) -> list[tuple[st
     return [("DAPI", points, bright[rows, columns].astype(np.float64)), *maps] if len(points) > 100 else maps
 
 
-def _placements(source: Source, points: Floats, weight: Floats) -> Iterator[Placement]:
-    """Yield placements, the likely ones first, each sharpened at higher resolutions."""
+def _placements(source: Source, maps: Sequence[tuple[str, Floats, Floats]]) -> Iterator[tuple[str, Placement]]:
+    """Yield placements with the map they come from, the likely ones first, each sharpened at higher resolutions."""
     overview, factor = source.overview(2 * REFINE_PX[-1])
-    mpps = scales(points, source.shape).tolist()
-    for number, (px, turns) in enumerate(PASSES):
+    for number, (px, turns, wider) in enumerate(PASSES):
         if number:
             what = "twice the resolution" if turns is RIGHT_ANGLES else "all other turns, which takes minutes"
             _log.info("no placement holds; trying %s", what)
-        for placed in search(_matcher(points, weight, overview, factor, px), mpps, turns):
-            _log.info(
-                "seen from far: %s, turned by %.0f degrees, %.4f um/px: correlation %.2f",
-                "mirrored" if placed.mirrored else "not mirrored",
-                placed.turn_deg,
-                placed.mpp,
-                placed.correlation,
-            )
-            yield _sharpened(placed, points, weight, overview, factor)
+        for name, points, weight in maps:
+            mpps = scales(points, source.shape, wider).tolist()
+            finer = [_matcher(points, weight, overview, factor, one) for one in REFINE_PX]
+            for placed in search(_matcher(points, weight, overview, factor, px), mpps, turns):
+                _log.info(
+                    "seen from far, %s: %s, turned by %.0f degrees, %.4f um/px: correlation %.2f",
+                    name,
+                    "mirrored" if placed.mirrored else "not mirrored",
+                    placed.turn_deg,
+                    placed.mpp,
+                    placed.correlation,
+                )
+                yield name, _sharpened(placed, finer)
 
 
-def _sharpened(
-    placed: Placement, points: Floats, weight: Floats, overview: NDArray[np.uint8], factor: float
-) -> Placement:
+def _sharpened(placed: Placement, matchers: Sequence[Matcher]) -> Placement:
     """Climb to the best scale and turn near a placement, with halved steps."""
-    scale, turn = SCALE_STEP / 2, 1.0
-    for px in REFINE_PX:
-        matcher = _matcher(points, weight, overview, factor, px)
+    scale, turn = SCALE_STEP / 2, TURN_STEP / 2
+    for matcher in matchers:
         for _ in range(2):
-            near = [
-                matcher.place(placed.mpp * float(np.exp(i * scale)), placed.turn_deg + j * turn, placed.mirrored)
-                for i in (-1, 0, 1)
-                for j in (-1, 0, 1)
-            ]
-            placed = max((one for one in near if one is not None), key=lambda one: one.correlation, default=placed)
+            for grow, more in ((scale, 0.0), (0.0, turn)):
+                near = [
+                    matcher.place(placed.mpp * float(np.exp(i * grow)), placed.turn_deg + i * more, placed.mirrored)
+                    for i in (-1, 0, 1)
+                ]
+                placed = max((one for one in near if one is not None), key=lambda one: one.correlation, default=placed)
             scale, turn = scale / 2, turn / 2
+        if matcher.factor * placed.mpp < _FINE_ENOUGH_UM:
+            break
     return placed
 
 
@@ -272,28 +277,41 @@ def _changed(frames: Frames, change: Floats) -> Frames:
 
 
 def _fit(at: Floats, moved: Floats, inlier: float) -> tuple[Floats, str, int]:
-    """Return the map that explains the moves (N, 2) at points (N, 2), its kind, and how many agree with it."""
+    """Return the map that leaves points (N, 2) nearest to where their moves (N, 2) lead, its kind, and who agrees.
+
+    Some moves are wrong, and sections are warped: a map that fits a corner to the last half micrometre can be worse
+    than one that fits most of it roughly. So maps to those within several distances of one similarity are compared, by
+    the mean distance left over all points; ``unchanged`` where none betters it, ``none`` where too few agree.
+    """
     from skimage.measure import ransac
     from skimage.transform import SimilarityTransform
 
-    keep = np.ones(len(at), bool)
-    if len(at) >= 4:
-        _, keep = ransac((at, at + moved), SimilarityTransform, 2, inlier, max_trials=400, rng=0)
-        if keep is None or keep.sum() < max(3, 0.3 * len(at)):
-            return np.eye(3), "none", 0
-    at, goal = at[keep], (at + moved)[keep]
-    change: Floats = np.eye(3)
+    goal = at + moved
+    found: tuple[Floats, str, int] = (np.eye(3), "none", 0)
+    least = float(np.hypot(*moved.T).mean())
+    for wider in _WIDER_INLIERS:
+        _, keep = ransac((at, goal), SimilarityTransform, 2, wider * inlier, max_trials=400, rng=0)
+        if keep is None or keep.sum() < max(_MIN_SIMILAR, _SOME * len(at)):
+            continue
+        if not found[2]:
+            found = (found[0], "unchanged", int(keep.sum()))
+        change, name = _mapped(at[keep], goal[keep])
+        left = float(np.hypot(*(project(change, at) - goal).T).mean())
+        if left < least:
+            found, least = (change, name, int(keep.sum())), left
+    return found
+
+
+def _mapped(at: Floats, goal: Floats) -> tuple[Floats, str]:
+    """Return the least-squares map from points to points (N, 2): affine where there are enough, else a similarity."""
     if len(at) >= _MIN_AFFINE and _spread(at) > 0.05:
         solution, *_ = np.linalg.lstsq(np.column_stack([at, np.ones(len(at))]), goal, rcond=None)
+        change: Floats = np.eye(3)
         change[:2] = solution.T
         stretch = np.linalg.svd(change[:2, :2], compute_uv=False)
         if stretch[0] / stretch[1] < _MAX_STRETCH:
-            return change, "affine", len(at)
-    if len(at) >= 2:
-        return _similar(at, goal), "similarity", len(at)
-    change = np.eye(3)
-    change[:2, 2] = (goal - at).mean(axis=0)
-    return change, "translation", len(at)
+            return change, "affine"
+    return _similar(at, goal), "similarity"
 
 
 def _spread(points: Floats) -> float:
