@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bundle_example import example
@@ -175,3 +177,19 @@ def test_clusters_of_other_cells(reference: Bundle, tmp_path: Path) -> None:
     (folder / "analysis.tar.gz").write_bytes(b"\x1f\x8b\x08\0cut")
     with pytest.raises(UserError, match=r"cannot be read[\s\S]*analysis.tar.gz"):
         read_clusters(read_bundle(folder))
+
+
+@pytest.mark.parametrize("kind", ["large_string", "string_view", "large_binary", "dictionary"])
+@pytest.mark.parametrize("compression", ["brotli", "gzip"])
+def test_text_of_other_writers(reference: Bundle, tmp_path: Path, kind: str, compression: str) -> None:
+    folder = Path(shutil.copytree(reference.folder, tmp_path / "bundle"))
+    for file in folder.glob("*.parquet"):
+        table = pq.read_table(file).replace_schema_metadata(None)
+        text = table["cell_id"].combine_chunks()
+        coded = text.dictionary_encode() if kind == "dictionary" else text.cast(getattr(pa, kind)())
+        table = table.set_column(table.column_names.index("cell_id"), "cell_id", coded)
+        pq.write_table(table, file, compression=compression, row_group_size=97)
+    bundle = read_bundle(folder)
+    pd.testing.assert_frame_equal(bundle.cells(), reference.cells())
+    assert (bundle.boundaries("nucleus")["cell_id"] == reference.boundaries("nucleus")["cell_id"]).all()
+    assert worst_verdict(check_bundle(bundle)) == "pass"
