@@ -101,16 +101,19 @@ def check_bundle(bundle: Bundle, transcripts: bool = True, rows: int = 1 << 20) 
     cells = bundle.cells()
     raw = _raw_cells(bundle)
     counted, reason = _count_transcripts(bundle, cells["cell_id"], transcripts, rows)
-    outlines = {kind: _outlines(bundle, kind) for kind in ("nucleus", "cell")}
+    # One table of outlines at a time: each has tens of millions of vertices.
+    nuclei = _check_owners("nucleus", _outlines(bundle, "nucleus"), cells["cell_id"])
+    outlines = _outlines(bundle, "cell")
     return [
         _check_number(bundle, len(cells)),
         _check_genes(cells, counted, reason),
         _check_total(raw, counted, reason),
         _check_matrix(bundle, cells),
         _check_known(cells, counted, reason),
-        *(_check_owners(kind, frame, cells["cell_id"]) for kind, frame in outlines.items()),
-        _check_area(outlines["cell"], cells),
-        _check_inside(outlines["cell"], cells, bundle.pixel_size),
+        nuclei,
+        _check_owners("cell", outlines, cells["cell_id"]),
+        _check_area(outlines, cells),
+        _check_inside(outlines, cells, bundle.pixel_size),
         _check_panel(bundle),
         _check_region(bundle, cells, counted),
     ]
@@ -214,9 +217,10 @@ def _outlines(bundle: Bundle, kind: Literal["nucleus", "cell"]) -> pd.DataFrame 
         return None
     frame = bundle.boundaries(kind)
     start = outline_starts(frame)
-    number = np.zeros(len(frame), np.int64)
+    number = np.zeros(len(frame), np.int32)
     number[start] = 1
-    return frame.assign(outline=np.cumsum(number) - 1)
+    frame["outline"] = np.cumsum(number, dtype=np.int32) - 1
+    return frame
 
 
 def _named(ids: pd.Series[Any], bad: npt.NDArray[np.bool_], words: Callable[[int], str]) -> str:
