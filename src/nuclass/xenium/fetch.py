@@ -143,7 +143,7 @@ def _bring_alignment(
                 f"The alignment of slide '{place.slide}' is missing",
                 where=text,
                 expected=ALIGNMENT_CHOICES,
-                fix="correct the column 'alignment' of the slide sheet",
+                fix="correct the column 'alignment' of the slide sheet, or what follows --alignment",
             )
     name = zip_name if file is not None and file.suffix.lower() == ".zip" else csv_name
     for other in (csv_name, zip_name):
@@ -152,12 +152,15 @@ def _bring_alignment(
     if matrix:
         _write_matrix(place, name, matrix, text)
     elif file is not None:
+        # Read where it lies: a fault of it is then told with the name the user knows.
+        read_alignment(file)
         place.link(file, name)
     elif place.keeps(name):
         place.record.add(name, place.record.how(name) or "found", _origin(place, name))
     elif not _download_alignment(place, name, align, settings):
         return None, None
-    read_alignment(place.out / name)
+    if file is None:
+        read_alignment(place.out / name)
     return name, place.record.files[name].original.rpartition("/")[2]
 
 
@@ -200,7 +203,7 @@ def _download_alignment(place: SlideFolder, name: str, align: str, settings: Htt
                 where=error.where,
                 found=error.found,
                 expected=ALIGNMENT_CHOICES,
-                fix="fill the column 'alignment' of the slide sheet, or set 'align' to register",
+                fix="fill the column 'alignment' of the slide sheet (or --alignment), or set 'align' to register",
             ) from error
         _log.warning(
             "%s: no alignment at %s (%s); the position is found from the images", place.slide, error.where, error.found
@@ -213,7 +216,7 @@ def _download_alignment(place: SlideFolder, name: str, align: str, settings: Htt
         where=place.row["path"] or place.source_name,
         found=remote.status if place.dataset else "none named *_he_imagealignment.csv beside the H&E or the output",
         expected=ALIGNMENT_CHOICES,
-        fix="fill the column 'alignment' of the slide sheet, or set 'align' to register",
+        fix="fill the column 'alignment' of the slide sheet (or --alignment), or set 'align' to register",
     )
 
 
@@ -240,7 +243,7 @@ def _bring_he(place: SlideFolder, he: Path | None, settings: HttpSettings) -> st
             f"No H&E image is known for slide '{place.slide}'",
             where=place.row["path"] or place.source_name,
             found=remote.status if place.dataset else "none named *_he_image.ome.tif beside the output",
-            fix="give its file in the column 'he' of the slide sheet",
+            fix="give its file in the column 'he' of the slide sheet, or with --he",
         )
     return name
 

@@ -103,7 +103,9 @@ class SlideFolder:
                 raise UserError(
                     f"The H&E image of slide '{self.slide}' is missing",
                     where=file,
-                    fix="correct the column 'he' of the slide sheet",
+                    found="a folder" if file.is_dir() else "nothing at this path",
+                    expected="the file of the H&E image",
+                    fix="correct the column 'he' of the slide sheet, or what follows --he",
                 )
             return file
         folders, stem = self.places
