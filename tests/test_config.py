@@ -426,6 +426,16 @@ def test_alignment_as_explorers_zip(study: Path, mine: Path) -> None:
     assert "The alignment archive cannot be read" in sheet_row(study, path="mine/a", alignment="mine/cut.zip")
 
 
+def test_a_quote_that_is_not_closed(study: Path, mine: Path) -> None:
+    assert sheet_row(study, path='"mine/a') == ""
+
+
+def test_a_sheet_that_is_a_folder(study: Path) -> None:
+    (study / SHEET).unlink()
+    (study / SHEET).mkdir()
+    assert message(study).startswith("a sheet is missing\n")
+
+
 def test_every_key_is_described() -> None:
     for name in ("config", "slides"):
         schema = yaml.safe_load((REPOSITORY / f"config/schemas/{name}.schema.yaml").read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tup
     file = Path(path)
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return [], [UserError("a sheet is missing", where=file, fix="check the path in the configuration")]
     except UnicodeDecodeError:
         return [], [UserError("a sheet is not UTF-8 text", where=file, fix="save it again as UTF-8, tab-separated")]
@@ -46,9 +46,9 @@ def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tup
     if faults:
         return [], faults
     rows = []
-    for (number, text), cells in zip(
-        numbered[1:], csv.reader([text for _, text in numbered[1:]], delimiter="\t"), strict=True
-    ):
+    for number, text in numbered[1:]:
+        # Line by line: a quote that is not closed must not swallow the next rows.
+        cells = next(csv.reader([text], delimiter="\t"))
         if len(cells) > len(header):
             faults.append(
                 UserError(
