@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nuclass.core.errors import UserError
-from nuclass.xenium.registry import Dataset, dataset_named, read_registry
+from nuclass.xenium.registry import Address, Dataset, RemoteFile, dataset_named, read_registry
 
 REPOSITORY = Path(__file__).parent.parent
 REGISTRY = REPOSITORY / "resources" / "datasets.tsv"
@@ -106,3 +106,8 @@ def test_faults_of_the_datasets(copy: Path) -> None:
     copy.unlink()
     with pytest.raises(UserError, match="a sheet is missing"):
         read_registry(copy)
+
+
+def test_the_name_of_a_file_leaves_out_a_signature() -> None:
+    address = Address("https://host.org/a/X_he_image.ome.tif?Signature=a/b", "seen")
+    assert RemoteFile("X", "he", (address,)).name == "X_he_image.ome.tif"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from nuclass.core.log import get_logger
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-T = TypeVar("T")
 BYTES = "bytes"
 _LINE_EVERY_S = 30.0
 _log = get_logger(__name__)
@@ -114,13 +112,3 @@ def readable_seconds(value: float) -> str:
     if value < 100 * 3600:
         return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
     return "over 100 h"
-
-
-def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "items") -> Iterator[T]:
-    """Yield from ``items`` while showing progress."""
-    if total is None:
-        total = len(items)  # type: ignore[arg-type]
-    with Progress(total, description, unit) as progress:
-        for item in items:
-            yield item
-            progress.advance()

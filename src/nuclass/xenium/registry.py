@@ -78,7 +78,7 @@ class RemoteFile:
     @property
     def name(self) -> str:
         """The file's own name, from its first address."""
-        return self.urls[0].rpartition("/")[2] if self.addresses else ""
+        return self.urls[0].partition("?")[0].rpartition("/")[2] if self.addresses else ""
 
     @property
     def size(self) -> str:
