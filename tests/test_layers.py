@@ -11,7 +11,7 @@ import pytest
 LIBRARY = Path(__file__).parent.parent / "src" / "nuclass"
 LAYERS = (
     ("cli",),
-    ("cli_data",),
+    ("cli_data", "cli_slides"),
     ("figures", "tables"),
     ("evaluation", "interpret"),
     ("training",),
