@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,18 @@ class DrawnSlide:
         outlines = self.frames.he_to_um(self.outlines_he)
         start = np.arange(len(outlines), dtype=np.int64) * VERTICES
         return Nuclei(outlines.reshape(-1, 2), start, self.frames.he_to_um(self.he))
+
+    def other_section(self, um: float) -> Nuclei:
+        """Nuclei of the same density, none of them the same: each moved and turned by itself."""
+        rng = np.random.default_rng(2)
+        he = self.he + rng.normal(0, um / self.frames.mpp_he, self.he.shape)
+        return replace(self, he=he, angle=rng.uniform(0, np.pi, len(he))).nuclei
+
+    def warped(self, um: float) -> Nuclei:
+        """The nuclei moved by waves of this height, one and a half times as long as the slide."""
+        at = self.he / np.array(self.image.shape[1::-1]) * 2 * np.pi / 1.5
+        waves = np.stack([np.sin(at[:, 1] + 1), np.cos(at[:, 0])], axis=1)
+        return replace(self, he=self.he + um / self.frames.mpp_he * waves).nuclei
 
     def boundaries(self) -> pd.DataFrame:
         xy = self.nuclei.xy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ from scipy.spatial.transform import Rotation
 from drawn_slide import PIXEL, DrawnSlide, draw_slide, moved
 from nuclass.core.errors import UserError
 from nuclass.slides.align import find_transform, look, readings
-from nuclass.slides.evidence import Block, Nuclei, View, find_peak, haematoxylin, measure_block, pooled
+from nuclass.slides.coarse import scales
+from nuclass.slides.evidence import Block, Nuclei, View, choose_blocks, find_peak, haematoxylin, measure_block, pooled
 from nuclass.slides.geometry import Frames
 from nuclass.slides.register import refine, register
 from nuclass.slides.source import open_source
 from nuclass.slides.verdict import Limits, glass, judge, measure_alignment
 from nuclass.xenium.alignment import Alignment
 
-LIMITS = Limits(24, 200, 2, 4, 10, 6, 4, 0.1, 0.5)
+LIMITS = Limits(24, 200, 2, 4, 10, 7, 4, 0.1, 0.5)
 
 
 class FakeBundle:
@@ -98,6 +100,42 @@ def test_glass_is_white_and_without_colour():
     np.testing.assert_array_equal(glass(image), [[True, True, False], [False, False, True]])
 
 
+@pytest.mark.parametrize("light", [(240, 235, 215), (225, 225, 226), (225, 230, 242), (236, 224, 230)])
+def test_glass_in_another_light_is_glass_and_pale_tissue_is_not(light):
+    image = np.empty((40, 40, 3), np.uint8)
+    image[:20], image[20:] = light, (226, 190, 212)
+    image[20:23] = (0, 0, 0)
+    image[23:26] = (30, 60, 160)
+    np.testing.assert_array_equal(glass(image)[20:], False)
+    assert glass(image)[:20].all()
+
+
+def test_pale_tissue_alone_is_not_glass():
+    assert not glass(np.full((30, 30, 3), (238, 212, 228), np.uint8)).any()
+
+
+def test_outlines_without_area_say_nothing():
+    """Three vertices on a line, and no polygon at all: no landscape, no warning, no number that is none."""
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    view = View(lambda x0, y0, w, h: image[y0 : y0 + h, x0 : x0 + w], image.shape[:2], 1.0, 1.0)
+    flat = np.array([[37.0, 28.2], [39.0, 28.2], [41.0, 28.2]])
+    nuclei = Nuclei(np.tile(flat, (12, 1)), np.arange(12) * 3, np.tile([[39.0, 28.2]], (12, 1)))
+    assert measure_block(nuclei, view, (16, 16), 32, 8) is None
+
+
+def test_squares_grow_where_nuclei_are_sparse():
+    rng = np.random.default_rng(1)
+    view = View(None, (2000, 2000), 1.0, 1.0)
+    for n, side in ((2400, 200), (500, 400), (150, 800)):
+        centre = rng.uniform(0, 2000, (n, 2))
+        corners, side_um = choose_blocks(Nuclei(centre, np.arange(n), centre), view, 200)
+        assert side_um == side
+        inside = ((centre[:, None] >= corners) & (centre[:, None] < corners + side)).all(axis=2).any(axis=1)
+        assert inside.mean() > 0.5
+    corners, _ = choose_blocks(Nuclei(centre[:5], np.arange(5), centre[:5]), view, 200)
+    assert len(corners) == 0
+
+
 # The verdict
 
 
@@ -145,6 +183,41 @@ def test_what_does_not_belong_fails(slide, wrong):
     assert verdict == "fail"
     assert measured.peak.score < LIMITS.fail_score
     assert "no place within 24 um has the bundle's nuclei on nuclei of the picture" in reasons[0]
+
+
+def test_a_section_of_the_same_density_fails(slide):
+    """Each nucleus is somewhere near another one, none on one: what a neighbouring section looks like from far."""
+    drawn, source = slide
+    nuclei = drawn.other_section(10.0)
+    verdict, reasons, measured = verdict_of(source, drawn.frames, nuclei)
+    assert verdict == "fail"
+    assert measured.peak.score < LIMITS.fail_score
+    assert "no place within 24 um" in reasons[0]
+
+
+def test_a_warped_section_is_told_from_another_one(slide):
+    """Every block has its own shift of some 10 um: it is this section, but no window finds its nucleus."""
+    drawn, source = slide
+    verdict, reasons, measured = verdict_of(source, drawn.frames, drawn.warped(10.0))
+    assert verdict == "fail"
+    assert measured.mostly_clear
+    assert reasons[0].startswith(
+        "the nuclei lie off by another shift in each place, in half of the blocks by more than"
+    )
+    gentle, _, measured = verdict_of(source, drawn.frames, drawn.warped(1.5))
+    assert gentle == "pass"
+    assert measured.region_p90_um == pytest.approx(1.7, abs=0.5)
+
+
+def test_glass_is_no_failure_where_the_nuclei_are_found(slide):
+    drawn, source = slide
+    measured = measure_alignment(source, drawn.frames, drawn.nuclei, LIMITS)
+    pale = replace(measured, off_tissue=0.8)
+    assert judge(pale, drawn.frames, LIMITS) == ("warn", ["80 % of the nuclei lie on empty glass (good is 10 %)"])
+    lost = replace(pale, peak=replace(measured.peak, score=3.0), blocks=measured.blocks.assign(clear=False))
+    verdict, reasons = judge(lost, drawn.frames, LIMITS)
+    assert verdict == "fail"
+    assert reasons[0] == "80 % of the nuclei lie on empty glass (limit 50 %)"
 
 
 def test_cells_off_the_image_and_off_the_tissue_are_counted(slide):
@@ -289,6 +362,55 @@ def test_refining_where_nothing_fits_changes_nothing(slide):
     np.testing.assert_array_equal(fit.frames.alignment, start.alignment)
 
 
+def test_refining_a_warped_section_makes_no_place_worse(slide):
+    drawn, source = slide
+    nuclei = drawn.warped(6.0)
+    before = measure_alignment(source, drawn.frames, nuclei, LIMITS)
+    fit = refine(source, drawn.frames, nuclei)
+    after = measure_alignment(source, fit.frames, nuclei, LIMITS)
+    assert after.region_p90_um < before.region_p90_um + 0.5
+    assert after.region_median_um < before.region_median_um + 0.5
+
+
+def test_few_blocks_move_but_never_turn(slide):
+    """A block or two with a distinct peak say how far, not how turned."""
+    drawn, source = slide
+    low = drawn.nuclei.centre.min(axis=0)
+    rows = np.flatnonzero((drawn.nuclei.centre < low + 190).all(axis=1))
+    part = DrawnSlide(drawn.frames, drawn.he[rows], drawn.radius[rows], drawn.angle[rows], drawn.image)
+    start = moved(drawn.frames, 14, -9)
+    fit = refine(source, start, part.nuclei)
+    assert fit.model == "translation"
+    np.testing.assert_array_equal(fit.frames.alignment[:2, :2], start.alignment[:2, :2])
+    assert part.error_um(fit.frames).max() < 0.5
+
+
+def test_registering_needs_nuclei(slide):
+    drawn, source = slide
+    nuclei = drawn.nuclei
+    few = Nuclei(nuclei.xy[: 29 * 13], nuclei.start[:29], nuclei.centre[:29])
+    with pytest.raises(UserError, match="too few nuclei to register its H&E by") as caught:
+        register(source, PIXEL, 0.25, few)
+    assert "29 nuclei" in str(caught.value)
+
+
+def test_registering_an_h_and_e_that_shows_a_part_of_the_region(tmp_path):
+    drawn = draw_slide(shape=(1800, 3600), turn_deg=1.5, seed=15)
+    cut = DrawnSlide(drawn.frames, drawn.he, drawn.radius, drawn.angle, np.ascontiguousarray(drawn.image[:, :2300]))
+    with open_source(cut.write(tmp_path / "he.tif")) as source:
+        fit = register(source, PIXEL, 0.25, drawn.nuclei)
+    assert np.median(drawn.error_um(fit.frames)[drawn.he[:, 0] < 2300]) < 1.0
+
+
+def test_scales_stay_within_what_scanners_do():
+    points = np.array([[0.0, 0.0], [5000.0, 3000.0]])
+    tried = scales(points, (12_000, 20_000), 1.35)
+    assert tried[0] == pytest.approx(5000 / (1.35 * 20_000))
+    assert 1.0 <= tried[-1] <= 1.1 * 1.05
+    assert np.diff(np.log(tried)) == pytest.approx(0.05)
+    assert len(scales(points, (200, 300), 1.35)) > 10, "a small picture of a large region is tried all the same"
+
+
 def test_registering_without_a_prior(slide):
     drawn, source = slide
     fit = register(source, PIXEL, 0.25, drawn.nuclei)
@@ -369,5 +491,6 @@ def test_a_real_field_with_known_nuclei(real_data: Path, tmp_path):
         verdict, _, measured = verdict_of(source, half_turn, nuclei)
         assert verdict == "fail"
         assert measured.peak.score < LIMITS.fail_score
-        fit = refine(source, moved(frames, 14, 14), nuclei)
-        assert np.median(np.hypot(*((fit.frames.um_to_he(nuclei.centre) - frames.um_to_he(nuclei.centre)) * 0.5).T)) < 1
+        for fit in (refine(source, moved(frames, 14, 14), nuclei), register(source, PIXEL, 0.25, nuclei)):
+            error = np.hypot(*((fit.frames.um_to_he(nuclei.centre) - frames.um_to_he(nuclei.centre)) * 0.5).T)
+            assert error.max() < 1

@@ -166,7 +166,8 @@ def scales(points_um: Floats, he_shape: tuple[int, int], wider: float) -> Floats
     region = float(np.ptp(points_um, axis=0).max())
     longest = max(he_shape)
     low, high = region / (wider * longest), NARROWER * region / longest
-    low, high = max(low, min(FINEST, high)), min(high, max(COARSEST, low))
+    if low < COARSEST and high > FINEST:
+        low, high = max(low, FINEST), min(high, COARSEST)
     steps = int(np.ceil(np.log(high / low) / SCALE_STEP))
     return low * np.exp(SCALE_STEP * np.arange(steps + 1))
 

@@ -96,7 +96,11 @@ class View:
 
 @dataclass(frozen=True)
 class Block:
-    """What one block says. ``centre`` (x, y) in the view's px; ``landscape`` (2R+1, 2R+1) in standard deviations."""
+    """What one block says.
+
+    ``centre`` (x, y) is the mean place of its nuclei in the view's px; ``landscape`` (2R+1, 2R+1) in standard
+    deviations.
+    """
 
     centre: tuple[float, float]
     n_nuclei: int
@@ -171,12 +175,12 @@ def measure_block(
 
     side, reach = round(block_um / view.mpp), max(round(search_um / view.mpp), 2)
     x0, y0 = (int(np.floor(v)) for v in corner)
-    inside, n = _raster(nuclei, x0, y0, side)
+    inside, middle, n = _raster(nuclei, x0, y0, side)
     if n < MIN_NUCLEI:
         return None
     distance = distance_transform_edt(~inside) * view.mpp
     ring = (distance > RING_UM[0]) & (distance <= RING_UM[1])
-    if not ring.any():
+    if not inside.any() or not ring.any():
         return None
     stain = haematoxylin(view.read(x0 - reach, y0 - reach, side + 2 * reach, side + 2 * reach))
     spread = float(stain[reach:-reach, reach:-reach].std())
@@ -184,7 +188,7 @@ def measure_block(
         return None
     weight = inside / inside.sum() - ring / ring.sum()
     landscape = fftconvolve(stain, weight[::-1, ::-1], mode="valid") / spread
-    return Block((x0 + side / 2, y0 + side / 2), n, landscape.astype(np.float64))
+    return Block(middle, n, landscape.astype(np.float64))
 
 
 def measure_blocks(
@@ -216,8 +220,8 @@ def find_peak(landscape: Floats, mpp: float) -> Peak:
     return Peak((px - reach) * mpp, (py - reach) * mpp, height, float(score), float(landscape[reach, reach]), inner)
 
 
-def _raster(nuclei: Nuclei, x0: int, y0: int, side: int) -> tuple[NDArray[np.bool_], int]:
-    """Return the pixels (side, side) inside the nuclei that lie in a square, and how many nuclei those are."""
+def _raster(nuclei: Nuclei, x0: int, y0: int, side: int) -> tuple[NDArray[np.bool_], tuple[float, float], int]:
+    """Return the pixels (side, side) inside the nuclei that lie in a square, their mean place, and how many."""
     from skimage.draw import polygon
 
     mask = np.zeros((side, side), bool)
@@ -227,7 +231,8 @@ def _raster(nuclei: Nuclei, x0: int, y0: int, side: int) -> tuple[NDArray[np.boo
         # Pixel i has its centre at i + 0.5; the library asks at whole numbers.
         lines, columns = polygon(vertices[:, 1] - y0 - 0.5, vertices[:, 0] - x0 - 0.5, mask.shape)
         mask[lines, columns] = True
-    return mask, len(rows)
+    x, y = nuclei.centre[rows].mean(axis=0) if len(rows) else (x0 + side / 2, y0 + side / 2)
+    return mask, (float(x), float(y)), len(rows)
 
 
 def _vertex(values: Floats, i: int) -> float:

@@ -76,12 +76,15 @@ def choose_places(blocks: pd.DataFrame, frames: Frames, nuclei: Nuclei, source: 
 
 
 def _crowded(he: NDArray[np.float64], near: tuple[float, float], side: float) -> tuple[float, float]:
-    """Return the nucleus near a place with the most others around it: both within ``side`` along each axis."""
+    """Return the nucleus near a place with the most others around it, both within ``side`` along each axis.
+
+    The nearest one where none is that near.
+    """
     from scipy.spatial import cKDTree
 
     here = he[(np.abs(he - near) < side).all(axis=1)]
     if not len(here):
-        return near
+        here = he[[int(np.argmin(np.hypot(*(he - near).T)))]]
     counts = cKDTree(here).query_ball_point(here, side / 2, p=np.inf, return_length=True)
     x, y = here[int(np.argmax(counts))]
     return float(x), float(y)
@@ -138,7 +141,7 @@ def draw_overlay(
     overview, factor = source.overview(_OVERVIEW_PX)
     extent = (0.0, overview.shape[1] * factor, overview.shape[0] * factor, 0.0)
     _draw_overview(top, overview, extent, fields, frames)
-    _draw_map(map_axes, overview, extent, measured, limits, frames)
+    _draw_map(map_axes, top, overview, extent, measured, limits, frames)
     _draw_landscape(small[0], measured, limits)
     for letter, place in zip("abcd", small[1:], strict=True):
         if ord(letter) - ord("a") < len(fields):
@@ -185,22 +188,22 @@ def _panels(figure: Figure, aspect: float, heading: float) -> tuple[Axes, Axes, 
     """Lay out overview, map, and five small panels for a slide of this width over height."""
     ratio = float(np.clip(aspect, 1 / 4, 4))
     if ratio > 1.7:
-        tall = 11.6 / ratio
-        figure.set_size_inches(12, 2 * tall + 2.9 + heading)
-        first, second, last = figure.subfigures(3, 1, height_ratios=[tall, tall, 2.9], squeeze=False)[:, 0]
-    elif ratio < 0.6:
-        wide = 9.4 * ratio
-        figure.set_size_inches(2 * wide + 6.0, 9.6 + heading)
-        first, second, last = figure.subfigures(1, 3, width_ratios=[wide, wide, 6.0], squeeze=False)[0]
-    else:
-        tall = 5.8 / ratio
+        tall = 2 * 11.6 / ratio + 0.6
         figure.set_size_inches(12, tall + 2.9 + heading)
-        upper, last = figure.subfigures(2, 1, height_ratios=[tall, 2.9], squeeze=False)[:, 0]
-        first, second = upper.subfigures(1, 2, squeeze=False)[0]
+        maps, last = figure.subfigures(2, 1, height_ratios=[tall, 2.9], squeeze=False)[:, 0]
+    elif ratio < 0.6:
+        wide = 2 * 9.0 * ratio + 0.2
+        figure.set_size_inches(wide + 6.0, 9.6 + heading)
+        maps, last = figure.subfigures(1, 2, width_ratios=[wide, 6.0], squeeze=False)[0]
+    else:
+        tall = 5.8 / ratio + 0.6
+        figure.set_size_inches(12, tall + 2.9 + heading)
+        maps, last = figure.subfigures(2, 1, height_ratios=[tall, 2.9], squeeze=False)[:, 0]
     small: list[Axes] = list(last.subplots(*((3, 2) if ratio < 0.6 else (1, 5)), squeeze=False).ravel())
     for spare in small[5:]:
         spare.set_axis_off()
-    return first.subplots(), second.subplots(), small[:5]
+    first, second = maps.subplots(*((2, 1) if ratio > 1.7 else (1, 2)), squeeze=False).ravel()
+    return first, second, small[:5]
 
 
 def _heading(record: dict[str, Any]) -> str:
@@ -211,7 +214,7 @@ def _heading(record: dict[str, Any]) -> str:
         parts.append(f"residual {record['residual_um']:.2f}{sem} µm, score {record['score']:.0f}")
     parts.append(f"{record['n_measured']:,} of {record['n_nuclei']:,} nuclei measured")
     lines = [f"{record['slide']}:  {record['verdict'].upper()}", "   |   ".join(parts)]
-    said = [*record["reasons"], *record["notes"]]
+    said = [text.replace(" um", " µm") for text in (*record["reasons"], *record["notes"])]
     return "\n".join([*lines, *(fill(text[:1].upper() + text[1:], 150) for text in said)])
 
 
@@ -236,6 +239,7 @@ def _draw_overview(
 
 def _draw_map(
     ax: Axes,
+    beside: Axes,
     image: NDArray[np.uint8],
     extent: tuple[float, float, float, float],
     measured: Measured,
@@ -250,7 +254,7 @@ def _draw_map(
     if len(clear):
         size = np.hypot(clear["dx_um"], clear["dy_um"])
         # Arrows are drawn larger than life; the longest spans about a twelfth of the slide.
-        longest = max(float(size.max()), limits.pass_um / 2) / frames.mpp_he
+        longest = max(float(size.max()), limits.pass_um) / frames.mpp_he
         grow = max(extent[1], extent[2]) / 12 / longest
         colours = {"c": size, "cmap": "viridis", "vmin": 0, "vmax": limits.fail_um}
         ax.scatter(clear["x_he"], clear["y_he"], s=14, ec="#333333", lw=0.4, zorder=3, **colours)
@@ -258,7 +262,8 @@ def _draw_map(
             clear["x_he"], clear["y_he"], clear["dx_um"] / frames.mpp_he, clear["dy_um"] / frames.mpp_he, size,
             angles="xy", scale_units="xy", scale=1 / grow, cmap="viridis", clim=(0, limits.fail_um), width=0.004,
         )  # fmt: skip
-        bar = ax.figure.colorbar(drawn, ax=ax, location="bottom", shrink=0.8, aspect=25, pad=0.015)
+        # The bar takes its room from both pictures, so that they stay of one size.
+        bar = ax.figure.colorbar(drawn, ax=[beside, ax], location="bottom", shrink=0.6, aspect=40, pad=0.015)
         bar.set_label(f"residual of each block (µm); arrows {grow:.0f} times as long", fontsize=7)
         bar.ax.tick_params(labelsize=6)
     else:

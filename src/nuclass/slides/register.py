@@ -44,6 +44,7 @@ _WIDER_INLIERS = (1, 2, 4)
 # Where so many blocks each show a distinct peak, the picture is of this section however warped it is.
 _MOST = 0.75
 _DAPI_PX = 400
+_FEWEST_NUCLEI = 30
 # Once a px of the small picture is this small, blocks find the rest.
 _FINE_ENOUGH_UM = 4.0
 
@@ -73,7 +74,7 @@ class Fit:
     peak
         The pooled evidence at the last pass, measured before its last correction.
     model
-        ``affine``, ``similarity``, ``translation``, ``unchanged`` (nothing is better) or ``none`` (no nuclei stand out).
+        ``affine``, ``similarity``, ``translation``, ``unchanged`` (nothing is better), ``none`` (no nuclei stand out).
     n_blocks
         Blocks the last correction rests on.
     share_clear
@@ -165,8 +166,16 @@ def register(source: Source, pixel_size: float, mpp: float, nuclei: Nuclei, dapi
     Raises
     ------
     UserError
-        Nothing convincing was found. The best placement is told.
+        There are too few nuclei, or nothing convincing was found. The best placement is told.
     """
+    if len(nuclei) < _FEWEST_NUCLEI:
+        raise UserError(
+            "The bundle has too few nuclei to register its H&E by",
+            where=source.path,
+            found=f"{len(nuclei)} nuclei",
+            expected=f"{_FEWEST_NUCLEI} or more",
+            fix="give an alignment from Xenium Explorer",
+        )
     tried: list[dict[str, Any]] = []
     for name, placed in _placements(source, _maps(nuclei, dapi, pixel_size)):
         frames = Frames(_he_to_morph(placed.matrix, pixel_size), pixel_size, mpp, source.shape)

@@ -61,8 +61,8 @@ class Measured:
     mpp
         Micrometres per px of the landscape.
     blocks
-        One row a block: ``x_he y_he`` its centre; ``n_nuclei``; ``dx_um dy_um`` where its nuclei lie, seen from where
-        the cells say, along the H&E's axes; ``score``; ``clear``: whether it has one distinct peak.
+        One row a block: ``x_he y_he`` the middle of its nuclei; ``n_nuclei``; ``dx_um dy_um`` where its nuclei lie,
+        seen from where the cells say, along the H&E's axes; ``score``; ``clear``: whether it has one distinct peak.
     sem_um
         Standard error of the residual, from the scatter of the clear blocks; None below three.
     off_image, off_tissue
@@ -91,6 +91,12 @@ class Measured:
         """Half of the clear blocks have a residual below this."""
         clear = self.clear_blocks
         return float(np.median(np.hypot(clear["dx_um"], clear["dy_um"]))) if len(clear) else None
+
+    @property
+    def region_scatter_um(self) -> float:
+        """Half of the clear blocks differ from their common shift by more than this; 0 where all have one shift."""
+        clear = self.clear_blocks[["dx_um", "dy_um"]].to_numpy(np.float64)
+        return float(np.median(np.hypot(*(clear - np.median(clear, axis=0)).T))) if len(clear) else 0.0
 
     @property
     def mostly_clear(self) -> bool:
@@ -166,7 +172,8 @@ def _judge_places(measured: Measured, limits: Limits, found: bool, failures: lis
 def _judge_offset(measured: Measured, peak: Peak, limits: Limits, failures: list[str], warnings: list[str]) -> None:
     median, p90 = measured.region_median_um, measured.region_p90_um
     offset = f"the nuclei lie {peak.distance_um:.1f} um from where the cells say"
-    if measured.mostly_clear and median is not None and median > max(limits.fail_um, peak.distance_um + 1):
+    several = measured.mostly_clear and measured.region_scatter_um > limits.pass_um
+    if several and median is not None and median > limits.fail_um:
         failures.append(
             f"the nuclei lie off by another shift in each place, in half of the blocks by more than {median:.1f} um "
             f"(limit {limits.fail_um:g} um): the map is turned, of another scale, or the section is warped"

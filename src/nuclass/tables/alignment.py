@@ -25,7 +25,7 @@ _COLUMNS = (
 _NOTES = (
     "Residual: distance of the nuclei in the picture from where the cells say, with 95 % interval from the scatter "
     "of the squares of tissue. Score: how far the nuclei stand out at the best place, in standard deviations of all "
-    "other places; a wrong section reaches about 4. µm/px follows from the alignment; what the file says is not used.",
+    "other places; a wrong section reaches about 5. µm/px follows from the alignment; what the file says is not used.",
 )
 
 
