@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from nuclass.core.errors import UserError
@@ -18,7 +17,7 @@ from nuclass.slides.evidence import Nuclei, Peak, find_peak, measure_blocks, poo
 from nuclass.slides.geometry import Frames
 from nuclass.slides.register import CLEAR, Fit, refine, register, view_of
 from nuclass.slides.source import Source
-from nuclass.xenium.polygons import polygon_starts, ragged_area_and_centroid
+from nuclass.xenium.polygons import outline_starts, ragged_area_and_centroid
 
 if TYPE_CHECKING:
     from nuclass.xenium.alignment import Alignment
@@ -58,19 +57,16 @@ class Reading:
 
 def nuclei_of(bundle: Bundle) -> Nuclei:
     """Return the outlines of a bundle's nuclei in um; discs of 3 um around its cells where it has none."""
-    try:
-        vertices = bundle.boundaries("nucleus")
-    except UserError as error:
-        _log.warning("no outlines of nuclei, so discs around the cells stand in for them: %s", error.what)
-        vertices = pd.DataFrame()
+    vertices = bundle.boundaries("nucleus")
     if len(vertices) == 0:
+        _log.warning("the bundle has no outlines of nuclei; discs around its cells stand in for them")
         cells = bundle.cells()
         centre = cells[["x_centroid", "y_centroid"]].to_numpy(np.float64)
         angle = np.linspace(0, 2 * np.pi, _DISC_VERTICES, endpoint=False)
         ring = _DISC_UM * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         start = np.arange(len(centre), dtype=np.int64) * _DISC_VERTICES
         return Nuclei((centre[:, None] + ring).reshape(-1, 2), start, centre)
-    start = polygon_starts(*(vertices[c].to_numpy() for c in ("cell_id", "label_id") if c in vertices))
+    start = outline_starts(vertices)
     xy = vertices[["vertex_x", "vertex_y"]].to_numpy(np.float64)
     _, x, y = ragged_area_and_centroid(xy[:, 0], xy[:, 1], start)
     return Nuclei(xy, start, np.stack([x, y], axis=1))

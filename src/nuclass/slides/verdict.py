@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nuclass.slides.evidence import Block, Nuclei, Peak, find_peak, measure_blocks, pooled
 from nuclass.slides.geometry import MAX_ANISOTROPY, Frames
+from nuclass.slides.glass import glass
 from nuclass.slides.register import BLOCK_CLEAR, view_of
 from nuclass.slides.source import Source
 
@@ -23,8 +24,6 @@ FINE_MPP = 0.6
 _FEW_NUCLEI = 50
 _FEW_BLOCKS = 3
 _OVERVIEW_PX = 2048
-# Glass: all channels near the background's, green not below the others. Tissue this pale cannot be told from it.
-_GLASS_DARKER, _GLASS_PINK, _GLASS_BRIGHT = 0.06, 0.04, 0.75
 _NEAR_GLASS_UM = 15.0
 
 
@@ -234,19 +233,3 @@ def _share_on_glass(source: Source, frames: Frames, he: Floats) -> float:
     rows = np.clip(place[:, 1], 0, tissue.shape[0] - 1)
     columns = np.clip(place[:, 0], 0, tissue.shape[1] - 1)
     return float(1 - tissue[rows, columns].mean())
-
-
-def glass(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return where ``(H, W, 3)`` pixels are empty glass: near the colour of the brightest places, and not pink.
-
-    The light may be yellowish, bluish or grey. Tissue is pink to violet: green is its darkest colour. Doubtful places
-    count as tissue, so that nothing is called glass for a pale stain or an uneven light.
-    """
-    values = image.astype(np.float32) / 255
-    darkest = values.min(axis=-1)
-    bright = float(np.percentile(darkest, 95))
-    light = np.median(values[darkest >= bright], axis=0)
-    pink = np.minimum(values[..., 0], values[..., 2]) - values[..., 1]
-    like_light = (values > light - _GLASS_DARKER).all(axis=-1)
-    # Where no glass is in the picture the brightest places are tissue, and none of it is that white.
-    return like_light & (pink < _GLASS_PINK) & (float(light.mean()) > _GLASS_BRIGHT)

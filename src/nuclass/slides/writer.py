@@ -19,6 +19,7 @@ from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
 from nuclass.slides.geometry import Frames
+from nuclass.slides.glass import glass
 from nuclass.slides.pyramid import PyramidWriter
 from nuclass.slides.resample import Box, Resampler, kernels
 from nuclass.slides.source import open_source
@@ -30,8 +31,7 @@ _log = get_logger(__name__)
 # Decoded blocks that a stripe keeps for the rows below are about this many bytes.
 _STRIPE_BYTES = 64_000_000
 _OVERVIEW_PX = 1024
-# Optical density above the glass from which a px of the overview counts as tissue.
-_TISSUE_OD = 0.06
+_SOME_GLASS = 0.002
 
 
 def write_store(
@@ -89,19 +89,14 @@ def write_store(
 def look_of(overview: Image) -> dict[str, Any]:
     """Return ``background_rgb`` and ``tissue_fraction`` of a small image of the slide ``(h, w, 3)``.
 
-    Glass is bright and without colour: its least channel above 190 and its channels within 30. The background is
-    the median of the glass, None where less than 0.2 % of the slide is. Tissue is what is darker than the
-    background (than white, if there is none) in at least one channel by an optical density of 0.06.
+    The background is the median of the glass, None where less than 0.2 % of the slide is; tissue is what is no glass.
     """
-    pixels = overview.reshape(-1, 3)
-    low, high = pixels.min(axis=1), pixels.max(axis=1)
-    glass = pixels[(low > 190) & (high - low < 30)]
-    background = np.median(glass, axis=0) if len(glass) > 0.002 * len(pixels) else None
-    white = np.full(3, 255.0) if background is None else background
-    tissue = (pixels < (white + 1) / 10**_TISSUE_OD - 1).any(axis=1)
+    empty = glass(overview)
+    share = float(empty.mean())
+    background = np.median(overview[empty], axis=0) if share > _SOME_GLASS else None
     return {
         "background_rgb": None if background is None else [round(value) for value in background.tolist()],
-        "tissue_fraction": round(float(tissue.mean()), 4),
+        "tissue_fraction": round(1 - share, 4),
     }
 
 
