@@ -262,14 +262,14 @@ def test_the_table_and_the_page(drawn, output, tmp_path):
     assert table["residual_um"][1] == pytest.approx(6, abs=0.2)
     text = (tmp_path / "t.md").read_text(encoding="utf-8")
     assert "| bad | fail | 6.0" in text
-    assert "the nuclei lie 6.0 um from where the cells say (limit 4 um)" in text
+    assert "the nuclei lie 6.0 µm from where the cells say (limit 4 µm)" in text
     pictures = [file.with_suffix(".png") for file in verdicts]
     alignment_page(verdicts, pictures, tmp_path / "page.html", study="my <study>", synthetic=True)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "1 fail, 1 pass." in page
     assert page.index('id="bad"') < page.index('id="good"'), "what needs a look comes first"
     assert "my &lt;study&gt;" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/jpeg;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page), "the page needs no other file"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,7 @@ def alignment_page(
         name, verdict = escape(str(row["slide"])), escape(str(row["verdict"]))
         first = f'<td><a href="#{name}">{name}</a></td><td class="{verdict}">{verdict}</td>'
         lines.append(f"<tr>{first}{''.join(f'<td>{escape(cells[c])}</td>' for c in _COLUMNS[2:])}</tr>")
-        image = base64.b64encode(Path(pictures[i]).read_bytes()).decode("ascii")
-        shown.append(f'<h2 id="{name}">{name}</h2><img alt="{name}: {verdict}" src="data:image/png;base64,{image}">')
+        shown.append(f'<h2 id="{name}">{name}</h2><img alt="{name}: {verdict}" src="{_embedded(pictures[i])}">')
     counts = data["verdict"].value_counts()
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if verdict in counts)
     notes = "".join(f"<p>{escape(text)}</p>" for text in (*_NOTES, *((SYNTHETIC_NOTE,) if synthetic else ())))
@@ -74,6 +74,16 @@ def alignment_page(
     )
     with atomic_path(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def _embedded(picture: str | Path) -> str:
+    """Return a picture as part of a page, as JPEG: a seventh of the PNG, which stays beside the verdict."""
+    from PIL import Image
+
+    stream = BytesIO()
+    with Image.open(picture) as image:
+        image.convert("RGB").save(stream, "JPEG", quality=85, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
@@ -98,7 +108,7 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
         number(row["embedded_mpp"], 4),
         f"{row['rotation_deg']:.1f}°{', mirrored' if row['mirrored'] else ''}",
         f"{row['align']} ({row['given_as']})",
-        str(row["remarks"]) or number(None),
+        str(row["remarks"]).replace(" um", " µm") or number(None),
     ]
     return dict(zip(_COLUMNS, values, strict=True))
 
