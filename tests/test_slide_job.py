@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pandas as pd
 import pytest
 import tifffile
 
-from drawn_slide import PIXEL, draw_slide, moved
+from drawn_slide import PIXEL, VERTICES, DrawnSlide, draw_slide, matrix_of, moved
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_json
+from nuclass.slides.align import load_transform
+from nuclass.slides.geometry import Frames
 from nuclass.slides.job import align_slide, build_slide, check_slide, refuse_failed
 from nuclass.slides.store import SlideStore
 from nuclass.tables.alignment import alignment_page, alignment_table
@@ -146,8 +149,6 @@ def test_no_file_at_all_is_registered(drawn, output, tmp_path):
     record = judged(output, tmp_path, align="register")
     assert record["verdict"] == "pass"
     assert record["tried"][0]["map"] == "DAPI"
-    from nuclass.slides.align import load_transform
-
     frames, _ = load_transform(tmp_path / "transform.json")
     assert np.median(drawn.error_um(frames)) < 2
 
@@ -165,6 +166,7 @@ def test_another_section_fails(drawn, output, tmp_path):
     he = other.write(tmp_path / "other.ome.tif")
     record = judged(output, tmp_path, he=str(he), alignment=text_of(drawn.frames.alignment))
     assert record["verdict"] == "fail"
+    assert record["residual_um"] is None, "the place of a chance peak says nothing"
     assert "no place within 24 um has the bundle's nuclei on nuclei of the picture" in record["reasons"][0]
     with pytest.raises(UserError, match="'register' in the column 'align' of the slide sheet"):
         refuse_failed(tmp_path / "alignment.json", [], "alignment.png")
@@ -244,6 +246,52 @@ def test_the_real_bundle_is_too_small_to_judge_and_says_so(real_data, tmp_path):
     record = judged(output, tmp_path, path=str(output), he=str(he), alignment="grid")
     assert record["verdict"] != "pass"
     assert any("too few nuclei to judge (23" in reason for reason in record["reasons"])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("align", ["given", "refine", "register"])
+def test_a_real_field_packed_as_a_slide(real_data, tmp_path, align):
+    """A real H&E field with 423 outlined nuclei as a run's output, turned and mirrored: each way must end in a pass."""
+    field = real_slide(real_data / "he_nuclei_hgsc_stromal")
+    start = {"given": field.frames, "refine": moved(field.frames, 14, -14), "register": field.frames}[align]
+    row = {"alignment": "" if align == "register" else text_of(start.alignment)}
+    record = judged(write_output(tmp_path / "run", field), tmp_path, align, **row)
+    assert record["verdict"] == "pass", record["reasons"]
+    assert record["residual_um"] < 0.8
+    assert record["mirrored"]
+    assert record["mpp_he"] == pytest.approx(0.5, rel=0.01)
+    frames, _ = load_transform(tmp_path / "transform.json")
+    assert np.median(field.error_um(frames)) < 1
+    assert (built(tmp_path)["status"] == "kept").mean() > 0.9
+
+
+def real_slide(folder: Path) -> DrawnSlide:
+    """The field as a slide: its outlines with as many vertices each, at 0.5 um/px, mirrored, turned by 91 degrees."""
+    import shapely
+    from PIL import Image
+
+    shapes = shapely.from_wkb(pd.read_parquet(folder / "hgsc_stromal_cells.parquet")["geometry"].to_numpy())
+    image = np.asarray(Image.open(folder / "hgsc_stromal_he.jpg").convert("RGB"))
+    along = np.linspace(0, 1, VERTICES)
+    outlines = np.array(
+        [[s.exterior.interpolate(t, normalized=True).coords[0] for t in along] for s in shapes], np.float64
+    )
+    matrix = matrix_of(91.0, 0.5 / PIXEL, (0.0, 0.0), True)
+    matrix[:2, 2] = 60 - (outlines.reshape(-1, 2) @ matrix[:2, :2].T).min(axis=0)
+    frames = Frames(matrix, PIXEL, 0.25, image.shape[:2])
+    centre = np.array([[s.centroid.x, s.centroid.y] for s in shapes])
+    return RealSlide(frames, centre, np.empty((len(centre), 2)), np.empty(len(centre)), image, outlines)
+
+
+@dataclass
+class RealSlide(DrawnSlide):
+    """A slide whose outlines are given, not drawn."""
+
+    outlines: np.ndarray
+
+    @property
+    def outlines_he(self) -> np.ndarray:
+        return self.outlines
 
 
 # The table and the page

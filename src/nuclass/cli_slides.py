@@ -82,6 +82,8 @@ def _align(options: argparse.Namespace) -> None:
     lines = [f"{record['verdict'].upper()}: {options.name}, H&E at {record['mpp_he']:.4f} um/px"]
     if record["residual_um"] is not None:
         lines.append(f"residual {record['residual_um']:.2f} um, score {record['score']:.0f}")
+    elif record["score"] is not None:
+        lines.append(f"score {record['score']:.0f}: no place found where nuclei lie on nuclei")
     lines += [*record["reasons"], *record["notes"], f"picture: {picture}"]
     sys.stdout.write("\n  ".join(lines) + "\n")
 

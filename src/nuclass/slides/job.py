@@ -104,8 +104,8 @@ def check_slide(
     verdict
         The output: all of ``transform.json``, and ``verdict`` (pass, warn, fail) with its ``reasons``; ``residual_um``
         with ``residual_x_um residual_y_um`` (where the nuclei lie, seen from where the cells say, along the H&E's axes)
-        and ``residual_sem_um``; ``score``; ``region_p90_um``; ``off_image off_tissue`` (shares of the nuclei);
-        ``n_nuclei n_measured``; ``mpp_mismatch``; ``blocks`` (one entry a block).
+        and ``residual_sem_um``, null where no peak stands out; ``score``; ``region_p90_um``; ``off_image off_tissue``
+        (shares of the nuclei); ``n_nuclei n_measured``; ``mpp_mismatch``; ``blocks`` (one entry a block).
     overlay
         The picture, PNG.
     settings
@@ -131,14 +131,16 @@ def check_slide(
                 f"the H&E file claims {embedded:.4f} um/px, the alignment says {frames.mpp_he:.4f} and is used"
             )
         peak = measured.peak
+        # A peak that does not stand out is chance, and its place says nothing.
+        found = peak if peak and peak.stands_out(limits.fail_score) else None
         record |= {
             "verdict": judgement,
             "reasons": reasons,
             "notes": notes,
-            "residual_um": peak.distance_um if peak else None,
-            "residual_x_um": peak.x_um if peak else None,
-            "residual_y_um": peak.y_um if peak else None,
-            "residual_sem_um": measured.sem_um,
+            "residual_um": found.distance_um if found else None,
+            "residual_x_um": found.x_um if found else None,
+            "residual_y_um": found.y_um if found else None,
+            "residual_sem_um": measured.sem_um if found else None,
             "score": peak.score if peak else None,
             "region_p90_um": measured.region_p90_um,
             "off_image": measured.off_image,

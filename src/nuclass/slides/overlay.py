@@ -211,7 +211,9 @@ def _heading(record: dict[str, Any]) -> str:
     parts = [f"H&E {record['mpp_he']:.4f} µm/px, {turn}", f"alignment: {record['align']}"]
     if record["residual_um"] is not None:
         sem = f" ± {1.96 * record['residual_sem_um']:.2f}" if record["residual_sem_um"] is not None else ""
-        parts.append(f"residual {record['residual_um']:.2f}{sem} µm, score {record['score']:.0f}")
+        parts.append(f"residual {record['residual_um']:.2f}{sem} µm")
+    if record["score"] is not None:
+        parts.append(f"score {record['score']:.0f}")
     parts.append(f"{record['n_measured']:,} of {record['n_nuclei']:,} nuclei measured")
     lines = [f"{record['slide']}:  {record['verdict'].upper()}", "   |   ".join(parts)]
     said = [text.replace(" um", " µm") for text in (*record["reasons"], *record["notes"])]
