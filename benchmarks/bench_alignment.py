@@ -4,8 +4,8 @@
 
 Draws an H&E-like slide (tissue of four kinds of painted squares, nuclei at known places, tiled JPEG with a pyramid)
 and the part of a Xenium bundle that alignment reads. `given` has the true matrix, `refine` starts 20 um off, `register`
-has none; `check` is the verdict with its picture. "Whole image" is what one would do by hand: read level 0, separate the
-stains (scikit-image) and correlate it once with an image of the nuclei. Prints a Markdown table.
+has none; `check` is the verdict with its picture. "Whole image" is what one would do by hand: read level 0, separate
+the stains (scikit-image) and correlate it once with an image of the nuclei. Prints a Markdown table.
 """
 
 from __future__ import annotations
