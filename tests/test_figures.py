@@ -13,7 +13,7 @@ from fake_study import CLASSES, slide_sheet, write_predictions, write_slides
 from nuclass.core.errors import UserError
 from nuclass.evaluation import compare_cohorts, count_cells, evaluate_model, read_models
 from nuclass.evaluation.choose import choose_cells
-from nuclass.figures.alignment import Field, draw_alignment
+from nuclass.figures.alignment import draw_alignment
 from nuclass.figures.branches import draw_branches
 from nuclass.figures.calibration import draw_calibration
 from nuclass.figures.confusion import draw_confusion, draw_one_confusion
@@ -22,6 +22,7 @@ from nuclass.figures.funnel import draw_funnel
 from nuclass.figures.gradcam import draw_gradcam
 from nuclass.figures.per_class_f1 import draw_per_class_f1
 from nuclass.figures.style import Classes
+from nuclass.slides.overlay import Field
 
 ROOT = Path(__file__).parents[1]
 STYLE = ROOT / "resources" / "style" / "nuclass.mplstyle"
@@ -153,7 +154,7 @@ def test_alignment(tmp_path: Path) -> None:
     }
     unknown = dict.fromkeys(facts) | {"mpp_he": 0.3, "verdict": "unknown", "mirrored": True}
     image = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
-    field = Field(image, [np.array([[10.0, 10], [30, 10], [20, 30]])], 0.25)
+    field = Field(image, [np.array([[10.0, 10], [30, 10], [20, 30]])], 0.25, (40.0, 40.0), 80.0)
     draw_alignment({"a": facts, "b": unknown}, {"a": field, "b": field}, *outputs(tmp_path, "alignment"), **LOOK)
     assert check(tmp_path, "alignment")["residual_um"].isna().tolist() == [False, True]
 

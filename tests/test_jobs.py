@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,15 @@ import pytest
 
 from nuclass.core.errors import UserError
 from nuclass.core.jobs import snakemake_job
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """A job sets the threads of its process; other tests in this one must not inherit them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def run(tmp_path: Path, error: BaseException) -> tuple[int, str]:
