@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from drawn_slide import PIXEL, matrix_of
 from nuclass.core.errors import UserError
 from nuclass.core.names import CELL_COLUMNS
 from nuclass.slides.build import build_cells_table, funnel
@@ -22,7 +23,6 @@ QC = {
     "require_nucleus": True,
     "max_off_slide": 0.5,
 }
-PIXEL = 0.2125
 
 
 @dataclass
@@ -56,15 +56,6 @@ def bundle_at(nuclei_um: np.ndarray, shift_um=(0.0, 0.0)) -> FakeBundle:
         }
     )
     return FakeBundle(table, np.ones((n, 12), int))
-
-
-def matrix_of(angle: float, scale: float, offset: tuple[float, float], mirrored: bool) -> np.ndarray:
-    turn = np.deg2rad(angle)
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    matrix = np.eye(3)
-    matrix[:2, :2] = scale * rotation @ np.diag([1, -1 if mirrored else 1])
-    matrix[:2, 2] = offset
-    return matrix
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "mirrored"])

@@ -12,6 +12,7 @@ LIBRARY = Path(__file__).parent.parent / "src" / "nuclass"
 LAYERS = (
     ("cli",),
     ("cli_data", "cli_slides"),
+    ("cli_common",),
     ("figures", "tables"),
     ("evaluation", "interpret"),
     ("training",),

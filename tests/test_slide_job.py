@@ -331,3 +331,21 @@ def test_a_mirrored_slide_is_named_so(tmp_path):
     record = judged(write_output(tmp_path / "run", mirrored), tmp_path, alignment=text_of(mirrored.frames.alignment))
     assert record["verdict"] == "pass"
     assert record["mirrored"]
+
+
+def test_the_command(drawn, output, tmp_path, capsys, monkeypatch):
+    from nuclass.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    good = ["align", str(output / "outs"), "--he", str(output / "x_he_image.ome.tif"), "--name", "mine"]
+    matrix = ["--alignment", text_of(drawn.frames.alignment)]
+    assert main([*good, *matrix, "--out", "good"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("PASS: mine, H&E at 0.2740 um/px\n  residual 0.0")
+    written = np.loadtxt(tmp_path / "good/matrix.csv", delimiter=",")
+    np.testing.assert_allclose(written, drawn.frames.alignment, rtol=1e-9, atol=1e-9)
+    (tmp_path / "strict.yaml").write_text("alignment:\n  pass_um: 0.001\n  fail_um: 3\n", encoding="utf-8")
+    off = ["--alignment", text_of(moved(drawn.frames, 3.5, 0).alignment), "--configfile", "strict.yaml"]
+    with pytest.raises(SystemExit, match="1"):
+        main([*good, *off, "--out", "bad"])
+    assert "the nuclei lie 3.5 um from where the cells say (limit 3 um)" in capsys.readouterr().out

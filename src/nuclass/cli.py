@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import nuclass
+from nuclass.cli_common import BASE, add_command, add_settings, settings_of
 from nuclass.cli_data import add_fetch
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.core.errors import UserError, closest
 
-_BASE = Path("config/config.yaml")
 _EXAMPLES = """\
 examples:
   nuclass check                                  is the demo study's configuration sound?
@@ -80,12 +80,7 @@ def _parser() -> _Parser:
 def _command(
     commands: _Commands, name: str, run: Callable[[argparse.Namespace], None], about: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=about.split(". ")[0].split("\n")[0].rstrip("."),
-        description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, name, about.split(". ")[0].split("\n")[0].rstrip("."), about)
     parser.set_defaults(run=run)
     return parser
 
@@ -98,7 +93,7 @@ def _add_check(commands: _Commands) -> None:
         "Check a study's configuration, sheets and tables before anything runs.\n"
         "All faults come in one message, each with file, line, what was expected and how to mend it.",
     )
-    _add_settings(parser)
+    add_settings(parser)
     parser.add_argument("--directory", type=Path, default=Path(), help="folder of the study (default: the current one)")
 
 
@@ -109,7 +104,7 @@ def _check(options: argparse.Namespace) -> None:
     from nuclass.xenium.alignment import read_alignment
     from nuclass.xenium.fetch import check_offline
 
-    files = [_BASE, *options.configfile]
+    files = [BASE, *options.configfile]
     tables = {"ontology": load_ontology, "markers": load_markers}
     settings = merge_files(files, options.directory)
     study = load_study(settings, options.directory, files, tables=tables, read_alignment=read_alignment)
@@ -165,13 +160,13 @@ def _add_label(commands: _Commands) -> None:
     parser.add_argument("--cells", type=Path, required=True, help="cells.parquet of the slide")
     parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    _add_settings(parser)
+    add_settings(parser)
 
 
 def _label(options: argparse.Namespace) -> None:
     from nuclass.labels.job import label_slide
 
-    settings = _settings(options)
+    settings = settings_of(options)
     label_slide(
         bundle=options.bundle,
         cells=options.cells,
@@ -198,7 +193,7 @@ def _add_split(commands: _Commands) -> None:
     parser.add_argument("--labels", type=Path, required=True, help="labels.parquet of the slide")
     parser.add_argument("--role", choices=("train", "cohort"), default="train", help="a cohort is all test")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    _add_settings(parser)
+    add_settings(parser)
 
 
 def _split(options: argparse.Namespace) -> None:
@@ -210,7 +205,7 @@ def _split(options: argparse.Namespace) -> None:
     cells = pd.read_parquet(options.cells, columns=["cell_id", "x_px", "y_px"])
     labels = pd.read_parquet(options.labels, columns=["cell_id", "class", "status"])
     split = split_cells(
-        cells, labels, SplitConfig.from_config(_settings(options)), options.role, options.cells.parent.name
+        cells, labels, SplitConfig.from_config(settings_of(options)), options.role, options.cells.parent.name
     )
     write_parquet(options.out / "split.parquet", split.frame)
     write_json(options.out / "split.json", split.report)
@@ -230,13 +225,13 @@ def _add_evaluate(commands: _Commands) -> None:
     parser.add_argument("--cohort", required=True, help="name of the cohort, for the record")
     parser.add_argument("--checkpoint", type=Path, help="the model's best.ckpt")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    _add_settings(parser)
+    add_settings(parser)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from nuclass.evaluation.cohort import evaluate_model
 
-    settings = _settings(options)["evaluation"]
+    settings = settings_of(options)["evaluation"]
     evaluate_model(
         options.predictions,
         options.out,
@@ -247,23 +242,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         min_support=settings["min_support"],
     )
     _done(options.out)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="settings laid over config/config.yaml, the last file winning",
-    )
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from nuclass.core.config import load_settings
-
-    return load_settings([_BASE, *options.configfile])
 
 
 def _done(out: Path) -> None:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nuclass.cli_common import add_command, add_settings, settings_of
+
 if TYPE_CHECKING:
     from nuclass.xenium.registry import Dataset
 
-_BASE = Path("config/config.yaml")
 _REGISTRY = Path("resources/datasets.tsv")
 _ABOUT = """\
 Bring what the study needs of a public dataset: some members of its outs.zip, the H&E image, the alignment.
@@ -25,12 +26,7 @@ examples:
 
 def add_fetch(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command to the others."""
-    parser = commands.add_parser(
-        "fetch",
-        help="Bring what the study needs of a public dataset",
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "fetch", "Bring what the study needs of a public dataset", _ABOUT)
     parser.add_argument("dataset", nargs="?", help="name of the dataset; --list shows the names")
     parser.add_argument("--out", type=Path, help="folder for the files")
     parser.add_argument(
@@ -39,19 +35,11 @@ def add_fetch(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--register", action="store_true", help="do without an alignment; the image is then brought")
     parser.add_argument("--list", action="store_true", help="list the datasets and stop")
     parser.add_argument("--registry", type=Path, default=_REGISTRY, help="table of datasets (default: %(default)s)")
-    parser.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="settings laid over config/config.yaml, the last file winning; of them the section fetch counts",
-    )
+    add_settings(parser, "fetch")
     parser.set_defaults(run=_fetch)
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from nuclass.core.config import load_settings
     from nuclass.core.errors import UserError
     from nuclass.xenium.fetch import fetch_slide
     from nuclass.xenium.registry import dataset_named, read_registry
@@ -68,7 +56,7 @@ def _fetch(options: argparse.Namespace) -> None:
             expected="nuclass fetch DATASET --out FOLDER, or nuclass fetch --list",
         )
     dataset = dataset_named(registry, options.dataset, options.registry)
-    section = load_settings([_BASE, *options.configfile])["fetch"] if _BASE.is_file() or options.configfile else {}
+    section = settings_of(options)["fetch"]
     row = {"slide": dataset.name, "source": "dataset", "dataset": dataset.name}
     fetch_slide(
         row | ({"align": "register"} if options.register else {}),
@@ -76,7 +64,7 @@ def _fetch(options: argparse.Namespace) -> None:
         registry,
         image=options.image or options.register,
         settings=HttpSettings.from_config(section),
-        offline=bool(section.get("offline", False)),
+        offline=section["offline"],
     )
     sys.stdout.write(f"Wrote {options.out}.\n")
 

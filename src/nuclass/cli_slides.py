@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_BASE = Path("config/config.yaml")
+from nuclass.cli_common import add_command, add_settings, settings_of
+
 _ALIGN = """\
 Does an H&E lie on the cells of a Xenium run? Measures the residual between the bundle's nuclei and those of the
 picture and gives a verdict: PASS, WARN or FAIL, with the reasons. With --align refine the alignment is bettered, with
 --align register it is found without any file. Writes transform.json, alignment.json, alignment.png and matrix.csv, the
-alignment in the form of Xenium Explorer (H&E px to morphology px).
+alignment in the form of Xenium Explorer (H&E px to morphology px). Ends with status 1 if the verdict is FAIL.
 
 examples:
   nuclass align path/to/outs --out results/mine
@@ -32,7 +33,7 @@ cells.parquet.
 
 def add_align(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``nuclass align``."""
-    parser = _command(commands, "align", "Align an H&E and a bundle, and judge the alignment", _ALIGN)
+    parser = add_command(commands, "align", "Align an H&E and a bundle, and judge the alignment", _ALIGN)
     parser.add_argument("path", help="folder or .zip with the output of the Xenium run")
     parser.add_argument("--he", default="", help="the H&E image (default: the one beside the bundle)")
     parser.add_argument(
@@ -50,7 +51,7 @@ def add_align(commands: argparse._SubParsersAction[Any]) -> None:
         "--name", default="slide", help="name of the slide in files and pictures (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    _add_settings(parser, "alignment")
+    add_settings(parser, "alignment")
     parser.set_defaults(run=_align)
 
 
@@ -61,7 +62,7 @@ def _align(options: argparse.Namespace) -> None:
     from nuclass.slides.job import align_slide, check_slide
     from nuclass.xenium.fetch import fetch_slide
 
-    settings = _settings(options)
+    settings = settings_of(options)
     row = {"slide": options.name, "source": "local", "dataset": "", "path": options.path}
     row |= {"he": options.he, "alignment": options.alignment, "align": options.align}
     bundle, transform = options.out / "bundle", options.out / "transform.json"
@@ -86,11 +87,13 @@ def _align(options: argparse.Namespace) -> None:
         lines.append(f"score {record['score']:.0f}: no place found where nuclei lie on nuclei")
     lines += [*record["reasons"], *record["notes"], f"picture: {picture}"]
     sys.stdout.write("\n  ".join(lines) + "\n")
+    if record["verdict"] == "fail":
+        sys.exit(1)
 
 
 def add_check_bundle(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``nuclass check-bundle``."""
-    parser = _command(commands, "check-bundle", "Check that a bundle is whole and its files agree", _CHECK)
+    parser = add_command(commands, "check-bundle", "Check that a bundle is whole and its files agree", _CHECK)
     parser.add_argument("bundle", type=Path, help="folder with experiment.xenium")
     parser.set_defaults(run=_check_bundle)
 
@@ -110,19 +113,19 @@ def _check_bundle(options: argparse.Namespace) -> None:
 
 def add_build_slide(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``nuclass build-slide``."""
-    parser = _command(commands, "build-slide", "Bring an H&E to the study's scale and place its cells on it", _BUILD)
+    parser = add_command(commands, "build-slide", "Bring an H&E to the study's scale and place its cells on it", _BUILD)
     parser.add_argument("bundle", type=Path, help="folder of the bundle, such as resources/bundles/ovary_1")
     parser.add_argument("--transform", type=Path, help="the slide's transform.json (default: the one in --out)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--threads", type=int, default=1, help="tiles worked on at once (default: %(default)s)")
-    _add_settings(parser)
+    add_settings(parser)
     parser.set_defaults(run=_build_slide)
 
 
 def _build_slide(options: argparse.Namespace) -> None:
     from nuclass.slides.job import build_slide
 
-    settings = _settings(options)
+    settings = settings_of(options)
     build_slide(
         bundle=options.bundle,
         transform=options.transform or options.out / "transform.json",
@@ -137,28 +140,3 @@ def _build_slide(options: argparse.Namespace) -> None:
         threads=options.threads,
     )
     sys.stdout.write(f"Wrote {options.out}.\n")
-
-
-def _command(commands: argparse._SubParsersAction[Any], name: str, short: str, about: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=short, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    return parser
-
-
-def _add_settings(parser: argparse.ArgumentParser, section: str = "") -> None:
-    parser.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="settings laid over config/config.yaml, the last file winning"
-        + (f"; of them the section {section} counts" if section else ""),
-    )
-
-
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from nuclass.core.config import load_settings
-
-    return load_settings([_BASE, *options.configfile])

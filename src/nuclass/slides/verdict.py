@@ -172,7 +172,7 @@ def _judge_places(measured: Measured, limits: Limits, found: bool, failures: lis
 def _judge_offset(measured: Measured, peak: Peak, limits: Limits, failures: list[str], warnings: list[str]) -> None:
     median, p90 = measured.region_median_um, measured.region_p90_um
     offset = f"the nuclei lie {peak.distance_um:.1f} um from where the cells say"
-    several = measured.mostly_clear and measured.region_scatter_um > limits.pass_um
+    several = measured.mostly_clear and measured.region_scatter_um > limits.fail_um / 2
     if several and median is not None and median > limits.fail_um:
         failures.append(
             f"the nuclei lie off by another shift in each place, in half of the blocks by more than {median:.1f} um "
