@@ -13,7 +13,7 @@ from nuclass.cli import main
 from nuclass.core.slides_sheet import SYNTHETIC_ORGANS
 
 REPOSITORY = Path(__file__).parent.parent
-COMMANDS = ("check", "fetch", "simulate", "build-slide", "label", "split", "evaluate")
+COMMANDS = ("check", "fetch", "simulate", "check-bundle", "align", "build-slide", "label", "split", "evaluate")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,3 +65,10 @@ def test_synthetic_organs() -> None:
     from nuclass.synthetic.study import RECIPES
 
     assert tuple(sorted(RECIPES)) == SYNTHETIC_ORGANS
+
+
+def test_a_pipe_that_is_closed_early_is_no_error() -> None:
+    command = f"{sys.executable} -m nuclass.cli fetch --list | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "Xenium_Prime_Ovarian_Cancer_FFPE_XRrun"
+    assert done.stderr == ""
