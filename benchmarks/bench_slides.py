@@ -1,6 +1,6 @@
 """Time, memory and size of the slide store against a plain way and against decoding alone, in one run.
 
-    python benchmarks/bench_slides.py [--quick] [--repeats 3] [--threads 2] [--folder /tmp/x] [--wide]
+    python benchmarks/bench_slides.py [--quick] [--repeats 3] [--threads 2] [--folder FOLDER] [--wide]
 
 Slides are made once: H&E-like tissue on glass, tiled OME-TIFFs with a pyramid, tiles of 1024 px, JPEG (quality 90)
 or JPEG 2000 (lossy), 0.2738 um/px. Each is brought to 0.25 um/px:
