@@ -419,3 +419,27 @@ def test_a_real_field_with_known_nuclei(real_data: Path, tmp_path):
         for fit in (refine(source, moved(frames, 14, 14), nuclei), register(source, PIXEL, 0.25, nuclei)):
             error = np.hypot(*((fit.frames.um_to_he(nuclei.centre) - frames.um_to_he(nuclei.centre)) * 0.5).T)
             assert error.max() < 1
+
+
+@pytest.mark.slow
+def test_a_demo_slide_from_nothing_and_from_20_um_off(tmp_path):
+    """The mirrored slide of the synthetic study, whose true transform is stored apart."""
+    from nuclass.core.files import read_json
+    from nuclass.slides.align import nuclei_of
+    from nuclass.synthetic import simulate_slide
+    from nuclass.xenium.reader import read_bundle
+
+    simulate_slide(
+        slide="lung_h", organ="lung", role="cohort", seed=1, bundle_folder=tmp_path / "b", truth_folder=tmp_path / "t"
+    )
+    bundle = read_bundle(tmp_path / "b")
+    nuclei = nuclei_of(bundle)
+    with open_source(tmp_path / "b/lung_h_he_image.ome.tif") as source:
+        true = Frames(np.array(read_json(tmp_path / "t/slide.json")["alignment"]), PIXEL, 0.25, source.shape)
+        for fit, limit in (
+            (register(source, PIXEL, 0.25, nuclei, bundle.morphology_focus()), 2.0),
+            (refine(source, moved(true, 14.2, -14.1), nuclei), 0.5),
+        ):
+            off = (fit.frames.um_to_he(nuclei.centre) - true.um_to_he(nuclei.centre)) * true.mpp_he
+            assert np.median(np.hypot(*off.T)) < limit
+            assert fit.frames.mirrored
