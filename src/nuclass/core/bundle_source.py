@@ -150,6 +150,20 @@ def bundle_in_zip(archive: zipfile.ZipFile, where: str) -> tuple[str, tuple[str,
     return prefix, tuple(name for name in inside if name and ".." not in name.split("/"))
 
 
+def _only(found: list[Path], stem: str, what: str, column: str) -> Path | None:
+    """Return the one file that was found, those with the stem first; several are an error, none is None."""
+    found = [file for file in found if stem and file.name.startswith(stem)] or found
+    if len(found) > 1:
+        raise UserError(
+            f"more than one {what}",
+            where=found[0].parent,
+            found=", ".join(file.name for file in found),
+            expected="one",
+            fix=f"give the right one in the column '{column}'",
+        )
+    return found[0] if found else None
+
+
 def find_he(places: Iterable[str | Path], stem: str = "", skip: Callable[[Path], bool] | None = None) -> Path | None:
     """Return the H&E image that lies in one of the folders under a 10x name, or None.
 
@@ -167,17 +181,7 @@ def find_he(places: Iterable[str | Path], stem: str = "", skip: Callable[[Path],
     UserError
         If there are several.
     """
-    found = _matches(places, HE_NAMES, skip)
-    found = [file for file in found if stem and file.name.startswith(stem)] or found
-    if len(found) > 1:
-        raise UserError(
-            "more than one H&E image lies beside the Xenium output",
-            where=found[0].parent,
-            found=", ".join(file.name for file in found),
-            expected="one",
-            fix="give the right one in the column 'he'",
-        )
-    return found[0] if found else None
+    return _only(_matches(places, HE_NAMES, skip), stem, "H&E image lies beside the Xenium output", "he")
 
 
 def find_alignment(
@@ -196,18 +200,9 @@ def find_alignment(
             return beside
         folders.insert(0, own.parent)
     for pattern in ALIGNMENT_NAMES:
-        found = _matches(folders, (pattern,), skip)
-        found = [file for file in found if stem and file.name.startswith(stem)] or found
-        if len(found) > 1:
-            raise UserError(
-                "more than one alignment lies beside the H&E image",
-                where=found[0].parent,
-                found=", ".join(file.name for file in found),
-                expected="one",
-                fix="give the right one in the column 'alignment'",
-            )
-        if found:
-            return found[0]
+        found = _only(_matches(folders, (pattern,), skip), stem, "alignment lies beside the H&E image", "alignment")
+        if found is not None:
+            return found
     return None
 
 
