@@ -13,6 +13,13 @@ from nuclass.core.errors import UserError
 EXPERIMENT = "experiment.xenium"
 ALIGN_WORDS = ("given", "refine", "register")
 GRID = "grid"
+LABEL_WORDS = ("markers", "given", "given_then_markers")
+NO_GIVEN = "none"
+GIVEN_NAMES = ("*_cell_groups.csv",)
+GIVEN_NOTATION = (
+    "FILE, or FILE::ID_COLUMN,LABEL_COLUMN, of a workbook WORKBOOK.xlsx::SHEET or WORKBOOK.xlsx::SHEET::ID_COLUMN,"
+    "LABEL_COLUMN"
+)
 HE_NAMES = ("*_he_image.ome.tif", "*_he_unaligned_image.ome.tif")
 ALIGNMENT_NAMES = ("*_he_imagealignment.csv", "*_he_alignment.csv")
 ALIGNMENT_CHOICES = (
@@ -204,6 +211,55 @@ def find_alignment(
         if found is not None:
             return found
     return None
+
+
+def find_given(places: Iterable[str | Path], stem: str = "", skip: Callable[[Path], bool] | None = None) -> Path | None:
+    """Return the published labels (``*_cell_groups.csv``) that lie in one of the folders, or None."""
+    return _only(_matches(places, GIVEN_NAMES, skip), stem, "file of cell groups lies beside the output", "given")
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """A file of given labels and what of it is meant.
+
+    Attributes
+    ----------
+    path
+        The file.
+    sheet
+        Of a workbook: the sheet, nothing where its name decides.
+    columns
+        The columns of ids and labels, None where their names decide.
+    """
+
+    path: str
+    sheet: str = ""
+    columns: tuple[str, str] | None = None
+
+    @property
+    def is_workbook(self) -> bool:
+        """Whether the file is an Excel workbook, by its name."""
+        return self.path.lower().endswith((".xlsx", ".xlsm"))
+
+
+def parse_given(text: str) -> GivenFile:
+    """Read what the sheet says of given labels: a file, and after ``::`` its sheet and its columns.
+
+    ``labels.csv``, ``labels.csv::cell_id,cell_type``, ``labels.xlsx::Sheet 2``,
+    ``labels.xlsx::Sheet 2::cell_id,cell_type``; the sheet may be empty.
+
+    Raises
+    ------
+    UserError
+        If the text has another form.
+    """
+    path, *choices = (part.strip() for part in text.split("::"))
+    file = GivenFile(path)
+    sheet = choices.pop(0) if file.is_workbook and choices else ""
+    columns = tuple(name.strip() for name in choices[0].split(",")) if choices else None
+    if not path or len(choices) > 1 or (columns is not None and (len(columns) != 2 or not columns[1])):
+        raise UserError("the place of given labels cannot be understood", found=text, expected=GIVEN_NOTATION)
+    return GivenFile(path, sheet, (columns[0], columns[1]) if columns else None)
 
 
 def he_stem(name: str) -> str:

@@ -9,12 +9,17 @@ from typing import Any
 from nuclass.core.bundle_source import (
     ALIGN_WORDS,
     ALIGNMENT_CHOICES,
+    GIVEN_NOTATION,
     GRID,
+    LABEL_WORDS,
     NEEDED,
+    NO_GIVEN,
     BundleSource,
     find_alignment,
+    find_given,
     find_he,
     locate_bundle,
+    parse_given,
     parse_matrix,
     source_folders,
 )
@@ -27,10 +32,18 @@ Reader = Callable[[Path], Any]
 DATASETS = Path("resources/datasets.tsv")
 DATASET_FILES = Path("resources/dataset_files.tsv")
 SYNTHETIC_ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")
+SYNTHETIC_GIVEN = ("breast_1",)
+"""Synthetic slides whose bundle comes with published labels."""
 
 
 def read_slides(
-    root: Path, path: Any, schema: Mapping[str, Any], align: str = "given", read_alignment: Reader | None = None
+    root: Path,
+    path: Any,
+    schema: Mapping[str, Any],
+    align: str = "given",
+    read_alignment: Reader | None = None,
+    labels: str = "markers",
+    read_given: Callable[[str], Any] | None = None,
 ) -> tuple[list[Row], list[UserError]]:
     """Read the sheet of slides and check every row; return the rows and all faults.
 
@@ -47,6 +60,12 @@ def read_slides(
     read_alignment
         Reads an alignment file and raises a :class:`UserError` for a fault of it; without, the files are only
         looked for.
+    labels
+        Where the labels come from of slides whose column ``labels`` is empty.
+    read_given
+        Checks a file of given labels, named in the notation of the sheet (see
+        :func:`nuclass.core.bundle_source.parse_given`), and raises a :class:`UserError` for a fault of it; without,
+        the files are only looked for.
     """
     if not isinstance(path, str):
         return [], []
@@ -56,7 +75,8 @@ def read_slides(
     faults += _across_rows(path, rows)
     datasets = _datasets(root)
     for row in rows:
-        found = _source_faults(root, row.values, datasets, row.values["align"] or align, read_alignment)
+        source, found = _source_faults(root, row.values, datasets, row.values["align"] or align, read_alignment)
+        found += _labels_faults(root, row.values, source, datasets, labels, read_given)
         faults += [_placed(fault, path, row) for fault in found]
     return rows, faults
 
@@ -153,12 +173,13 @@ def _source_faults(
     datasets: Mapping[str, set[str]] | None,
     align: str,
     read_alignment: Reader | None,
-) -> list[UserError]:
+) -> tuple[BundleSource | None, list[UserError]]:
+    """Return where the Xenium output lies on this disk, and what is wrong with the places of a row."""
     source = values["source"]
-    faults = [] if values["align"] in ("", *ALIGN_WORDS) else [_no_such_word(values["align"])]
+    faults = [_no_such_word("align", values["align"], ALIGN_WORDS)] * (values["align"] not in ("", *ALIGN_WORDS))
     if source == "synthetic":
         real_only = values["organ"] in ORGANS and values["organ"] not in SYNTHETIC_ORGANS
-        return (
+        return None, (
             faults
             + [_no_such_tissue(values["organ"])] * real_only
             + [
@@ -168,12 +189,12 @@ def _source_faults(
                     expected="an empty field",
                     fix="empty it, or set source to 'local'",
                 )
-                for column in ("dataset", "path", "he", "alignment")
-                if values[column]
+                for column in ("dataset", "path", "he", "alignment", "given")
+                if values[column] not in ("", NO_GIVEN if column == "given" else "")
             ]
         )
     if source not in ("dataset", "local"):
-        return faults
+        return None, faults
     faults += _dataset_faults(values, datasets) if source == "dataset" else _local_faults(values)
     found: BundleSource | None = None
     if values["path"]:
@@ -195,14 +216,80 @@ def _source_faults(
             read_alignment(alignment)
         except UserError as error:
             alignment_faults.append(error)
-    return faults + he_faults + alignment_faults
+    return found, faults + he_faults + alignment_faults
 
 
-def _no_such_word(word: str) -> UserError:
+def _labels_faults(
+    root: Path,
+    values: Mapping[str, str],
+    source: BundleSource | None,
+    datasets: Mapping[str, set[str]] | None,
+    labels: str,
+    read_given: Callable[[str], Any] | None,
+) -> list[UserError]:
+    """Return what is wrong with where the labels of a slide come from."""
+    word, text = values["labels"], values["given"]
+    faults = [_no_such_word("labels", word, LABEL_WORDS)] * (word not in ("", *LABEL_WORDS))
+    known = text not in ("", NO_GIVEN)
+    if known:
+        faults += _given_faults(root, text, read_given)
+    elif not text:
+        try:
+            known = _has_given(root, values, source, datasets)
+        except UserError as error:
+            return [*faults, error]
+    # The configuration may ask for given labels where there are some; a row that asks for them must have them.
+    if not known and ((word or labels) == "given" or word == "given_then_markers"):
+        faults.append(
+            UserError(
+                "no given labels are known for a slide",
+                found=f"labels '{word or labels}', and " + ("given 'none'" if text else _searched(values)),
+                expected="the file of the labels in the column 'given'",
+                fix="fill the column 'given', or set 'labels' to markers",
+            )
+        )
+    return faults
+
+
+def _given_faults(root: Path, text: str, read_given: Callable[[str], Any] | None) -> list[UserError]:
+    try:
+        given = parse_given(text)
+        if not (root / given.path).is_file():
+            return [_missing("given", given.path)]
+        if read_given is not None:
+            read_given(f"{root / given.path}{text.removeprefix(given.path)}")
+    except UserError as error:
+        return [error]
+    return []
+
+
+def _has_given(
+    root: Path, values: Mapping[str, str], source: BundleSource | None, datasets: Mapping[str, set[str]] | None
+) -> bool:
+    """Return whether labels come with a slide: in its synthetic bundle, beside its output, or with its dataset."""
+    if values["source"] == "synthetic":
+        return values["slide"] in SYNTHETIC_GIVEN
+    if source is not None and find_given(*source_folders(source, root / values["path"])) is not None:
+        return True
+    if values["source"] == "dataset":
+        return "cell_groups" in (datasets or {}).get(values["dataset"], {"cell_groups"})
+    # Where the output itself cannot be found, that is the one thing to say.
+    return source is None
+
+
+def _searched(values: Mapping[str, str]) -> str:
+    if values["source"] == "synthetic":
+        return "a synthetic slide without published labels; they come with " + ", ".join(SYNTHETIC_GIVEN)
+    if values["source"] == "dataset":
+        return "no address of cell_groups" + (", no *_cell_groups.csv beside the output" if values["path"] else "")
+    return "no *_cell_groups.csv beside the Xenium output"
+
+
+def _no_such_word(column: str, word: str, words: Sequence[str]) -> UserError:
     return UserError(
-        f"the value of column align is not valid.{closest(word, list(ALIGN_WORDS))}",
+        f"the value of column {column} is not valid.{closest(word, list(words))}",
         found=word,
-        expected=f"one of {', '.join(ALIGN_WORDS)}, or nothing for the value of the configuration",
+        expected=f"one of {', '.join(words)}, or nothing for the value of the configuration",
     )
 
 
@@ -320,6 +407,6 @@ def _missing(column: str, shown: str) -> UserError:
     return UserError(
         f"the file of column '{column}' is missing",
         found=shown,
-        expected=None if column == "he" else ALIGNMENT_CHOICES,
+        expected={"alignment": ALIGNMENT_CHOICES, "given": f"{GIVEN_NOTATION}, or the word none"}.get(column),
         fix=f"correct the column '{column}'",
     )

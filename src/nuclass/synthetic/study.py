@@ -12,12 +12,15 @@ import pandas as pd
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_json, write_parquet
 from nuclass.core.log import get_logger
+from nuclass.core.slides_sheet import SYNTHETIC_GIVEN
 from nuclass.synthetic.bundle import BundleData, RunInfo, cell_ids, write_bundle, write_he
+from nuclass.synthetic.cell_groups import write_cell_groups
 from nuclass.synthetic.classes import CLASSES, GROUPS
 from nuclass.synthetic.expression import Expression, Panel, express, make_panel
 from nuclass.synthetic.histology import Canvas, draw_dapi, draw_he, draw_stain
 from nuclass.synthetic.shapes import Shapes, make_shapes
 from nuclass.synthetic.tissue import RECIPES, Tissue, grow_tissue
+from nuclass.xenium.inventory import given_name
 
 _log = get_logger(__name__)
 
@@ -60,7 +63,7 @@ def simulate_slide(
     seed
         The seed of the study. Equal seeds give equal bytes.
     bundle_folder
-        Where the bundle, its H&E and its alignment go.
+        Where the bundle, its H&E and its alignment go, and for one slide labels as if they had been published.
     truth_folder
         Where the truth goes; read by scoring only.
     """
@@ -89,6 +92,10 @@ def simulate_slide(
     del image
     _write_alignment(bundle / f"{slide}_he_imagealignment.csv", matrix)
     ids = cell_ids(len(expression.reported), int(rng.integers(0, 2**31)))
+    if slide in SYNTHETIC_GIVEN:
+        classes = tissue.cells["class"].iloc[expression.reported].tolist()
+        own = np.random.default_rng([seed, zlib.crc32(slide.encode()), 1])
+        write_cell_groups(bundle / given_name(slide), ids, classes, expression.poor[expression.reported], own)
     write_bundle(bundle, slide, _bundle_data(slide, organ, tissue, shapes, expression, panel, ids, rng))
     _write_truth(Path(truth_folder), slide, organ, seed, tissue, shapes, expression, ids, scan, matrix, canvas)
 

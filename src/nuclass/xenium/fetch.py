@@ -1,4 +1,4 @@
-"""Bring one slide's bundle, H&E image and alignment into one folder, under the study's names."""
+"""Bring one slide's bundle, H&E image, alignment and published labels into one folder, under the study's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.xenium.download import FileChangedError, download, drop_part, first_that_exists, part_of, verify
-from nuclass.xenium.inventory import write_inventory
+from nuclass.xenium.fetch_given import CELL_GROUPS, bring_given, lacks_given
+from nuclass.xenium.inventory import given_name, write_inventory
 from nuclass.xenium.members import Choice, choose, require
 from nuclass.xenium.record import alone_in
 from nuclass.xenium.registry import Dataset, RemoteFile, read_registry
@@ -62,7 +63,8 @@ def fetch_slide(
     Parameters
     ----------
     row
-        The slide's row of the sheet: ``slide source dataset path he alignment align``.
+        The slide's row of the sheet: ``slide source dataset path he alignment align given``; what it names as
+        ``given`` stays where it is, and no other labels are brought.
     folder
         Where the files go; made if needed.
     registry
@@ -90,9 +92,11 @@ def fetch_slide(
         he = place.he_on_disk()
         # The small file first: a wrong alignment should not cost a download of gigabytes.
         alignment, alignment_source = _bring_alignment(place, he, align, http)
+        given = bring_given(place, http)
         choice = _bring_members(place, http, offline)
         he_name = _bring_he(place, he, http)
-        return _finish(place, choice, he_name, alignment, alignment_source)
+        files = [name for name in (*choice.names, he_name, alignment, given) if name]
+        return _finish(place, files, he_name, alignment, alignment_source)
 
 
 def _experiment(folder: Path) -> dict[str, Any]:
@@ -102,13 +106,12 @@ def _experiment(folder: Path) -> dict[str, Any]:
 
 
 def _finish(
-    place: SlideFolder, choice: Choice, he: str, alignment: str | None, alignment_source: str | None
+    place: SlideFolder, files: list[str], he: str, alignment: str | None, alignment_source: str | None
 ) -> dict[str, Any]:
     from nuclass.xenium.reader import read_bundle
 
     bundle = read_bundle(place.out)
     _ = bundle.pixel_size
-    files = [*choice.names, he, *([alignment] if alignment else [])]
     inventory = write_inventory(
         place.out,
         place.slide,
@@ -425,6 +428,8 @@ def missing_of(place: SlideFolder, align: str) -> list[Missing]:
     name = place.alignment_names()[0]
     if not needs_none and not place.keeps(name):
         add("alignment", place.out / name)
+    if lacks_given(place):
+        add(CELL_GROUPS, place.out / given_name(place.slide), "\n  or write none into the column 'given'")
     return found
 
 

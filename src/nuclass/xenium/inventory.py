@@ -19,6 +19,11 @@ def alignment_name(slide: str) -> str:
     return f"{slide}_he_imagealignment.csv"
 
 
+def given_name(slide: str) -> str:
+    """Return the study's name of the labels that were published with a slide."""
+    return f"{slide}_cell_groups.csv"
+
+
 def write_inventory(
     folder: str | Path,
     slide: str,
@@ -55,8 +60,8 @@ def write_inventory(
 
     Returns
     -------
-    What was written: ``slide source xoa_version he alignment alignment_source image files``. ``image`` is
-    the DAPI image in focus, None where it is not among the files.
+    What was written: ``slide source xoa_version he alignment alignment_source image given files``. ``image`` is
+    the DAPI image in focus and ``given`` the published labels, None where they are not among the files.
     """
     out = Path(folder)
     if files is None:
@@ -75,6 +80,7 @@ def write_inventory(
         "alignment": alignment,
         "alignment_source": alignment_source or alignment,
         "image": focus_image(files, experiment),
+        "given": given_name(slide) if given_name(slide) in files else None,
         "files": {
             name: {"bytes": (out / name).stat().st_size, "sha256": known.get(name) or sha256(out / name)}
             for name in sorted(files)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from nuclass.core.bundle_source import ALIGNMENT_NAMES, EXPERIMENT, HE_NAMES
+from nuclass.core.bundle_source import ALIGNMENT_NAMES, EXPERIMENT, GIVEN_NAMES, HE_NAMES
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, sha256, write_json
 from nuclass.core.log import get_logger
@@ -90,10 +90,10 @@ class FetchRecord:
     origin
         The source the folder serves now.
     own
-        How the study's own names of H&E and alignment begin.
+        How the study's own names of H&E, alignment and published labels begin.
     """
 
-    def __init__(self, folder: Path, origin: str, own: str) -> None:
+    def __init__(self, folder: Path, origin: str, own: tuple[str, ...]) -> None:
         self.folder = folder
         self.origin = origin
         self.absent: list[str] = []
@@ -187,7 +187,7 @@ class FetchRecord:
 
 def _by_hand(name: str) -> bool:
     """Return whether a name is one under which people put files of a real slide beside a synthetic one."""
-    return any(fnmatchcase(name, pattern) for pattern in ("*outs.zip", *HE_NAMES, *ALIGNMENT_NAMES))
+    return any(fnmatchcase(name, pattern) for pattern in ("*outs.zip", *HE_NAMES, *ALIGNMENT_NAMES, *GIVEN_NAMES))
 
 
 def _is_synthetic(folder: Path) -> bool:

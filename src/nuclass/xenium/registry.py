@@ -11,7 +11,7 @@ from nuclass.core.schema import raise_faults
 from nuclass.core.sheets import Row, read_sheet
 
 FILES = "dataset_files.tsv"
-FETCHED = ("outs", "he", "alignment")
+FETCHED = ("outs", "he", "alignment", "cell_groups")
 _DATASET_COLUMNS = ["dataset", "title", "role", "organ", "xoa_version", "facts", "evidence"]
 _FILE_COLUMNS = [
     *("dataset", "file", "url", "status", "bytes", "bytes_source", "size_note"),
@@ -89,7 +89,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public dataset; ``files`` by kind: ``outs``, ``he``, ``alignment`` and others that are not fetched."""
+    """A public dataset; ``files`` by kind: those that are fetched (``FETCHED``), and others."""
 
     name: str
     title: str = ""

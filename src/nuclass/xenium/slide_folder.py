@@ -13,13 +13,14 @@ from nuclass.core.bundle_source import (
     EXPERIMENT,
     BundleSource,
     find_alignment,
+    find_given,
     find_he,
     locate_bundle,
     source_folders,
 )
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
-from nuclass.xenium.inventory import alignment_name
+from nuclass.xenium.inventory import alignment_name, given_name
 from nuclass.xenium.members import Choice, choose, names_in
 from nuclass.xenium.record import FetchRecord
 from nuclass.xenium.registry import Dataset, RemoteFile
@@ -43,7 +44,7 @@ class SlideFolder:
     out
         The folder.
     row
-        The slide's row of the sheet: ``source dataset path he alignment align``.
+        The slide's row of the sheet: ``source dataset path he alignment align given``.
     dataset
         The dataset, for slides that come from one.
     image
@@ -81,7 +82,7 @@ class SlideFolder:
     def record(self) -> FetchRecord:
         """The record of what was brought before."""
         origin = f"the dataset {self.dataset.name}" if self.dataset else self.row["path"]
-        return FetchRecord(self.out, origin, f"{self.slide}_he_image")
+        return FetchRecord(self.out, origin, self._own)
 
     @cached_property
     def places(self) -> tuple[list[Path], str]:
@@ -91,9 +92,13 @@ class SlideFolder:
         folders, stem = source_folders(self.source, self.row.get("path") or self.out)
         return [*folders, self.out], stem
 
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return f"{self.slide}_he_image", given_name(self.slide)
+
     def _is_ours(self, file: Path) -> bool:
         """Whether a file has a name of the study's, which says nothing of where it came from."""
-        return file.parent == self.out and file.name.startswith(f"{self.slide}_he_image")
+        return file.parent == self.out and file.name.startswith(self._own)
 
     def he_on_disk(self) -> Path | None:
         """Return the H&E that the sheet names or that lies beside the output, or None."""
@@ -115,6 +120,11 @@ class SlideFolder:
         """Return the alignment that lies beside the H&E or the output, or None."""
         folders, stem = self.places
         return find_alignment(he, folders, stem, self._is_ours)
+
+    def given_on_disk(self) -> Path | None:
+        """Return the published labels that lie beside the output, or None."""
+        folders, stem = self.places
+        return find_given(folders, stem, self._is_ours)
 
     def remote(self, kind: str) -> RemoteFile:
         """Return a file of the dataset; one without addresses for a slide that comes from none."""
@@ -163,7 +173,8 @@ def open_folder(
     from nuclass.xenium.registry import dataset_named
 
     values = {
-        key: str(row.get(key) or "") for key in ("slide", "source", "dataset", "path", "he", "alignment", "align")
+        key: str(row.get(key) or "")
+        for key in ("slide", "source", "dataset", "path", "he", "alignment", "align", "given")
     }
     dataset = dataset_named(dict(registry or {}), values["dataset"]) if values["source"] == "dataset" else None
     return SlideFolder(values["slide"], Path(out), values, dataset, image)
@@ -172,18 +183,22 @@ def open_folder(
 def local_inputs(row: Mapping[str, Any], folder: str | Path) -> dict[str, str]:
     """Return the files on this disk that a row of the sheet leads to, for a workflow to watch.
 
-    ``experiment`` (experiment.xenium or the zip), ``he`` and ``alignment``, as far as they are there. ``folder``
-    is the slide's folder.
+    ``experiment`` (experiment.xenium or the zip), ``he``, ``alignment`` and ``given``, as far as they are there.
+    Labels that the row itself names are not among them: no file of the bundle depends on those. ``folder`` is the
+    slide's folder.
     """
     place = open_folder({**row, "source": "local"}, folder, None, image=False)
     found: dict[str, str] = {}
+    given = None
     if row.get("path"):
         source = locate_bundle(row["path"])
         found["experiment"] = str(source.path if source.is_zip else source.path / EXPERIMENT)
         he = place.he_on_disk()
         alignment = None if row.get("alignment") else place.alignment_on_disk(he)
+        given = None if row.get("given") else place.given_on_disk()
     else:
         he, alignment = (Path(row["he"]) if row.get("he") else None), None
     if row.get("alignment") and Path(row["alignment"]).is_file():
         alignment = Path(row["alignment"])
-    return found | {name: str(file) for name, file in (("he", he), ("alignment", alignment)) if file}
+    files = (("he", he), ("alignment", alignment), ("given", given))
+    return found | {name: str(file) for name, file in files if file}
