@@ -1,66 +1,166 @@
-"""The marker table: which genes speak for a class, which against it, and where the class can occur."""
+"""The marker table: which genes speak for a cell type, which against it, and in which organs."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from nuclass.core.errors import UserError, closest
 from nuclass.core.names import ORGANS
-from nuclass.labels.ontology import CLASSES
+from nuclass.labels.ontology import Ontology, default_ontology, load_ontology
 
-COLUMNS = ("class", "gene", "sign", "organs", "source")
+COLUMNS = ("cell_type", "gene", "sign", "organs", "source")
+POSITIVE, NEGATIVE = "positive", "negative"
 MIN_POSITIVE = 3
-"""A panel must hold this many positive markers of a class for the class to be found."""
+"""A panel must hold this many positive markers of a cell type for the type to be found."""
+MIN_OWN = 2
+"""So many of them must be no positive marker of the rival, for each rival with which it shares any."""
+
+_KNOWN_SHARE = 0.02
+_OTHER_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class MarkerSet:
-    """The markers of one class that a panel holds."""
+    """The markers of one cell type that count in an organ and that a panel holds."""
 
     name: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
 
 
-def load_markers(path: str | Path) -> pd.DataFrame:
-    """Read and check a marker table (tab-separated: class, gene, sign, organs, source).
+def load_markers(
+    path: str | Path, extra: str | Path | None = None, ontology: Ontology | str | Path | None = None
+) -> pd.DataFrame:
+    """Read and check a marker table (tab-separated: cell_type, gene, sign, organs, source).
 
-    ``organs`` is ``*`` or names joined by commas. All faults are reported at once.
+    Parameters
+    ----------
+    path
+        The table. ``sign`` is ``positive`` or ``negative``, ``organs`` is ``*`` or names joined by commas. Rows of
+        one cell type may name different organs: a row counts where its own organs hold the organ of the slide.
+    extra
+        A table of the user's with the same columns. Its rows are added; a cell type and gene that stand in both
+        tables are taken from this one.
+    ontology
+        Names of the cell types; by default the ontology of the project.
+
+    Returns
+    -------
+    The rows of both tables, as text, in the order of the files.
+
+    Raises
+    ------
+    UserError
+        With all faults of all tables at once, each with its file and row.
     """
-    file = Path(path)
-    if not file.exists():
-        raise UserError("The marker table is missing", where=file, fix="check the key 'markers' of the configuration")
-    table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
-    if missing := [name for name in COLUMNS if name not in table]:
-        raise UserError(
-            "The marker table lacks columns", where=file, found=", ".join(table.columns), expected=", ".join(COLUMNS),
-            fix=f"add {', '.join(missing)}",
-        )  # fmt: skip
-    faults = []
-    for row, record in enumerate(table.to_dict("records"), start=2):
-        if record["class"] not in CLASSES:
-            faults.append(f"row {row}: unknown class '{record['class']}'.{closest(record['class'], list(CLASSES))}")
-        if record["sign"] not in ("positive", "negative"):
-            faults.append(f"row {row}: sign '{record['sign']}' is neither 'positive' nor 'negative'")
-        for organ in record["organs"].split(","):
-            if organ != "*" and organ not in ORGANS:
-                faults.append(f"row {row}: unknown organ '{organ}'.{closest(organ, list(ORGANS))}")
+    if not isinstance(ontology, Ontology):
+        ontology = load_ontology(ontology or default_ontology())
+    files = [Path(path)] + ([Path(extra)] if extra else [])
+    faults: list[str] = []
+    tables = []
+    for key, file in zip(("markers", "labels.extra_markers"), files, strict=False):
+        table = _read(file, key)
+        found = _faults(table, ontology)
+        faults += [f"{file.name}, {fault}" for fault in found] if len(files) > 1 else found
+        tables.append(table)
     if faults:
         raise UserError(
             "The marker table has faults",
-            where=file,
+            where=", ".join(map(str, files)),
             found="; ".join(faults),
-            expected="a class of the study, sign positive or negative, organs of the study or *",
+            expected="a cell type of the ontology, a gene once a type, sign positive or negative, "
+            "organs of the study or *, and a source",
             fix="correct these rows",
         )
-    return table
+    table = pd.concat(tables, ignore_index=True)
+    return table.drop_duplicates(["cell_type", "gene"], keep="last").sort_index().reset_index(drop=True)
 
 
-def marker_sets(table: pd.DataFrame, organ: str, genes: list[str]) -> tuple[list[MarkerSet], dict[str, str]]:
-    """Return the classes that can be found in an organ with a panel, and why the others cannot.
+def _read(file: Path, key: str) -> pd.DataFrame:
+    if not file.is_file():
+        raise UserError("The marker table is missing", where=file, fix=f"check the key '{key}' of the configuration")
+    try:
+        table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(
+            "The marker table cannot be read",
+            where=file,
+            found=" ".join(str(error).split()),
+            expected="text in UTF-8, columns separated by tabs: " + ", ".join(COLUMNS),
+            fix="take resources/markers/markers.tsv as a pattern",
+        ) from error
+    if missing := [name for name in COLUMNS if name not in table]:
+        commas = len(table.columns) == 1 and "," in str(table.columns[0])
+        raise UserError(
+            "The marker table lacks columns",
+            where=file,
+            found=", ".join(map(str, table.columns)),
+            expected=", ".join(COLUMNS),
+            fix="separate the columns by tabs" if commas else f"add {', '.join(missing)}",
+        )
+    return table.loc[:, list(COLUMNS)].apply(lambda column: column.str.strip())
+
+
+def _faults(table: pd.DataFrame, ontology: Ontology) -> list[str]:
+    faults = [] if len(table) else ["there is no row"]
+    first: dict[tuple[str, str], tuple[int, str]] = {}
+    types = list(ontology.cell_types)
+    for row, record in enumerate(table.to_dict("records"), start=2):
+        name, gene, sign = record["cell_type"], record["gene"], record["sign"]
+        faults += [f"row {row}: {column} is empty" for column in COLUMNS if not record[column]]
+        if name and name not in ontology.cell_types:
+            faults.append(f"row {row}: unknown cell type '{name}'.{_nearest(name, types, ontology)}")
+        if sign and sign not in (POSITIVE, NEGATIVE):
+            faults.append(f"row {row}: sign '{sign}' is neither 'positive' nor 'negative'")
+        faults += [f"row {row}: {fault}" for fault in _organ_faults(record["organs"])]
+        if not name or not gene:
+            continue
+        if (name, gene) in first:
+            before, other = first[name, gene]
+            faults.append(
+                f"row {row}: {gene} of {name} stands in row {before} already"
+                + (f", there as {other}, here as {sign}" if other != sign else "")
+            )
+        first.setdefault((name, gene), (row, sign))
+    return faults
+
+
+def _nearest(name: str, types: list[str], ontology: Ontology) -> str:
+    known = ontology.synonyms.get(ontology.known(name), "")
+    return f" Did you mean '{known}'?" if known else closest(name, types)
+
+
+def _organ_faults(entry: str) -> list[str]:
+    organs = [organ.strip() for organ in entry.split(",")] if entry else []
+    if "*" in organs and len(organs) > 1:
+        return [f"organs '{entry}': '*' means all organs and stands alone"]
+    doubled = [organ for organ, times in Counter(organs).items() if times > 1]
+    faults = [f"organ '{organ}' stands twice" for organ in doubled]
+    return faults + [
+        f"unknown organ '{organ}'.{closest(organ, list(ORGANS))}"
+        for organ in dict.fromkeys(organs)
+        if organ != "*" and organ not in ORGANS
+    ]
+
+
+def rows_of(table: pd.DataFrame, organ: str) -> pd.DataFrame:
+    """Return the rows of a marker table that count in an organ."""
+    organs = table["organs"].str.split(r"\s*,\s*")
+    return table[[entry == ["*"] or organ in entry for entry in organs]]
+
+
+def marker_sets(table: pd.DataFrame, organ: str, genes: Sequence[str]) -> tuple[list[MarkerSet], dict[str, str]]:
+    """Return the cell types that can be found in an organ with a panel, and why the others cannot.
+
+    A type is a candidate where the panel holds :data:`MIN_POSITIVE` of its positive markers and where at least
+    :data:`MIN_OWN` of these are no positive markers of the candidate that it shares most with; of two types that
+    share too much, the one with fewer markers of its own is left out.
 
     Parameters
     ----------
@@ -70,17 +170,73 @@ def marker_sets(table: pd.DataFrame, organ: str, genes: list[str]) -> tuple[list
         An organ of the study.
     genes
         The genes of the panel.
+
+    Returns
+    -------
+    The candidates sorted by name, and for each other type of the table the reason.
     """
     panel = set(genes)
-    found, absent = [], {}
-    for name, rows in table.groupby("class", sort=True):
-        organs = {organ for entry in rows["organs"] for organ in entry.split(",")}
-        positive = tuple(g for g in rows.loc[rows["sign"] == "positive", "gene"] if g in panel)
-        negative = tuple(g for g in rows.loc[rows["sign"] == "negative", "gene"] if g in panel)
-        if "*" not in organs and organ not in organs:
-            absent[str(name)] = f"does not occur in {organ}"
+    counting = rows_of(table, organ)
+    held = counting[counting["gene"].isin(panel)]
+    sets: dict[str, MarkerSet] = {}
+    absent: dict[str, str] = {}
+    for name in sorted(table["cell_type"].unique()):
+        rows = held[held["cell_type"] == name]
+        positive, negative = (tuple(rows.loc[rows["sign"] == sign, "gene"]) for sign in (POSITIVE, NEGATIVE))
+        if not ((counting["cell_type"] == name) & (counting["sign"] == POSITIVE)).any():
+            absent[name] = f"does not occur in {organ}"
         elif len(positive) < MIN_POSITIVE:
-            absent[str(name)] = f"the panel holds {len(positive)} of its markers; {MIN_POSITIVE} are needed"
+            absent[name] = f"the panel holds {len(positive)} of its markers; {MIN_POSITIVE} are needed"
         else:
-            found.append(MarkerSet(str(name), positive, negative))
-    return found, absent
+            sets[name] = MarkerSet(name, positive, negative)
+    while (twin := _twin(sets)) is not None:
+        name, rival, own = twin
+        absent[name] = f"the panel cannot tell it from {rival}: {own} marker of its own; {MIN_OWN} are needed"
+        del sets[name]
+    return list(sets.values()), dict(sorted(absent.items()))
+
+
+def _twin(sets: dict[str, MarkerSet]) -> tuple[str, str, int] | None:
+    """Return the type with the fewest markers that its nearest rival lacks, if they are too few."""
+    worst: tuple[int, int, str, str] | None = None
+    for name, one in sets.items():
+        for rival, other in sets.items():
+            shared = set(one.positive) & set(other.positive)
+            own = len(one.positive) - len(shared)
+            if name != rival and shared and own < MIN_OWN:
+                entry = (own, len(one.positive), name, rival)
+                worst = min(worst, entry) if worst else entry
+    return (worst[2], worst[3], worst[0]) if worst else None
+
+
+def check_species(genes: Sequence[str], table: pd.DataFrame, where: object = None) -> None:
+    """Stop where the genes of a panel are those of another species than the marker table's.
+
+    Human genes are written in capitals (CD3E), those of mouse and rat with one (Cd3e). The panel is foreign where
+    it holds next to no marker, but many once case is ignored.
+
+    Raises
+    ------
+    UserError
+        Where the panel looks like one of another species.
+    """
+    markers = set(table["gene"])
+    upper = {gene.upper() for gene in markers}
+    names = list(dict.fromkeys(map(str, genes)))
+    known = [gene for gene in names if gene in markers]
+    foreign = [gene for gene in names if gene not in markers and gene.upper() in upper]
+    if len(foreign) > len(known) and len(known) < _KNOWN_SHARE * len(names) and _titled(names) > _OTHER_SHARE:
+        raise UserError(
+            "The panel looks like one of another species",
+            where=where,
+            found=f"{len(foreign)} genes are markers but for their spelling, such as {', '.join(foreign[:3])}; "
+            f"{len(known)} are spelt as in the marker table",
+            expected=f"human gene names, such as {', '.join(gene.upper() for gene in foreign[:3])}",
+            fix="the markers are those of human tissue: leave this slide out, or give a marker table of its species",
+        )
+
+
+def _titled(names: list[str]) -> float:
+    """Return the share of names that have lower-case letters after a capital, as in Cd3e."""
+    words: list[Any] = [name for name in names if name[:1].isalpha()]
+    return sum(name[1:] != name[1:].upper() for name in words) / max(len(words), 1)
