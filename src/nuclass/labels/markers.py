@@ -159,8 +159,9 @@ def marker_sets(table: pd.DataFrame, organ: str, genes: Sequence[str]) -> tuple[
     """Return the cell types that can be found in an organ with a panel, and why the others cannot.
 
     A type is a candidate where the panel holds :data:`MIN_POSITIVE` of its positive markers and where at least
-    :data:`MIN_OWN` of these are no positive markers of the candidate that it shares most with; of two types that
-    share too much, the one with fewer markers of its own is left out.
+    :data:`MIN_OWN` of these are no positive markers of the candidate that it shares most with. Of two types that
+    share too much, the one with fewer markers of its own is left out; where these are as many, the one with fewer
+    markers on the panel, then in the table.
 
     Parameters
     ----------
@@ -189,24 +190,24 @@ def marker_sets(table: pd.DataFrame, organ: str, genes: Sequence[str]) -> tuple[
             absent[name] = f"the panel holds {len(positive)} of its markers; {MIN_POSITIVE} are needed"
         else:
             sets[name] = MarkerSet(name, positive, negative)
-    while (twin := _twin(sets)) is not None:
+    sizes = Counter(table.loc[table["sign"] == POSITIVE, "cell_type"])
+    while (twin := _twin(sets, sizes)) is not None:
         name, rival, own = twin
-        absent[name] = f"the panel cannot tell it from {rival}: {own} marker of its own; {MIN_OWN} are needed"
+        absent[name] = f"the panel cannot tell it from {rival}, which lacks {own} of its markers; {MIN_OWN} are needed"
         del sets[name]
     return list(sets.values()), dict(sorted(absent.items()))
 
 
-def _twin(sets: dict[str, MarkerSet]) -> tuple[str, str, int] | None:
+def _twin(sets: dict[str, MarkerSet], sizes: Counter[str]) -> tuple[str, str, int] | None:
     """Return the type with the fewest markers that its nearest rival lacks, if they are too few."""
-    worst: tuple[int, int, str, str] | None = None
+    close = []
     for name, one in sets.items():
         for rival, other in sets.items():
-            shared = set(one.positive) & set(other.positive)
-            own = len(one.positive) - len(shared)
+            shared = len({*one.positive} & {*other.positive})
+            own = len(one.positive) - shared
             if name != rival and shared and own < MIN_OWN:
-                entry = (own, len(one.positive), name, rival)
-                worst = min(worst, entry) if worst else entry
-    return (worst[2], worst[3], worst[0]) if worst else None
+                close.append((own, len(one.positive), sizes[name], name, rival))
+    return (min(close)[3], min(close)[4], min(close)[0]) if close else None
 
 
 def check_species(genes: Sequence[str], table: pd.DataFrame, where: object = None) -> None:
