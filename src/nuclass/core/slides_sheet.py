@@ -231,9 +231,9 @@ def _labels_faults(
     word, text = values["labels"], values["given"]
     faults = [_no_such_word("labels", word, LABEL_WORDS)] * (word not in ("", *LABEL_WORDS))
     known = text not in ("", NO_GIVEN)
-    if known:
+    if known and values["source"] != "synthetic":
         faults += _given_faults(root, text, read_given)
-    elif not text:
+    if not text:
         try:
             known = _has_given(root, values, source, datasets)
         except UserError as error:

@@ -115,19 +115,31 @@ def _text(file: Path, given: GivenFile) -> GivenTable:
 
     def load() -> pd.DataFrame:
         with _readable(file):
-            frame = pd.read_csv(
-                *(file, mark),
-                header=0,
-                names=list(range(len(columns))),
-                index_col=False,
-                usecols=list(chosen),
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-            )
-        return frame[list(chosen)].fillna("")
+            return _rows(file, mark, len(columns), chosen)
 
     return GivenTable(str(file), f"{file}::ID_COLUMN,LABEL_COLUMN", load)
+
+
+def _rows(file: Path, mark: str, width: int, chosen: tuple[int, int]) -> pd.DataFrame:
+    """Read two columns; a row with too many values is an error, for pandas would cut it without a word."""
+    first, second = chosen
+    found: list[tuple[str, str]] = []
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=mark, strict=True)
+        next(row for row in reader if any(cell.strip() for cell in row))
+        for row in reader:
+            if len(row) > width:
+                raise UserError(
+                    "a row of given labels has too many values",
+                    where=f"{file}, line {reader.line_num}",
+                    found=f"{len(row)} values: {mark.join(row)[:80]}",
+                    expected=f"{width} values, as there are columns",
+                    fix="put names that hold the separator in quotes",
+                )
+            if row:
+                row += [""] * (width - len(row))
+                found.append((row[first], row[second]))
+    return pd.DataFrame(found, columns=[0, 1], dtype=object)
 
 
 def _cells(line: str, mark: str) -> list[str]:
