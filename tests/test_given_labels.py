@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,57 +27,29 @@ from nuclass.labels.given import (
     match_given,
     read_given,
 )
+from nuclass.labels.ontology import CellType, Ontology, load_ontology
+from nuclass.synthetic.cell_groups import NAMES, UNASSIGNED, write_cell_groups
 
+REPOSITORY = Path(__file__).parent.parent
 ROWS = [("aaaa-1", "T Cells"), ("bbbb-1", "Tumor Cells"), ("cccc-1", ""), ("dddd-1", "Unassigned")]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A cell type, as the ontology holds it."""
-
-    class_name: str
-    lineage: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class SmallOntology:
-    """An ontology of six types."""
-
-    cell_types: dict[str, Kind] = field(
-        default_factory=lambda: {
-            "T_Cell": Kind("T_Cell", "Lymphoid_T"),
-            "B_Cell": Kind("B_Cell", "Lymphoid_B"),
-            "Macrophage": Kind("Macrophage", "Myeloid"),
-            "Epithelial_Malignant": Kind("Epithelial_Malignant", "Epithelial"),
-            "Ductal": Kind("Ductal", "Epithelial"),
-            "Plasma_Cell": Kind("", "Plasma", "no class of the study"),
-        }
-    )
-    synonyms: dict[str, str] = field(
-        default_factory=lambda: {"T Cells": "T_Cell", "Tumor Cells": "Epithelial_Malignant", "Plasma": "Plasma_Cell"}
-    )
-    left_out: dict[str, str] = field(
-        default_factory=lambda: {"Unassigned": "no identity", "Myeloid": "too coarse", "Lymphoid": "too coarse"}
-    )
-
-    def resolve(self, raw: pd.Series) -> pd.DataFrame:
-        """Map names to types, classes and notes."""
-        names = raw.map(lambda name: name if name in self.cell_types else self.synonyms.get(name, ""))
-        return pd.DataFrame(
-            {
-                "cell_type": names,
-                "class": names.map(lambda name: self.cell_types[name].class_name if name else ""),
-                "note": [
-                    self.cell_types[name].note if name else self.left_out.get(text, "unknown label")
-                    for name, text in zip(names, raw, strict=True)
-                ],
-            },
-            index=raw.index,
-        )
-
-
-ONTOLOGY = SmallOntology()
+KINDS = [
+    CellType("T_Cell", "T_Cell", "Lymphoid_T", ""),
+    CellType("B_Cell", "B_Cell", "Lymphoid_B", ""),
+    CellType("Macrophage", "Macrophage", "Myeloid", ""),
+    CellType("Epithelial_Malignant", "Epithelial_Malignant", "Epithelial", ""),
+    CellType("Ductal", "Ductal", "Epithelial", ""),
+    CellType("Plasma_Cell", "", "Plasma", "no class of the study"),
+]
+ONTOLOGY = Ontology(
+    cell_types={kind.name: kind for kind in KINDS},
+    synonyms={
+        **{kind.name: kind.name for kind in KINDS},
+        **{"Tumor Cells": "Epithelial_Malignant", "Plasma": "Plasma_Cell"},
+    },
+    left_out={"Unassigned": "no identity", "Myeloid": "too coarse", "Lymphoid": "too coarse"},
+)
 
 
 def cells_table(ids: list[str], dropped: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -421,6 +392,14 @@ def test_given_then_markers() -> None:
     assert both["confidence_released"].isna().tolist() == [True, True, *[False] * 7]
 
 
+def test_a_cell_that_the_markers_dropped_stays_dropped() -> None:
+    cells = cells_table(["a", "b"])
+    given = given_labels(pd.DataFrame({"cell_id": ["a", "b"], "raw_label": ["T Cells"] * 2}), cells, ONTOLOGY)
+    both = combine(given, marker_table(cells_table(["a", "b"], dropped=("b",)), ["", ""]), ONTOLOGY)
+    assert both["status"].tolist() == ["labelled", "dropped"]
+    assert both["cell_type"].tolist() == ["T_Cell", ""]
+
+
 def test_tables_of_different_cells_are_refused() -> None:
     cells, other = cells_table(["a", "b"]), cells_table(["b", "a"])
     with pytest.raises(ValueError, match="not of the same cells"):
@@ -492,7 +471,10 @@ def test_agreement_of_the_lineage_is_wider() -> None:
     cells = cells_table(list("abcd"))
     given = marker_table(cells, ["Ductal", "Ductal", "T_Cell", "Plasma_Cell"])
     markers = marker_table(cells, ["Epithelial_Malignant", "Ductal", "T_Cell", "T_Cell"])
-    levels = agreement(given, markers, ONTOLOGY).summary["levels"]
+    result = agreement(given, markers, ONTOLOGY)
+    row = result.scores.set_index(["level", "name"]).loc[("class", "T_Cell")]
+    assert row[["given_cells", "marker_cells", "both", "precision", "recall"]].tolist() == [1, 2, 1, 0.5, 1.0]
+    levels = result.summary["levels"]
     assert [levels[level]["accuracy"] for level in ("cell_type", "class", "lineage")] == [0.5, 0.5, 0.75]
 
 
@@ -517,3 +499,40 @@ def test_nothing_to_compare() -> None:
         **{"cells": 0, "accuracy": None},
         **{"balanced_accuracy": None, "macro_f1": None, "kappa": None},
     }
+
+
+def test_published_names_are_known() -> None:
+    """The vocabularies of the pancreas, of the breast workbook and of the synthetic labels."""
+    ontology = load_ontology(REPOSITORY / "resources/label_ontology.yaml")
+    pancreas = (
+        "Acinar;B Cells;CFTR- Tumor Cells;CXCL9/10 Cells;Ductal;Endocrine 1;Endocrine 2;Endothelial;Fibroblasts;"
+        "Lymphatic Endothelial Cells;Macrophages;Mast Cells;Metaplastic Cells;Smooth Muscle Cells;T Cells;Tumor Cells"
+    ).split(";")
+    breast = (
+        "B_Cells;CD4+_T_Cells;CD8+_T_Cells;DCIS_1;DCIS_2;Endothelial;IRF7+_DCs;Invasive_Tumor;LAMP3+_DCs;Macrophages_1;"
+        "Macrophages_2;Mast_Cells;Myoepi_ACTA2+;Myoepi_KRT15+;Perivascular-Like;Prolif_Invasive_Tumor;Stromal;"
+        "Stromal_&_T_Cell_Hybrid;T_Cell_&_Tumor_Hybrid;Unlabeled"
+    ).split(";")
+    own = [name for names in NAMES.values() for name in names] + [UNASSIGNED]
+    assert ontology.unmapped(pd.Series(pancreas + breast + own)).empty
+    for class_name, names in NAMES.items():
+        first = ontology.resolve(pd.Series(list(names)[:1]))
+        assert first["class"].tolist() == [class_name]
+
+
+def test_synthetic_labels_are_good_but_not_perfect(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    classes = list(rng.choice(list(NAMES), 4000))
+    poor = rng.random(4000) < 0.05
+    ids = [f"c{k}-1" for k in range(4000)]
+    for name in ("a.csv", "b.csv"):
+        write_cell_groups(tmp_path / name, ids, classes, poor, np.random.default_rng(2))
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    given = read_given(tmp_path / "a.csv")
+    assert 0.97 < len(given) / len(ids) < 0.995
+    matched = match_given(given, cells_table(ids), "a.csv")
+    labels = given_labels(matched, cells_table(ids), load_ontology(REPOSITORY / "resources/label_ontology.yaml"))
+    kept = labels["status"] == "labelled"
+    assert 0.9 < kept.mean() < 0.97
+    assert 0.93 < (labels["class"] == classes)[kept].mean() < 0.97
+    assert (labels["reason"] == "left_out: no identity")[poor].mean() > 0.3

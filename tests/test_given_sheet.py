@@ -235,6 +235,13 @@ def test_labels_of_a_synthetic_slide_are_not_those_of_a_real_one(server: Server,
     assert inventory["files"]["s_cell_groups.csv"]["bytes"] == len(GROUPS)
 
 
+def test_labels_put_beside_a_synthetic_bundle_are_kept(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    write_bundle(out, "s", example())
+    (out / KINDS["cell_groups"]).write_text(GROUPS, encoding="utf-8")
+    assert fetch(out, registry(server, "gone.csv"))["given"] == "s_cell_groups.csv"
+
+
 def test_missing_labels_are_told_offline(server: Server, tmp_path: Path) -> None:
     def kinds(**row: str) -> list[str]:
         rows = [{"align": "", **DATASET, **row}]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, LABELLED
-
-if TYPE_CHECKING:
-    from nuclass.labels.ontology import Ontology
+from nuclass.labels.ontology import Ontology
 
 LEVELS = ("cell_type", "class", "lineage")
 NO_CLASS = "no_class"

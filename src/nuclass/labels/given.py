@@ -12,7 +12,7 @@ They are named by a file and, where names alone do not decide, by what of it is 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,7 @@ from nuclass.core.files import read_json, sha256
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, LABELLED
 from nuclass.labels.given_tables import open_table
-
-if TYPE_CHECKING:
-    from nuclass.labels.ontology import Ontology
+from nuclass.labels.ontology import UNKNOWN, Ontology, plain
 
 RAW = "raw_label"
 LABEL_COLUMNS = (
@@ -36,7 +34,6 @@ NO_LABEL, UNMAPPED, NO_CLASS, CONTRADICTED = "no_given_label", "unmapped", "no_c
 EMPTY = ("", "NA", "N/A", "NaN", "nan", "<NA>", "None", "null")
 """Texts that stand for no label."""
 
-_UNKNOWN = "unknown label"
 _log = get_logger(__name__)
 
 
@@ -228,7 +225,7 @@ def given_labels(given: pd.DataFrame, cells: pd.DataFrame, ontology: Ontology) -
     empty, typed = (raw == "").to_numpy(), (found["cell_type"] != "").to_numpy()
     note = found["note"].to_numpy(object)
     why = np.select(
-        [dropped, empty, typed & (found["class"] != "").to_numpy(), typed, note == _UNKNOWN],
+        [dropped, empty, typed & (found["class"] != "").to_numpy(), typed, note == UNKNOWN],
         [cells["reason"].to_numpy(object), NO_LABEL, "", NO_CLASS, UNMAPPED],
         np.array([f"left_out: {text}" for text in note], object),
     )
@@ -293,11 +290,8 @@ def combine(given: pd.DataFrame, markers: pd.DataFrame, ontology: Ontology) -> p
 
 def _lineages_of(name: str, lineages: set[str]) -> set[str]:
     """Return the lineages that a name stands for by itself or as the first part of theirs."""
-
-    def plain(text: str) -> str:
-        return "".join(mark for mark in text.casefold() if mark.isalnum()).removesuffix("s")
-
-    return {kind for kind in lineages if plain(name) and plain(name) in (plain(kind), plain(kind.partition("_")[0]))}
+    short = plain(name).removesuffix("cell")
+    return {kind for kind in lineages if short and short in (plain(kind), plain(kind.partition("_")[0]))}
 
 
 def given_summary(path: str | Path, given: pd.DataFrame, matched: pd.DataFrame, ontology: Ontology) -> dict[str, Any]:
@@ -308,7 +302,7 @@ def given_summary(path: str | Path, given: pd.DataFrame, matched: pd.DataFrame, 
     """
     file = parse_given(str(path)).path
     found = ontology.resolve(matched.loc[matched[RAW] != "", RAW])
-    typed, unknown = found["cell_type"] != "", found["note"] == _UNKNOWN
+    typed, unknown = found["cell_type"] != "", found["note"] == UNKNOWN
     labelled = int((given[RAW] != "").sum())
     return {
         "file": str(path),
