@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nuclass
 from nuclass.cli_common import add_command, add_settings, settings_of
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def _panel(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix not in (".csv", ".md"):
         raise UserError("--out is no table", found=options.out, expected="a file that ends in .csv or .md")
     settings = settings_of(options)
-    ontology = load_ontology(settings["ontology"])
+    ontology = load_ontology(_place(settings["ontology"]))
     extra = options.markers or settings["labels"].get("extra_markers") or None
-    markers = load_markers(settings["markers"], extra, ontology)
+    markers = load_markers(_place(settings["markers"]), extra, ontology)
     genes = read_panel(options.panel)
     check_species(genes, markers, options.panel)
     coverage = panel_coverage(markers, ontology, options.organ, genes)
@@ -71,6 +72,11 @@ def _panel(options: argparse.Namespace) -> None:
     if options.out is not None:
         _write(coverage, options.out)
         sys.stdout.write(f"Wrote {options.out}.\n")
+
+
+def _place(path: str) -> Path:
+    """Return a table of the study in this folder, else that of the repository."""
+    return Path(path) if Path(path).exists() else Path(nuclass.__file__).parents[2] / path
 
 
 def _table(coverage: pd.DataFrame) -> list[str]:
@@ -121,10 +127,10 @@ def _summary(coverage: pd.DataFrame) -> list[str]:
     ]
     lines += [
         "",
-        "genes for: markers of the type that its hardest rival lacks; against: its negative markers that the rival has.",
-        f"{CAN}: {GOOD_POSITIVE} markers or more, {GOOD_OWN} or more of them for it. {WEAK}: fewer, but at least "
-        f"{MIN_POSITIVE} and {MIN_OWN}.",
-        "Types without enough markers are no candidates; their cells are left unlabelled or taken for their nearest kin.",
+        "genes for: markers of the type its hardest rival lacks. against: its negative markers the rival has.",
+        f"{CAN}: {GOOD_POSITIVE} markers or more, of which the rival lacks {GOOD_OWN} or more. "
+        f"{WEAK}: at least {MIN_POSITIVE} and {MIN_OWN}.",
+        "Cells of the other types stay unlabelled, or are taken for their nearest kin.",
     ]
     return lines
 
