@@ -1,9 +1,9 @@
 """Counts of real gene panels with known cell types, as hard as real data, from hand-written expression profiles.
 
 The profiles stand in `panel_{panel}.tsv`: relative mean expression of each panel gene in each type (0 none, 0.05 trace,
-0.2 low, 1 medium, 3 high, 8 very high), and in columns `state_*` what a transient state of a cell adds. The types, their
-coarse group, usual depth and share, and the parts of the tissue they live in stand in `panel_types.tsv`. Both come from
-general knowledge of single-cell atlases, never from the marker table under test.
+0.2 low, 1 medium, 3 high, 8 very high), and in columns `state_*` what a transient state of a cell adds. The types,
+their coarse group, usual depth and share, and the parts of the tissue they live in stand in `panel_types.tsv`. Both
+come from general knowledge of single-cell atlases, never from the marker table under test.
 """
 
 from __future__ import annotations
@@ -73,11 +73,12 @@ def simulate_panel(
 ) -> Slide:  # fmt: skip
     """Draw a slide (`xenium`) or a table of several patients without positions (`scrna`).
 
-    Without a value, `spill` is 0.12 and `ambient` 0 in a slide; in a table there is no spill-over, and ambient RNA makes
-    3-8 % of the counts of a patient. `shares` gives shares by fine type or by coarse group, then the same in all
+    Without a value, `spill` is 0.12 and `ambient` 0 in a slide; in a table there is no spill-over, and ambient RNA
+    makes 3-8 % of the counts of a patient. `shares` gives shares by fine type or by coarse group, the same in all
     patients; without it, patients of a table differ, and some lack some types. A slide has 1 patient, a table 8.
     """
     assert kind in ("xenium", "scrna"), kind
+    assert n >= 100, "tissue structure needs at least 100 cells"
     rng = np.random.default_rng(seed)
     known = load_panel(panel)
     patients = patients or (1 if kind == "xenium" else 8)
@@ -120,12 +121,11 @@ def _slide(
 def _patient_shares(
     rng: np.random.Generator, known: Panel, patients: int, shares: dict[str, float] | None, varied: bool
 ) -> np.ndarray:
-    """Give shares (patient x type): the usual ones, varied, each patient with one kind of tumour; or those asked for."""
+    """Give shares (patient x type): the usual ones, one kind of tumour a patient, or those asked for."""
     usual = known.types["share"].to_numpy(float)
     tumours = known.where("malignant")
-    kinds = np.resize(
-        rng.choice(tumours, len(tumours), replace=False, p=usual[tumours] / usual[tumours].sum()), patients
-    )
+    chance = usual[tumours] / usual[tumours].sum()
+    kinds = np.resize(rng.choice(tumours, len(tumours), replace=False, p=chance), patients)
     share = np.tile(usual, (patients, 1))
     for row, kind in zip(share, kinds, strict=True):
         total = row[tumours].sum()
@@ -170,7 +170,7 @@ def _slides(
             chance = weight * scale
             chance /= chance.sum(axis=1, keepdims=True)
             scale *= share[i] / np.maximum(chance.mean(axis=0), 1e-12)
-        parts.append((xy + [left, 0.0], _pick(rng, chance), np.full(count, i)))
+        parts.append((xy + np.array([left, 0.0]), _pick(rng, chance), np.full(count, i)))
         left += np.ptp(xy[:, 0]) + 200.0
     xys, labels, patients = zip(*parts, strict=True)
     return np.concatenate(xys), np.concatenate(labels), np.concatenate(patients)
@@ -214,7 +214,7 @@ def _discs(
     rng: np.random.Generator, xy: np.ndarray, niche: np.ndarray, taken: np.ndarray, part: float,
     radii: tuple[float, float], side: float, inner: str, outer: str,
 ) -> None:  # fmt: skip
-    """Put round structures, whose outer layer is one cell thick, outside the nests until they hold a part of the cells."""
+    """Put round structures, their outer layer one cell thick, outside the nests until they hold a part of cells."""
     tree, marked = cKDTree(xy), 0
     for _ in range(4 * len(xy)):
         if marked >= part * len(xy):
