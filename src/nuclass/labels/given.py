@@ -277,6 +277,7 @@ def combine(given: pd.DataFrame, markers: pd.DataFrame, ontology: Ontology) -> p
     combined = markers.reset_index(drop=True)[list(LABEL_COLUMNS)].copy()
     for name in columns:
         combined[name] = combined[name].where(~taken, given[name].to_numpy())
+    combined.loc[combined["status"] == DROPPED, "source"] = ""
     lineages = {name: kind.lineage for name, kind in ontology.cell_types.items()}
     lineage = combined["cell_type"].map(lineages)
     for name in given[RAW].unique():
