@@ -439,4 +439,5 @@ def test_a_human_panel_passes(markers: pd.DataFrame, real_data: Path, panel: str
 def test_few_odd_names_are_no_other_species(markers: pd.DataFrame) -> None:
     check_species(["CD3E", "CD19", "Cd4", "C1orf54", "mCherry"], markers)
     check_species(["GFAP", "RBFOX3"], markers)
+    check_species(["Xyza", "Abcq", "Qwer"], markers)
     assert "such as Cd3e, Ms4a1; 0 are" in told(lambda: check_species(["Cd3e", "Ms4a1", "Xyz"], markers))

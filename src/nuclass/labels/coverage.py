@@ -130,16 +130,15 @@ def _held(rows: pd.DataFrame, panel: set[str]) -> dict[str, MarkerSet]:
 
 
 def _rival(one: MarkerSet, found: dict[str, MarkerSet], lineage: dict[str, str], reason: str) -> str:
-    """Return the type that lacks fewest of a type's markers; of equals the kin, then the one with most in common."""
+    """Return the type that lacks fewest of a type's markers; of equals one of its lineage."""
     if one.name not in found:
         return ""
 
-    def distance(rival: str) -> tuple[bool, int, int, bool, int, str]:
+    def distance(rival: str) -> tuple[bool, int, bool, int, str]:
         tell = _telling(one, found[rival])
-        shared = len({*one.positive} & {*found[rival].positive})
         named = f"cannot tell it from {rival}," in reason
         kin = lineage[rival] == lineage[one.name]
-        return not named, len(tell[0]), -shared, not kin, len(tell[1]), rival
+        return not named, len(tell[0]), not kin, len(tell[1]), rival
 
     return min((name for name in found if name != one.name), key=distance, default="")
 
