@@ -1,0 +1,219 @@
+"""Counts and scores of a slide's labels that figures and tables show: losses, confidence, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nuclass.core.errors import UserError
+from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, LABELLED
+
+STEPS = ("in the bundle", "kept by quality control", "labelled", "of a study class")
+LEVELS = ("cell_type", "class", "lineage")
+OVERALL = ("cells", "compared", "agreement", "balanced", "kappa", "macro_f1")
+PAIR_COLUMNS = ("level", "given", "markers", "cells")
+RULES = ("cells", "kept", "kept_released", "both", "overlap", "accuracy", "accuracy_released")
+RELEASED_MIN = 0.60
+"""The original keeps a cell from this confidence on."""
+
+
+def funnel_counts(labels: pd.DataFrame) -> pd.DataFrame:
+    """Count a slide's cells after each step of labelling.
+
+    Parameters
+    ----------
+    labels
+        ``labels.parquet``, one row a cell of the bundle.
+
+    Returns
+    -------
+    One row a step of :data:`STEPS` and reason of a loss: ``step cells dropped reason lost``. ``cells`` are left
+    after the step, ``dropped`` went at it, ``lost`` of them for ``reason``, the most frequent first; a step without
+    losses has one row, reason "" and lost 0. Cells without a class are counted by their cell type.
+    """
+    labelled = labels["status"] == LABELLED
+    passes = [labels["status"] != DROPPED, labelled, labelled & (labels["class"] != "")]
+    reason = labels["reason"].where(~labelled, labels["cell_type"]).replace("", "no reason given")
+    rows: list[tuple[str, int, int, str, int]] = [(STEPS[0], len(labels), 0, "", 0)]
+    left = pd.Series(True, index=labels.index)
+    for step, good in zip(STEPS[1:], passes, strict=True):
+        lost = reason[left & ~good].value_counts()
+        left &= good
+        cells, dropped = int(left.sum()), int(lost.sum())
+        rows += [(step, cells, dropped, str(name), int(count)) for name, count in lost.items()] or [
+            (step, cells, 0, "", 0)
+        ]
+    return pd.DataFrame(rows, columns=["step", "cells", "dropped", "reason", "lost"])
+
+
+def confidence_counts(labels: pd.DataFrame, bins: int = 25) -> pd.DataFrame:
+    """Count labelled and abstained cells by confidence, in bins of equal width on [0, 1].
+
+    Returns ``status low high cells share``, where ``share`` is of the cells of that status; cells without a
+    confidence are not counted, and a status without cells has no share.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    parts = []
+    for status in (LABELLED, ABSTAINED):
+        values = labels.loc[labels["status"] == status, "confidence"].dropna().to_numpy(float)
+        cells = np.histogram(np.clip(values, 0, 1), edges)[0]
+        share = cells / len(values) if len(values) else np.full(bins, np.nan)
+        parts.append(
+            pd.DataFrame({"status": status, "low": edges[:-1], "high": edges[1:], "cells": cells, "share": share})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def type_counts(labels: pd.DataFrame) -> pd.DataFrame:
+    """Count the labelled cells by cell type: ``cell_type class cells``, the most frequent first."""
+    found = labels[labels["status"] == LABELLED].groupby(["cell_type", "class"], observed=True).size()
+    table = found.rename("cells").reset_index()
+    return table.sort_values(["cells", "cell_type"], ascending=[False, True], ignore_index=True)
+
+
+def agreement_measures(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Score marker labels against given ones, which are taken as right, from counts of cells by both names.
+
+    Parameters
+    ----------
+    pairs
+        ``level given markers cells``, one row a pair of names; ``markers`` is ``abstained`` (or "") where the markers
+        give none.
+
+    Returns
+    -------
+    ``level name measure value``. With name "": ``cells`` (with a given name), ``compared`` (named by the markers
+    too), and over the latter ``agreement`` (share with the same name), ``balanced`` (mean over the given names of the
+    share found), ``kappa`` (Cohen's) and ``macro_f1`` (mean over the given names). With a name: its ``cells`` (given,
+    among those compared) and ``f1``. What cannot be had is missing.
+
+    Raises
+    ------
+    UserError
+        Where a column is missing.
+    """
+    if missing := [name for name in PAIR_COLUMNS if name not in pairs]:
+        raise UserError(
+            "The table of agreement lacks columns",
+            found=", ".join(pairs.columns),
+            expected=", ".join(PAIR_COLUMNS),
+            fix=f"make the labels of the slide again: it lacks {', '.join(missing)}",
+        )
+    table = pairs[pairs["cells"] > 0].fillna({"given": "", "markers": ""}).replace({"markers": {ABSTAINED: ""}})
+    table = table[table["given"] != ""]
+    rows = [
+        (level, *row)
+        for level in LEVELS
+        if len(part := table[table["level"] == level])
+        for row in _agreement_scores(part)
+    ]
+    return pd.DataFrame(rows, columns=["level", "name", "measure", "value"])
+
+
+def _agreement_scores(part: pd.DataFrame) -> list[tuple[str, str, float]]:
+    total = float(part["cells"].sum())
+    both = part[part["markers"] != ""]
+    names = sorted(set(both["given"]) | set(both["markers"]))
+    wide = both.pivot_table(index="given", columns="markers", values="cells", aggfunc="sum", fill_value=0)
+    counts = wide.reindex(index=names, columns=names, fill_value=0).to_numpy(float)
+    n, right, given, found = counts.sum(), np.diag(counts), counts.sum(1), counts.sum(0)
+    if not n:
+        return [("", "cells", total), ("", "compared", 0.0), *[("", name, np.nan) for name in OVERALL[2:]]]
+    chance = float(given @ found) / n**2
+    f1 = 2 * right / (given + found)
+    present = given > 0
+    overall = {
+        "cells": total,
+        "compared": n,
+        "agreement": right.sum() / n,
+        "balanced": (right[present] / given[present]).mean(),
+        # One name on both sides leaves nothing to agree on beyond chance.
+        "kappa": (right.sum() / n - chance) / (1 - chance) if chance < 1 else np.nan,
+        "macro_f1": f1[present].mean(),
+    }
+    rows = [("", name, float(overall[name])) for name in OVERALL]
+    for k in np.flatnonzero(present):
+        rows += [(names[k], "cells", float(given[k])), (names[k], "f1", float(f1[k]))]
+    return rows
+
+
+def agreement_of(pairs: Mapping[str, str | Path]) -> pd.DataFrame:
+    """Return :func:`agreement_measures` of each slide's ``agreement.csv``, with the column ``slide``."""
+    parts = [
+        agreement_measures(pd.read_csv(path, keep_default_na=False)).assign(slide=slide)
+        for slide, path in pairs.items()
+    ]
+    columns = ["slide", "level", "name", "measure", "value"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def compare_confidence(
+    labels: pd.DataFrame,
+    class_of: Mapping[str, str],
+    *,
+    truth: pd.DataFrame | None = None,
+    released_min: float = RELEASED_MIN,
+) -> dict[str, float]:
+    """Compare which cells our confidence keeps with which the original's rule would.
+
+    A rule keeps a cell that has a class of the study by its name: ours where the cell is labelled, the
+    original's where ``confidence_released`` reaches ``released_min``.
+
+    Parameters
+    ----------
+    labels
+        ``labels.parquet``.
+    class_of
+        Class ("" where none) of each cell type, for the names of cells that ours leaves out.
+    truth
+        ``cell_id class``, where the true classes are known.
+
+    Returns
+    -------
+    ``cells`` (named by markers and not dropped), ``kept`` and ``kept_released`` (shares of these), ``both`` (share
+    kept by both), ``overlap`` (kept by both over kept by either), and with a truth ``accuracy`` and
+    ``accuracy_released`` of the cells that each keeps. What cannot be had is NaN.
+    """
+    by_markers = (labels["status"] != DROPPED) & (labels["source"] != "given") & labels["confidence_released"].notna()
+    table = labels[by_markers]
+    class_name = table["raw_label"].map(dict(class_of)).fillna("")
+    ours = (table["status"] == LABELLED) & (table["class"] != "")
+    theirs = (table["confidence_released"] >= released_min) & (class_name != "")
+    n, either = len(table), int((ours | theirs).sum())
+    out = dict.fromkeys(RULES, np.nan) | {
+        "cells": float(n),
+        "kept": float(ours.mean()) if n else np.nan,
+        "kept_released": float(theirs.mean()) if n else np.nan,
+        "both": float((ours & theirs).mean()) if n else np.nan,
+        "overlap": float((ours & theirs).sum()) / either if either else np.nan,
+    }
+    if truth is not None:
+        known = truth.assign(**{CELL_ID: truth[CELL_ID].astype(str)}).set_index(CELL_ID)["class"]
+        true = table[CELL_ID].astype(str).map(known)
+        if true.isna().any():
+            raise UserError(
+                "Labelled cells are unknown to the truth",
+                found=f"{int(true.isna().sum())} of {n} cells, such as {table.loc[true.isna(), CELL_ID].iloc[0]}",
+                expected="a true class of each cell",
+                fix="make bundle, truth and labels from the same seed",
+            )
+        for name, kept, label in (("accuracy", ours, table["class"]), ("accuracy_released", theirs, class_name)):
+            out[name] = float((label[kept] == true[kept]).mean()) if kept.any() else np.nan
+    return out
+
+
+def confidence_of(
+    labels: Mapping[str, str | Path], class_of: Mapping[str, str], truths: Mapping[str, str | Path]
+) -> pd.DataFrame:
+    """Compare the two rules on every slide: one row a slide, the columns of :func:`compare_confidence`.
+
+    ``truths`` maps slides whose true classes are known to a table with ``cell_id class``.
+    """
+    rows = []
+    for slide, path in labels.items():
+        truth = pd.read_parquet(truths[slide], columns=[CELL_ID, "class"]) if slide in truths else None
+        rows.append({"slide": slide, **compare_confidence(pd.read_parquet(path), class_of, truth=truth)})
+    return pd.DataFrame(rows, columns=["slide", *RULES])
