@@ -20,6 +20,8 @@ QC = {
     "min_transcripts": 10,
     "min_genes": 5,
     "max_control_fraction": 0.1,
+    "min_cell_area": 5,
+    "max_cell_area": 3000,
     "require_nucleus": True,
     "max_off_slide": 0.5,
 }

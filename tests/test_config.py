@@ -21,7 +21,7 @@ CONFIG = Path("config/config.yaml")
 SHEET = Path("config/slides.tsv")
 Reader = Callable[[Path], object]
 MODELS = Path("config/models/demo.yaml")
-ROW = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic\t\t\t\t\t\n"
+ROW = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic\t\t\t\t\t\t\t\n"
 
 
 @pytest.fixture
@@ -105,7 +105,8 @@ def test_misspelt_key(study: Path) -> None:
     assert message(study) == (
         "unknown key 'min_gene' in qc. Did you mean 'min_genes'?\n"
         f"  where:      {study / CONFIG}, line {line}\n"
-        "  expected:   one of max_control_fraction, max_off_slide, min_genes, min_transcripts, require_nucleus\n"
+        "  expected:   one of max_cell_area, max_control_fraction, max_off_slide, min_cell_area, min_genes, min_transcripts, "
+        "require_nucleus\n"
         "  to mend it: correct the spelling, or delete the line"
     )
 
@@ -218,6 +219,9 @@ def test_patient_on_both_sides(study: Path) -> None:
         (1, "heart", ["no synthetic tissue exists for an organ", "heart", "breast, colon, lung"]),
         (5, "somewhere", ["a synthetic slide takes no dataset", "somewhere"]),
         (6, "somewhere", ["a synthetic slide takes no path", "somewhere"]),
+        (10, "givn", ["the value of column labels is not valid. Did you mean 'given'?", "given_then_markers"]),
+        (10, "given", ["no given labels are known for a slide", "they come with breast_1"]),
+        (11, "labels.csv", ["a synthetic slide takes no given", "labels.csv"]),
         (9, "registr", ["the value of column align is not valid. Did you mean 'register'?", "given, refine, register"]),
     ],
 )

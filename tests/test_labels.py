@@ -12,11 +12,13 @@ from sklearn.metrics import f1_score
 from nuclass.core.errors import UserError
 from nuclass.labels.assign import Settings, label_cells
 from nuclass.labels.markers import load_markers
+from nuclass.labels.ontology import load_ontology
 from nuclass.synthetic.expression import express, make_panel
 from nuclass.synthetic.shapes import make_shapes
 from nuclass.synthetic.tissue import grow_tissue
 
 MARKERS = load_markers("resources/markers/markers.tsv")
+ONTOLOGY = load_ontology("resources/label_ontology.yaml")
 SETTINGS = Settings()
 
 
@@ -55,7 +57,7 @@ def pancreas() -> tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]:
 
 def test_labels_agree_with_the_truth(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
     data, cells, truth = pancreas
-    labels = label_cells(data, cells, MARKERS, "pancreas", SETTINGS).labels
+    labels = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS).labels
     kept = (labels["status"] == "labelled").to_numpy()
     assert kept.mean() > 0.85
     assert f1_score(truth["class"][kept], labels["class"][kept], average="macro") > 0.92
@@ -65,7 +67,7 @@ def test_every_cell_has_one_row_with_a_status_and_a_reason(
     pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame],
 ) -> None:
     data, cells, _ = pancreas
-    labels = label_cells(data, cells, MARKERS, "pancreas", SETTINGS).labels
+    labels = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS).labels
     assert labels["cell_id"].tolist() == cells["cell_id"].tolist()
     assert set(labels["status"]) <= {"labelled", "abstained", "dropped"}
     assert (labels.loc[labels["status"] != "labelled", "reason"] != "").all()
@@ -75,7 +77,7 @@ def test_every_cell_has_one_row_with_a_status_and_a_reason(
 
 def test_same_seed_gives_the_same_labels(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
     data, cells, _ = pancreas
-    first, second = (label_cells(data, cells, MARKERS, "pancreas", SETTINGS).labels for _ in range(2))
+    first, second = (label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS).labels for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
 
 
@@ -86,13 +88,13 @@ def test_shuffled_genes_leave_nothing_to_find(pancreas: tuple[ad.AnnData, pd.Dat
     for row in dense:
         rng.shuffle(row)
     noise = ad.AnnData(sparse.csr_matrix(dense), obs=data.obs, var=data.var)
-    with pytest.raises(UserError, match="Too few classes are found in this slide"):
-        label_cells(noise, cells, MARKERS, "pancreas", SETTINGS)
+    with pytest.raises(UserError, match="Too few cell types are found in this slide"):
+        label_cells(noise, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS)
 
 
 def test_classes_of_other_organs_are_no_candidates(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
     data, cells, _ = pancreas
-    result = label_cells(data, cells, MARKERS, "ovary", SETTINGS)
+    result = label_cells(data, cells, MARKERS, "ovary", ONTOLOGY, SETTINGS)
     assert not {"Acinar", "Ductal", "Endocrine"} & set(result.labels["class"])
     assert result.summary["not_candidates"]["Acinar"] == "does not occur in ovary"
 
@@ -100,7 +102,7 @@ def test_classes_of_other_organs_are_no_candidates(pancreas: tuple[ad.AnnData, p
 def test_a_class_that_is_not_there_is_not_invented() -> None:
     data, cells, truth = counted("breast", 3)
     without = (truth["class"] != "Mast_Cell").to_numpy()
-    labels = label_cells(data[without], cells[without].reset_index(drop=True), MARKERS, "breast", SETTINGS).labels
+    labels = label_cells(data[without], cells[without].reset_index(drop=True), MARKERS, "breast", ONTOLOGY, SETTINGS).labels
     assert (labels["class"] == "Mast_Cell").sum() <= 3
 
 
@@ -108,7 +110,7 @@ def test_higher_demands_label_fewer_cells_and_better(pancreas: tuple[ad.AnnData,
     data, cells, truth = pancreas
     share, right = [], []
     for demand in (0.3, 0.99):
-        labels = label_cells(data, cells, MARKERS, "pancreas", Settings(min_confidence=demand)).labels
+        labels = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, Settings(min_confidence=demand)).labels
         kept = (labels["status"] == "labelled").to_numpy()
         share.append(kept.mean())
         right.append((labels["class"][kept].to_numpy() == truth["class"][kept].to_numpy()).mean())
@@ -120,11 +122,11 @@ def test_a_panel_without_markers_is_refused(pancreas: tuple[ad.AnnData, pd.DataF
     data, cells, _ = pancreas
     renamed = data.copy()
     renamed.var_names = [f"GENE{k}" for k in range(data.n_vars)]
-    with pytest.raises(UserError, match="The panel cannot tell classes apart"):
-        label_cells(renamed, cells, MARKERS, "pancreas", SETTINGS)
+    with pytest.raises(UserError, match="The panel cannot tell cell types apart"):
+        label_cells(renamed, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS)
 
 
 def test_no_kept_cell_is_an_error(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
     data, cells, _ = pancreas
     with pytest.raises(UserError, match="No cell is left to label"):
-        label_cells(data, cells.assign(status="dropped"), MARKERS, "pancreas", SETTINGS)
+        label_cells(data, cells.assign(status="dropped"), MARKERS, "pancreas", ONTOLOGY, SETTINGS)

@@ -18,12 +18,14 @@ from labels_simulator import PROGRAMMES, SHARES, Slide, simulate
 from nuclass.labels.assign import LabelResult, Settings, label_cells
 from nuclass.labels.cluster import variable_genes
 from nuclass.labels.markers import load_markers
+from nuclass.labels.ontology import load_ontology
 
 MARKERS = load_markers("resources/markers/markers.tsv")
+ONTOLOGY = load_ontology("resources/label_ontology.yaml")
 
 
 def label(slide: Slide, organ: str, **settings: Any) -> LabelResult:
-    return label_cells(slide.counts, slide.cells, MARKERS, organ, Settings(**settings))
+    return label_cells(slide.counts, slide.cells, MARKERS, organ, ONTOLOGY, Settings(**settings))
 
 
 def score(slide: Slide, result: LabelResult) -> tuple[float, float]:
@@ -107,7 +109,7 @@ def test_labels_do_not_depend_on_the_order_of_genes_or_classes() -> None:
     slide = simulate("lung", n=1200, seed=19)
     mixed = slide.counts[:, np.random.default_rng(0).permutation(slide.counts.n_vars)].copy()
     first = label(slide, "lung").labels
-    second = label_cells(mixed, slide.cells, MARKERS.sample(frac=1, random_state=0), "lung", Settings()).labels
+    second = label_cells(mixed, slide.cells, MARKERS.sample(frac=1, random_state=0), "lung", ONTOLOGY, Settings()).labels
     assert (first["class"] == second["class"]).mean() > 0.98
 
 
@@ -123,7 +125,7 @@ def test_bounds_of_confidence_and_margin() -> None:
 def test_cells_in_another_order_than_the_counts_keep_their_own_labels() -> None:
     slide = simulate("lung", n=1200, seed=21)
     turned = slide.cells.iloc[::-1].reset_index(drop=True)
-    labels = label_cells(slide.counts, turned, MARKERS, "lung", Settings()).labels
+    labels = label_cells(slide.counts, turned, MARKERS, "lung", ONTOLOGY, Settings()).labels
     labelled = labels[labels["status"] == "labelled"]
     assert (slide.truth[labelled["cell_id"]].to_numpy() == labelled["class"].to_numpy()).mean() > 0.95
 
@@ -181,7 +183,7 @@ def test_counts_of_dropped_cells_play_no_part() -> None:
     dense = wild.X.toarray()
     dense[drop] *= 100
     wild = anndata.AnnData(sparse.csr_matrix(dense), obs=wild.obs, var=wild.var)
-    first = label_cells(slide.counts, cells, MARKERS, "lung", Settings()).labels
-    second = label_cells(wild, cells, MARKERS, "lung", Settings()).labels
+    first = label_cells(slide.counts, cells, MARKERS, "lung", ONTOLOGY, Settings()).labels
+    second = label_cells(wild, cells, MARKERS, "lung", ONTOLOGY, Settings()).labels
     pd.testing.assert_frame_equal(first, second)
     assert (first.loc[drop, "reason"] == "test").all()

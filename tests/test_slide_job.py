@@ -27,7 +27,10 @@ SETTINGS = {
     "search_um": 24, "block_um": 200, "pass_um": 2, "fail_um": 4, "region_um": 4, "pass_score": 10, "fail_score": 7,
     "warn_off": 0.1, "fail_off": 0.5,
 }  # fmt: skip
-QC = {"min_transcripts": 10, "min_genes": 5, "max_control_fraction": 0.1, "require_nucleus": True, "max_off_slide": 0.5}
+QC = {
+    "min_transcripts": 10, "min_genes": 5, "max_control_fraction": 0.1, "min_cell_area": 5, "max_cell_area": 3000,
+    "require_nucleus": True, "max_off_slide": 0.5,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

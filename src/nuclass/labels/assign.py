@@ -1,17 +1,17 @@
-"""Cell types from transcripts: marker seeds, class profiles learned from them, posteriors, abstention.
+"""Cell types from transcripts: marker seeds, profiles learned from them, posteriors, abstention.
 
-1. Scores. Expression is normalised to the median depth, logged and scaled by gene. A class's score is the mean
-   of its positive markers, each weighted by how few classes share it, less half the mean of its negatives.
-2. Seeds. A cell is a seed of its best class where the margin is wide, or where its cluster at any resolution
-   agrees. A class without enough seeds is not in the slide. Cells of one cluster with next to no seeds around them
-   are another type, one without markers here (a hepatocyte, a plasma cell): it competes and gets no label.
-3. Posteriors. Each class's expression profile is the mean of its seeds. A cell's counts are multinomial under
-   ``(1 - s) profile + s neighbours``, where the neighbours' mean within reach stands for transcripts that the
-   segmentation gave to the wrong cell. The likelihood is tempered, since genes are not independent, and the
-   prior is the mean of two shares of the classes: among the nearest cells in expression, and in the slide.
-   Profiles, freed of the neighbours' part, and posteriors are refined in turn (expectation maximisation).
-4. Abstention. Below ``min_confidence``; where a mixture of two classes explains a cell much better than one; where
-   the cell is most likely of another type.
+1. Scores (``scores``). A type's score is the mean of its positive markers, scaled by gene, less that of its negatives.
+   Epithelium is clustered once more by itself, and its malignant score weighed by how much it proliferates
+   (``malignant``).
+2. Seeds (``seeds``). A cell is a seed where first its lineage, then its type within the lineage is certain: by a wide
+   lead, or by a narrower one that its cluster shares. A type without enough seeds is not in the slide. Cells of one
+   cluster with next to no known cells around them are another type, one without markers here: it competes and gets
+   no label.
+3. Posteriors (``mixture``). Profiles of the types are learnt from their seeds; a cell's counts come from one profile
+   and from what its neighbours spill. The prior is the mean of two shares: among the nearest cells in expression,
+   and in the slide.
+4. Abstention. Below ``min_confidence``; where a mixture of two types explains a cell much better than one; where the
+   cell is most likely of another type.
 
 Clusters vote; their numbers carry no meaning.
 """
@@ -24,25 +24,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, KEPT, LABELLED
-from nuclass.labels.cluster import cluster, standardised
+from nuclass.labels.cluster import LARGE_PANEL, Clusters, cluster, cluster_within, variable_genes
+from nuclass.labels.malignant import EPITHELIAL, MALIGNANT, malignant_bonus
 from nuclass.labels.markers import MarkerSet, marker_sets
+from nuclass.labels.mixture import Fit, components, fit, with_surroundings
+from nuclass.labels.released import K, released_confidence
+from nuclass.labels.scores import marker_scores, normalised
+from nuclass.labels.seeds import find_others, find_seeds, lineage_of_clusters
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from nuclass.labels.ontology import Ontology
+
 _log = get_logger(__name__)
 
-_CHUNK = 20_000
-_PSEUDO = 1e-5
-_SLIDE_PRIOR = 1.0
-"""Weight of the slide's class shares in the prior, against 1 for those of the nearest cells."""
-_MIN_OTHER = 10
-"""Cells that another type must have at the least."""
+_MIN_COMPONENT = 20
+"""Seeds that a component of a type needs besides ``min_seeds``."""
 
 
 @dataclass(frozen=True)
@@ -54,299 +56,238 @@ class Settings:
     resolutions: tuple[float, ...] = (0.5, 1.0, 2.0)
     min_confidence: float = 0.6
     min_seeds: int = 6
+    min_seed_share: float = 0.002
     seed_margin: float = 0.5
     other_seeds: float = 0.2
     spill: float = 0.12
     spill_um: float = 16.0
     temperature: float = 2.0
+    full_depth: float = 300.0
     rounds: int = 4
     doublet_gain: float = 6.0
+    confidence: str = "calibrated"
+    calibration_slope: float = 1.0
+    calibration_offset: float = 0.0
     seed: int = 42
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """Take the settings from a section of the configuration."""
-        return cls(**{**values, "resolutions": tuple(values.get("resolutions", cls.resolutions))})
+        own = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
+        return cls(**{**own, "resolutions": tuple(values.get("resolutions", cls.resolutions))})
 
 
 @dataclass(frozen=True)
 class LabelResult:
-    """Labels (one row a cell of the bundle), evidence (one row a cluster and class), and a summary."""
+    """Labels (one row a cell of the table of cells), evidence (one row a cluster and type), and a summary."""
 
     labels: pd.DataFrame
     evidence: pd.DataFrame
+    clusters: Clusters
     summary: dict[str, Any] = field(default_factory=dict)
 
 
 def label_cells(
-    adata: AnnData, cells: pd.DataFrame, markers: pd.DataFrame, organ: str, settings: Settings
+    adata: AnnData, cells: pd.DataFrame, markers: pd.DataFrame, organ: str, ontology: Ontology, settings: Settings
 ) -> LabelResult:
-    """Assign a class to every kept cell, or abstain.
+    """Assign a cell type, and by it a class, to every kept cell, or abstain.
 
     Parameters
     ----------
     adata
         Counts, cells x genes, ``obs_names`` the cell ids; at least the kept cells.
     cells
-        The slide's table of cells: ``cell_id``, ``status``, ``reason``, ``x_um``, ``y_um``.
+        The slide's table of cells: ``cell_id``, ``status``, ``reason`` and, where places are known, ``x_um``, ``y_um``.
     markers
         From :func:`nuclass.labels.markers.load_markers`.
     organ
-        The slide's organ: classes that do not occur in it are no candidates.
+        The slide's organ: types that do not occur in it are no candidates.
+    ontology
+        Gives each cell type its class.
 
     Raises
     ------
     UserError
-        Where no class can be found with this panel, or no cell was kept.
+        Where no type can be found with this panel, or no cell was kept.
     """
     kept = cells[cells["status"] == KEPT].reset_index(drop=True)
     if kept.empty:
         raise UserError("No cell is left to label", found="0 kept cells", fix="lower the thresholds under 'qc'")
-    candidates, absent = marker_sets(markers, organ, list(adata.var_names))
-    if len(candidates) < 2:
-        raise UserError(
-            "The panel cannot tell classes apart",
-            found="; ".join(f"{name}: {why}" for name, why in absent.items()),
-            expected="three positive markers of at least two classes",
-            fix="add markers of this panel's genes to the marker table",
-        )
-    data = adata[kept[CELL_ID].tolist()]
-    counts = sparse.csr_matrix(data.X, dtype=np.float32)
-    clusters, nearest, _ = cluster(data, settings)
-    scaled = standardised(counts)
-    score = _scores(scaled, list(data.var_names), candidates)
-    smooth = 0.5 * score + 0.5 * score[nearest].mean(1)
-    seeds, present = _seeds(smooth, clusters, settings)
-    names = [candidates[k].name for k in present]
-    start, others = _others(seeds, len(candidates), clusters, nearest, settings)
-    xy_um = kept[["x_um", "y_um"]].to_numpy()
-    posterior, pairs = _posteriors(counts, xy_um, start, [*present, *others], nearest, settings)
-    labels = _decide(cells, kept, clusters, posterior, pairs, names, settings)
-    evidence = _evidence(clusters, score, posterior, [c.name for c in candidates], names)
+    genes = [str(gene) for gene in adata.var_names]
+    candidates, absent = _candidates(markers, organ, genes)
+    counts = sparse.csr_matrix(adata[kept[CELL_ID].tolist()].X, dtype=np.float32)
+    counts, genes = _informative(counts, genes, candidates)
+    places = kept[["x_um", "y_um"]].to_numpy(float) if {"x_um", "y_um"} <= set(kept) else None
+    if places is not None and not np.isfinite(places).all():
+        places = None
+    lineages = np.array([ontology.cell_types[c.name].lineage for c in candidates])
+    found = _type(counts, genes, places, candidates, lineages, settings)
+    labels = _decide(cells, kept, found, settings)
+    labels["class"] = ontology.resolve(labels["cell_type"])["class"].to_numpy()
+    labels.loc[(labels["status"] == LABELLED) & (labels["class"] == ""), "reason"] = "no_class"
     summary = {
         "organ": organ,
         "candidates": [c.name for c in candidates],
         "not_candidates": absent,
-        "not_found": [c.name for k, c in enumerate(candidates) if k not in present],
-        "other_types": len(others),
-        "seeds": {name: int((seeds == k).sum()) for k, name in zip(present, names, strict=True)},
-        "cells": labels["status"].value_counts().to_dict(),
-        "classes": labels.loc[labels["status"] == LABELLED, "class"].value_counts().to_dict(),
-        "reasons": labels.loc[labels["status"] != LABELLED, "reason"].value_counts().to_dict(),
+        "not_found": [c.name for c in candidates if c.name not in found.names],
+        "other_types": found.posterior.shape[1] - len(found.names),
+        "seeds": {name: int((found.seeds == k).sum()) for k, name in enumerate(found.names)},
+        "components": {name: int((found.component_types == k).sum()) for k, name in enumerate(found.names)},
+        **{key: _counted(labels, column) for key, column in _COUNTED.items()},
     }
-    return LabelResult(labels, evidence, summary)
+    return LabelResult(labels, _evidence(found, candidates), found.clusters, summary)
 
 
-def _scores(scaled: np.ndarray, genes: list[str], candidates: list[MarkerSet]) -> np.ndarray:
-    """Return marker scores (N, C) from scaled expression (N, G)."""
-    index = {gene: k for k, gene in enumerate(genes)}
-    shared = pd.Series([gene for c in candidates for gene in c.positive]).value_counts()
-    score = np.zeros((len(scaled), len(candidates)), np.float32)
-    for k, marker in enumerate(candidates):
-        weight = np.array([1.0 / shared[gene] for gene in marker.positive], np.float32)
-        score[:, k] = scaled[:, [index[g] for g in marker.positive]] @ (weight / weight.sum())
-        if marker.negative:
-            score[:, k] -= 0.5 * np.maximum(scaled[:, [index[g] for g in marker.negative]], 0).mean(1)
-    return score
+_COUNTED = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
 
 
-def _seeds(score: np.ndarray, clusters: pd.DataFrame, settings: Settings) -> tuple[np.ndarray, list[int]]:
-    """Return each cell's seed class (-1: none) and the classes that are present."""
-    order = np.sort(score, axis=1)
-    best, margin = score.argmax(1), order[:, -1] - order[:, -2]
-    agrees = np.zeros(len(score), bool)
-    for column in clusters:
-        codes = clusters[column].to_numpy()
-        mean = np.stack([np.bincount(codes, score[:, k]) for k in range(score.shape[1])], 1)
-        agrees |= mean.argmax(1)[codes] == best
-    confident = (margin > settings.seed_margin) | (agrees & (margin > 0.4 * settings.seed_margin))
-    confident &= order[:, -1] > settings.seed_margin
-    seeds = np.where(confident, best, -1)
-    needed = max(settings.min_seeds, int(0.002 * len(score)))
-    present = [k for k in range(score.shape[1]) if (seeds == k).sum() >= needed]
-    if len(present) < 2:
+def _counted(labels: pd.DataFrame, column: str) -> dict[str, int]:
+    return {str(name): int(n) for name, n in labels.loc[labels[column] != "", column].value_counts().items()}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of the kept cells; ``posterior`` (N, T) has the named types first, then the other types."""
+
+    names: list[str]
+    score: np.ndarray
+    clusters: Clusters
+    seeds: np.ndarray
+    component_types: np.ndarray
+    posterior: np.ndarray
+    gain: np.ndarray
+    released: np.ndarray
+
+
+def _type(
+    counts: sparse.csr_matrix,
+    genes: list[str],
+    places_um: np.ndarray | None,
+    candidates: list[MarkerSet],
+    lineages: np.ndarray,
+    settings: Settings,
+) -> _Found:
+    """Find the types of cells by clusters, scores, seeds and the mixture."""
+    logged = normalised(counts)
+    clusters = cluster(logged, settings, max(settings.n_neighbors, K - 1))
+    score, broad = marker_scores(logged, genes, candidates, lineages)
+    home = lineage_of_clusters(broad, lineages, clusters.finest)
+    nearest, finest = cluster_within(logged, np.flatnonzero(home == EPITHELIAL), clusters, settings)
+    names = [c.name for c in candidates]
+    if MALIGNANT in names:
+        score[:, names.index(MALIGNANT)] += malignant_bonus(counts, genes, finest, home)
+    seeds = find_seeds(
+        _smoothed(score, nearest), _smoothed(broad, nearest), lineages, clusters.codes, nearest, settings
+    )
+    start, n_others = find_others(seeds, finest, nearest, settings)
+    part, types = components(start, finest, len(seeds.present) + n_others, max(settings.min_seeds, _MIN_COMPONENT))
+    spill = settings.spill if places_um is not None else 0.0
+    around = with_surroundings(counts, places_um if spill else None, settings.spill_um)
+    how = Fit(spill, settings.temperature, settings.full_depth, settings.rounds)
+    posterior, gain = fit(around, part, types, nearest, how)
+    _log.info("%d types found by %d components, %d other types", len(seeds.present), len(types), n_others)
+    released = released_confidence(counts, clusters.shown, posterior.argmax(1), clusters.nearest)
+    found = [names[k] for k in seeds.present]
+    return _Found(found, score, clusters, seeds.types, types, posterior, gain, released)
+
+
+def _smoothed(score: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Return the mean of each cell's scores and those of its nearest cells on average."""
+    result = 0.5 * score
+    for column in nearest.T:
+        result += 0.5 / nearest.shape[1] * score[column]
+    return result
+
+
+def _candidates(markers: pd.DataFrame, organ: str, genes: list[str]) -> tuple[list[MarkerSet], dict[str, str]]:
+    candidates, absent = marker_sets(markers, organ, genes)
+    if len(candidates) < 2:
         raise UserError(
-            "Too few classes are found in this slide",
-            found=f"{len(present)} with at least {needed} certain cells",
-            expected="two or more",
-            fix="check that the organ in the slides sheet is right and that the counts are of this slide",
+            "The panel cannot tell cell types apart",
+            found="; ".join(f"{name}: {why}" for name, why in absent.items()),
+            expected="three positive markers of at least two cell types",
+            fix="add markers of this panel's genes to a table of your own (labels.extra_markers)",
         )
-    return np.where(np.isin(seeds, present), seeds, -1), present
+    return candidates, absent
 
 
-def _others(
-    seeds: np.ndarray, n_candidates: int, clusters: pd.DataFrame, nearest: np.ndarray, settings: Settings
-) -> tuple[np.ndarray, list[int]]:
-    """Return the starting classes with the other types added, and the codes of these, from ``n_candidates`` on.
-
-    A cell may be of another type where it is no seed and fewer than the share ``other_seeds`` of its nearest
-    cells are: among cells of the study's classes about half or more are seeds. Such cells of one cluster of
-    the finest resolution make up one other type, if they are enough.
-    """
-    codes = clusters[max(clusters, key=float)].to_numpy()
-    foreign = (seeds < 0) & ((seeds >= 0)[nearest].mean(1) < settings.other_seeds)
-    start = seeds.copy()
-    others: list[int] = []
-    needed = max(_MIN_OTHER, settings.min_seeds, int(0.002 * len(seeds)))
-    for code in np.flatnonzero(np.bincount(codes, foreign) >= needed):
-        others.append(n_candidates + len(others))
-        start[foreign & (codes == code)] = others[-1]
-    return start, others
+def _informative(
+    counts: sparse.csr_matrix, genes: list[str], candidates: list[MarkerSet]
+) -> tuple[sparse.csr_matrix, list[str]]:
+    """Return the counts and names of the genes that take part: all of a small panel."""
+    if len(genes) <= LARGE_PANEL:
+        return counts, genes
+    listed = {gene for c in candidates for gene in (*c.positive, *c.negative)}
+    wanted = set(variable_genes(counts).tolist()) | {k for k, gene in enumerate(genes) if gene in listed}
+    keep = sorted(wanted)
+    return counts[:, keep].tocsr(), [genes[k] for k in keep]
 
 
-def _posteriors(
-    counts: sparse.csr_matrix,
-    xy_um: np.ndarray,
-    seeds: np.ndarray,
-    present: list[int],
-    nearest: np.ndarray,
-    settings: Settings,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return posteriors (N, P) over the classes present and the gain of the best pair of classes (N,)."""
-    background = _neighbours(counts, xy_um, settings.spill_um)
-    weight = np.stack([seeds == k for k in present], 1).astype(np.float32)
-    posterior, profile = weight, None
-    gain = np.zeros(len(seeds), np.float32)
-    for turn in range(settings.rounds):
-        profile = _profiles(counts, background, weight, profile, settings.spill)
-        share = weight[nearest].mean(1) + _SLIDE_PRIOR * weight.mean(0) / max(weight.sum(1).mean(), 1e-9) + 1e-3
-        prior = np.log(share / share.sum(1, keepdims=True))
-        last = turn == settings.rounds - 1
-        parts = [
-            _likelihood(
-                counts[i : i + _CHUNK], background[i : i + _CHUNK], profile, prior[i : i + _CHUNK], settings, last
-            )
-            for i in range(0, counts.shape[0], _CHUNK)
-        ]
-        posterior = np.concatenate([part[0] for part in parts])
-        gain = np.concatenate([part[1] for part in parts])
-        weight = np.where(posterior > 0.8, posterior, 0).astype(np.float32)
-    return posterior, gain
-
-
-def _profiles(
-    counts: sparse.csr_matrix, background: np.ndarray, weight: np.ndarray, last: np.ndarray | None, spill: float
-) -> np.ndarray:
-    """Return the classes' profiles (P, G) from weighted cells, each summing to 1.
-
-    With the profiles of the turn before, each transcript counts by how likely it is the cell's own and not
-    a neighbour's.
-    """
-    total = np.full((weight.shape[1], counts.shape[1]), 0.5)
-    for i in range(0, counts.shape[0], _CHUNK):
-        part, dense = weight[i : i + _CHUNK], counts[i : i + _CHUNK].toarray()
-        if last is not None:
-            own = (1 - spill) * (part / np.maximum(part.sum(1, keepdims=True), 1e-9)) @ last
-            dense *= own / (own + spill * background[i : i + _CHUNK] + 1e-9)
-        total += part.T @ dense
-    return total / total.sum(1, keepdims=True)
-
-
-def _likelihood(
-    counts: sparse.csr_matrix,
-    background: np.ndarray,
-    profile: np.ndarray,
-    prior: np.ndarray,
-    settings: Settings,
-    with_pairs: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the posteriors (n, P) of a chunk and, if asked, how much better a mixture of two classes fits."""
-    dense = counts.toarray()
-    spill = settings.spill * background
-    logs = [np.log((1 - settings.spill) * row + spill + _PSEUDO) for row in profile]
-    likelihood = np.stack([(dense * log).sum(1) for log in logs], 1)
-    tempered = likelihood / settings.temperature + prior
-    tempered -= tempered.max(1, keepdims=True)
-    posterior = np.exp(tempered)
-    posterior /= posterior.sum(1, keepdims=True)
-    gain = np.zeros(len(dense), np.float32)
-    if with_pairs:
-        best = likelihood.max(1)
-        top = likelihood.argmax(1)
-        for a in range(len(profile)):
-            rows = np.flatnonzero(top == a)
-            for b in range(len(profile)):
-                if a != b and len(rows):
-                    half = 0.5 * (profile[a] + profile[b])
-                    log = np.log((1 - settings.spill) * half + spill[rows] + _PSEUDO)
-                    gain[rows] = np.maximum(gain[rows], (dense[rows] * log).sum(1) - best[rows])
-        gain /= settings.temperature
-    return posterior, gain
-
-
-def _neighbours(counts: sparse.csr_matrix, xy_um: np.ndarray, reach: float) -> np.ndarray:
-    """Return the mean profile (N, G) of the cells within ``reach`` of each cell; rows without any are 0."""
-    pairs = cKDTree(xy_um).query_pairs(reach, output_type="ndarray")
-    n = len(xy_um)
-    rows = np.concatenate([pairs[:, 0], pairs[:, 1]])
-    columns = np.concatenate([pairs[:, 1], pairs[:, 0]])
-    graph = sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(n, n))
-    total = np.asarray((graph @ counts).todense(), np.float32)
-    return total / np.maximum(total.sum(1, keepdims=True), 1)
-
-
-def _decide(
-    cells: pd.DataFrame,
-    kept: pd.DataFrame,
-    clusters: pd.DataFrame,
-    posterior: np.ndarray,
-    gain: np.ndarray,
-    names: list[str],
-    settings: Settings,
-) -> pd.DataFrame:
-    """Return the labels of all cells of the bundle; columns of ``posterior`` beyond ``names`` are other types."""
-    named, other = posterior[:, : len(names)], posterior[:, len(names) :].sum(1)
+def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Settings) -> pd.DataFrame:
+    """Return the labels of all cells of the bundle."""
+    n = len(found.names)
+    named, other = found.posterior[:, :n], found.posterior[:, n:].sum(1)
     order = np.sort(named, axis=1)
-    confidence = order[:, -1]
-    margin = np.maximum(confidence - np.maximum(order[:, -2], other), 0)
-    best = np.where(other > confidence, "", np.array(names, dtype=object)[named.argmax(1)])
+    top = order[:, -1]
+    confidence = calibrated(top, settings)
+    decisive = confidence if settings.confidence == "calibrated" else found.released
+    is_other = other > top
+    best = np.where(is_other, "", np.array(found.names, dtype=object)[named.argmax(1)])
     reason = np.select(
-        [other > confidence, gain > settings.doublet_gain, confidence < settings.min_confidence],
+        [is_other, found.gain > settings.doublet_gain, decisive < settings.min_confidence],
         ["other_type", "doublet", "unsure"],
         "",
     )
-    found = pd.DataFrame(
+    rows = pd.DataFrame(
         {
             CELL_ID: kept[CELL_ID],
-            "cluster": clusters.iloc[:, len(clusters.columns) // 2].to_numpy(),
+            "cluster": found.clusters.shown,
             "raw_label": best,
+            "cell_type": np.where(reason == "", best, ""),
+            "class": "",
             "confidence": confidence.astype(np.float32),
-            "margin": margin.astype(np.float32),
+            "margin": np.maximum(top - np.maximum(order[:, -2], other), 0).astype(np.float32),
+            "confidence_released": found.released.astype(np.float32),
+            "source": "markers",
             "status": np.where(reason == "", LABELLED, ABSTAINED),
             "reason": reason,
         }
     )
-    labels = cells[[CELL_ID]].merge(found, on=CELL_ID, how="left")
+    labels = cells[[CELL_ID]].merge(rows, on=CELL_ID, how="left")
     dropped = labels["status"].isna()
     labels["status"] = labels["status"].fillna(DROPPED)
     labels.loc[dropped, "reason"] = cells.loc[dropped.to_numpy(), "reason"].to_numpy()
     labels["cluster"] = labels["cluster"].fillna(-1).astype(int)
-    labels["raw_label"] = labels["raw_label"].fillna("")
-    labels["class"] = labels["raw_label"].where(labels["status"] == LABELLED, "")
-    return labels[[CELL_ID, "cluster", "raw_label", "class", "confidence", "margin", "status", "reason"]]
+    for column in ("raw_label", "cell_type", "class", "source"):
+        labels[column] = labels[column].fillna("")
+    return labels
 
 
-def _evidence(
-    clusters: pd.DataFrame, score: np.ndarray, posterior: np.ndarray, candidates: list[str], names: list[str]
-) -> pd.DataFrame:
-    """Return, for each resolution, cluster and class: cells, mean marker score, mean posterior."""
-    full = np.zeros_like(score)
-    full[:, [candidates.index(name) for name in names]] = posterior[:, : len(names)]
-    tables = []
-    for column in clusters:
-        codes = clusters[column].to_numpy()
-        size = np.bincount(codes)
-        for k, name in enumerate(candidates):
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "resolution": column,
-                        "cluster": np.arange(len(size)),
-                        "cells": size,
-                        "class": name,
-                        "marker_score": np.bincount(codes, score[:, k]) / size,
-                        "posterior": np.bincount(codes, full[:, k]) / size,
-                    }
-                )
-            )
-    return pd.concat(tables, ignore_index=True)
+def calibrated(posterior: np.ndarray, settings: Settings) -> np.ndarray:
+    """Return the chance (N,) that a label of this posterior is right: its logit, stretched and moved (Platt, 1999)."""
+    safe = np.clip(posterior.astype(np.float64), 1e-6, 1 - 1e-6)
+    logit = settings.calibration_slope * np.log(safe / (1 - safe)) + settings.calibration_offset
+    return 1 / (1 + np.exp(-logit))
+
+
+def _evidence(found: _Found, candidates: list[MarkerSet]) -> pd.DataFrame:
+    """Return mean marker score and mean posterior, a row for each resolution, cluster and candidate."""
+    chance = {name: found.posterior[:, k] for k, name in enumerate(found.names)}
+    parts = []
+    for resolution in found.clusters.codes:
+        codes = found.clusters.codes[resolution].to_numpy()
+        sizes = np.bincount(codes)
+        for k, candidate in enumerate(candidates):
+            likely = np.zeros(len(sizes))
+            if candidate.name in chance:
+                likely = np.bincount(codes, chance[candidate.name]) / sizes
+            values = {
+                "resolution": float(str(resolution)),
+                "cluster": np.arange(len(sizes)),
+                "cells": sizes,
+                "cell_type": candidate.name,
+                "score": np.bincount(codes, found.score[:, k]) / sizes,
+                "posterior": likely,
+            }
+            parts.append(pd.DataFrame(values))
+    return pd.concat(parts, ignore_index=True)

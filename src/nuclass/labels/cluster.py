@@ -1,53 +1,110 @@
-"""Normalisation, principal components, neighbours and Leiden clusters, on scanpy."""
+"""Principal components, neighbours and Leiden clusters, on scanpy; variable genes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-if TYPE_CHECKING:
-    from anndata import AnnData
+from nuclass.core.log import get_logger
 
+if TYPE_CHECKING:
     from nuclass.labels.assign import Settings
 
-_LARGE_PANEL = 1000
+_log = get_logger(__name__)
+
+LARGE_PANEL = 1000
+"""Genes above which only the most variable ones, and the markers, take part."""
 _EXACT = 50_000
-_CLIP = 4.0
+_MIN_GROUP = 100
+"""Cells below which a part of the cells is not clustered by itself."""
 
 
-def cluster(data: AnnData, settings: Settings) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Clusters:
+    """Codes of the Leiden clusters (one column a resolution), nearest cells (N, k), principal components (N, P)."""
+
+    codes: pd.DataFrame
+    nearest: np.ndarray
+    components: np.ndarray
+
+    @property
+    def finest(self) -> np.ndarray:
+        """Codes (N,) of the finest resolution."""
+        return self.codes[max(self.codes, key=float)].to_numpy()
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Codes (N,) of the middle resolution, the one that tables and figures show."""
+        return self.codes[sorted(self.codes, key=float)[len(self.codes.columns) // 2]].to_numpy()
+
+
+def cluster(logged: sparse.csr_matrix, settings: Settings, n_nearest: int) -> Clusters:
     """Cluster cells by expression.
+
+    Parameters
+    ----------
+    logged
+        Log-normalised expression (N, G) of the genes that are to take part.
+    n_nearest
+        Nearest cells to return, in principal-component space; at least ``settings.n_neighbors``, which make the graph.
+    """
+    components = _components(logged, settings)
+    nearest = _nearest(components, min(n_nearest, len(components) - 1), settings.seed)
+    _log.info("%d nearest cells of %d cells found", nearest.shape[1], len(nearest))
+    graph = _shared_graph(nearest[:, : settings.n_neighbors])
+    codes = {f"{resolution:g}": _leiden(graph, resolution, settings.seed) for resolution in settings.resolutions}
+    for resolution, found in codes.items():
+        _log.info("resolution %s: %d clusters", resolution, found.max() + 1)
+    return Clusters(pd.DataFrame(codes), nearest, components)
+
+
+def cluster_within(
+    logged: sparse.csr_matrix, rows: np.ndarray, clusters: Clusters, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster some of the cells anew, by themselves: what tells their kinds apart then leads the components.
+
+    Parameters
+    ----------
+    rows
+        Indices of these cells (M,). Too few for clusters of their own stay as they are.
 
     Returns
     -------
-    Codes of the Leiden clusters (one column a resolution), the ``n_neighbors`` nearest cells of each cell in
-    principal-component space (N, k), and the components (N, P). Highly variable genes are chosen on counts, and
-    only for panels above 1,000 genes.
+    The nearest cells (N, n_neighbors), for these cells among themselves, and codes (N,) of the clusters of the finest
+    resolution, with these cells' own.
     """
+    nearest = clusters.nearest[:, : settings.n_neighbors].copy()
+    codes = clusters.finest.copy()
+    if len(rows) >= _MIN_GROUP:
+        near = _nearest(_components(logged[rows], settings), nearest.shape[1], settings.seed)
+        found = _leiden(_shared_graph(near), max(settings.resolutions), settings.seed)
+        nearest[rows] = rows[near]
+        codes[rows] = codes.max() + 1 + found
+        _log.info("%d clusters within %d cells", found.max() + 1, len(rows))
+    return nearest, np.unique(codes, return_inverse=True)[1]
+
+
+def _components(logged: sparse.csr_matrix, settings: Settings) -> np.ndarray:
+    """Return principal components (N, P)."""
     import scanpy as sc
 
-    work: Any = data.copy()
-    if work.n_vars > _LARGE_PANEL:
-        work = work[:, variable_genes(sparse.csr_matrix(work.X))].copy()
-    sc.pp.normalize_total(work)
-    sc.pp.log1p(work)
-    n_pcs = max(1, min(settings.n_pcs, work.n_vars - 1, work.n_obs - 1))
-    sc.pp.pca(work, n_comps=n_pcs, random_state=settings.seed)
-    k = min(settings.n_neighbors, work.n_obs - 1)
-    components = np.asarray(work.obsm["X_pca"])
-    nearest = _nearest(components, k, settings.seed)
-    graph = _shared_graph(nearest)
-    codes = {}
-    for resolution in settings.resolutions:
-        sc.tl.leiden(
-            work, resolution=resolution, random_state=settings.seed, flavor="igraph", n_iterations=2, directed=False,
-            adjacency=graph,
-        )  # fmt: skip
-        codes[f"{resolution:g}"] = work.obs["leiden"].astype(int).to_numpy()
-    return pd.DataFrame(codes), nearest, components
+    n_pcs = max(1, min(settings.n_pcs, logged.shape[1] - 1, logged.shape[0] - 1))
+    return np.asarray(sc.pp.pca(logged, n_comps=n_pcs, random_state=settings.seed))
+
+
+def _leiden(graph: sparse.csr_matrix, resolution: float, seed: int) -> np.ndarray:
+    import scanpy as sc
+    from anndata import AnnData
+
+    work = AnnData(sparse.csr_matrix((graph.shape[0], 1), dtype=np.float32))
+    sc.tl.leiden(
+        work, resolution=resolution, random_state=seed, flavor="igraph", n_iterations=2, directed=False, adjacency=graph
+    )
+    return np.asarray(work.obs["leiden"].astype(int))
 
 
 def variable_genes(counts: sparse.csr_matrix, keep: int = 2000) -> np.ndarray:
@@ -67,18 +124,6 @@ def variable_genes(counts: sparse.csr_matrix, keep: int = 2000) -> np.ndarray:
         residual[columns.indices[part]] += columns.data[part]
         score[gene] = np.clip(residual / np.sqrt(mean + mean**2 / 100), -limit, limit).var()
     return np.sort(np.argsort(-score, kind="stable")[:keep])
-
-
-def standardised(counts: sparse.csr_matrix) -> np.ndarray:
-    """Return log-normalised expression scaled by gene (N, G), clipped to +-4 standard deviations."""
-    depth = np.asarray(counts.sum(1)).ravel()
-    scale = np.median(depth) / np.maximum(depth, 1)
-    logged = sparse.diags(scale.astype(np.float32)) @ counts
-    logged.data = np.log1p(logged.data)
-    dense = logged.toarray()
-    dense -= dense.mean(0)
-    dense /= dense.std(0) + 1e-3
-    return np.clip(dense, -_CLIP, _CLIP)
 
 
 def _nearest(components: np.ndarray, k: int, seed: int) -> np.ndarray:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 # In the order they are asked; a cell carries the first that holds.
-REASONS = ("no_nucleus", "low_counts", "few_genes", "control_probes", "off_slide")
+REASONS = ("no_nucleus", "low_counts", "few_genes", "control_probes", "too_small", "too_large", "off_slide")
 _KEYS = {
     "no_nucleus": "require_nucleus",
     "low_counts": "min_transcripts",
     "few_genes": "min_genes",
     "control_probes": "max_control_fraction",
+    "too_small": "min_cell_area",
+    "too_large": "max_cell_area",
     "off_slide": "max_off_slide",
 }
 
@@ -133,6 +135,7 @@ def _reasons(
 ) -> NDArray[np.object_]:
     counts = table["transcript_counts"].to_numpy(np.float64)
     control = table["control_counts"].to_numpy(np.float64)
+    area = table["cell_area"].to_numpy(np.float64)
     share = control / np.maximum(counts + control, 1.0)
     origin = window_origin(table[["x_px", "y_px"]].to_numpy(), window)
     off = padded_fraction(origin[:, 0], origin[:, 1], window, store_shape)
@@ -141,6 +144,8 @@ def _reasons(
         "low_counts": counts < qc["min_transcripts"],
         "few_genes": table["n_genes"].to_numpy() < qc["min_genes"],
         "control_probes": share > qc["max_control_fraction"],
+        "too_small": area < qc["min_cell_area"],
+        "too_large": area > qc["max_cell_area"],
         "off_slide": off > qc["max_off_slide"],
     }
     reason = np.full(len(table), "", dtype=object)
