@@ -18,6 +18,8 @@ if LIBRARY not in sys.path:
 from nuclass.core.code import code_hash
 from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
+from nuclass.core.bundle_source import parse_given
+from nuclass.labels.given import check_given
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
 from nuclass.xenium.alignment import read_alignment
@@ -31,8 +33,10 @@ try:
         root=".",
         files=[*workflow.configfiles[-1:], *workflow.configfiles[:-1]],
         schemas=ROOT / "config" / "schemas",
-        tables={"ontology": load_ontology, "markers": load_markers},
+        tables={"ontology": load_ontology},
         read_alignment=read_alignment,
+        read_given=check_given,
+        read_markers=load_markers,
     )
     check_offline(STUDY.config, STUDY.slides)
 except UserError as error:
@@ -63,7 +67,9 @@ def slide_row(slide, *columns):
 
 def fetch_row(slide):
     """Return what the sheet says of a slide's files, with the configuration's word where `align` is empty."""
-    row = slide_row(slide, "slide", "source", "dataset", "path", "he", "alignment", "align")
+    row = slide_row(slide, "slide", "source", "dataset", "path", "he", "alignment", "align", "given")
+    # Where one's own labels lie is not fetch's concern.
+    row["given"] = row["given"] and "none"
     return row | {"align": row["align"] or CONFIG.get("alignment", {}).get("align", "given")}
 
 
@@ -81,6 +87,13 @@ def fetch_inputs(wildcards):
         files["registry"] = ancient("resources/datasets.tsv")
         files["registry_files"] = ancient("resources/dataset_files.tsv")
     return files
+
+
+def own_label_files(wildcards):
+    """Return the user's own files that a slide's labels rest on: given labels, a marker table."""
+    given = SLIDES.loc[wildcards.slide, "given"]
+    files = [parse_given(given).path] if given not in ("", "none") else []
+    return files + ([CONFIG["labels"]["extra_markers"]] if CONFIG["labels"]["extra_markers"] else [])
 
 
 def align_of(wildcards):

@@ -105,8 +105,8 @@ def test_misspelt_key(study: Path) -> None:
     assert message(study) == (
         "unknown key 'min_gene' in qc. Did you mean 'min_genes'?\n"
         f"  where:      {study / CONFIG}, line {line}\n"
-        "  expected:   one of max_cell_area, max_control_fraction, max_off_slide, min_cell_area, min_genes, min_transcripts, "
-        "require_nucleus\n"
+        "  expected:   one of max_cell_area, max_control_fraction, max_off_slide, min_cell_area, min_genes, "
+        "min_transcripts, require_nucleus\n"
         "  to mend it: correct the spelling, or delete the line"
     )
 
@@ -162,20 +162,28 @@ def test_all_faults_come_in_one_message(study: Path) -> None:
         assert part in told
 
 
-@pytest.mark.parametrize(
-    ("key", "read", "line", "told"),
-    [
-        ("ontology", load_ontology, "Tcells\tT_Cel\t\n", ["T_Cel", "Did you mean 'T_Cell'?", "ontology.tsv"]),
-        ("markers", load_markers, "B_Cel\tCD19\tpositive\t*\t\n", ["B_Cel", "Did you mean 'B_Cell'?", "markers.tsv"]),
-    ],
-)
-def test_class_that_is_not_of_the_study(study: Path, key: str, read: Reader, line: str, told: list[str]) -> None:
+def test_class_that_is_not_of_the_study(study: Path) -> None:
     settings = merge_files([CONFIG], study)
-    with (study / settings[key]).open("a", encoding="utf-8") as stream:
-        stream.write(line)
+    replace(study, Path(settings["ontology"]), "class: T_Cell\n", "class: T_Cel\n")
     with pytest.raises(UserError) as caught:
-        load_study(settings, study, tables={key: read})
-    for part in told:
+        load_study(settings, study, tables={"ontology": load_ontology}, read_markers=load_markers)
+    for part in ("T_Cel", "Did you mean 'T_Cell'?", "label_ontology.yaml"):
+        assert part in str(caught.value)
+    assert str(caught.value).count("The ontology") == 1, "the marker table's reader tells the ontology's faults again"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_marker_of_an_unknown_cell_type(study: Path, own: bool) -> None:
+    settings = merge_files([CONFIG], study)
+    file = study / ("mine.tsv" if own else settings["markers"])
+    if own:
+        settings["labels"]["extra_markers"] = "mine.tsv"
+        file.write_text("cell_type\tgene\tsign\torgans\tsource\n", encoding="utf-8")
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write("B_Cel\tCD19\tpositive\t*\tmine\n")
+    with pytest.raises(UserError) as caught:
+        load_study(settings, study, tables={"ontology": load_ontology}, read_markers=load_markers)
+    for part in ("B_Cel", "Did you mean 'B_Cell'?", file.name):
         assert part in str(caught.value)
 
 

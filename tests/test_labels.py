@@ -102,7 +102,8 @@ def test_classes_of_other_organs_are_no_candidates(pancreas: tuple[ad.AnnData, p
 def test_a_class_that_is_not_there_is_not_invented() -> None:
     data, cells, truth = counted("breast", 3)
     without = (truth["class"] != "Mast_Cell").to_numpy()
-    labels = label_cells(data[without], cells[without].reset_index(drop=True), MARKERS, "breast", ONTOLOGY, SETTINGS).labels
+    cells = cells[without].reset_index(drop=True)
+    labels = label_cells(data[without], cells, MARKERS, "breast", ONTOLOGY, SETTINGS).labels
     assert (labels["class"] == "Mast_Cell").sum() <= 3
 
 

@@ -12,6 +12,8 @@ from typing import TypeAlias
 import nuclass
 from nuclass.cli_common import BASE, add_command, add_settings, settings_of
 from nuclass.cli_data import add_fetch
+from nuclass.cli_labels import add_label
+from nuclass.cli_panel import add_panel
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.core.errors import UserError, closest
 
@@ -77,7 +79,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     before = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
-    for add in (*before, _add_label, _add_split, _add_evaluate):
+    for add in (*before, add_panel, add_label, _add_split, _add_evaluate):
         add(commands)
     return parser
 
@@ -104,15 +106,23 @@ def _add_check(commands: _Commands) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from nuclass.core.config import load_study, merge_files
+    from nuclass.labels.given import check_given
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
     from nuclass.xenium.alignment import read_alignment
     from nuclass.xenium.fetch import check_offline
 
     files = [BASE, *options.configfile]
-    tables = {"ontology": load_ontology, "markers": load_markers}
     settings = merge_files(files, options.directory)
-    study = load_study(settings, options.directory, files, tables=tables, read_alignment=read_alignment)
+    study = load_study(
+        settings,
+        options.directory,
+        files,
+        tables={"ontology": load_ontology},
+        read_alignment=read_alignment,
+        read_given=check_given,
+        read_markers=load_markers,
+    )
     check_offline(study.config, study.slides, options.directory)
     sys.stdout.write(
         f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "
@@ -149,41 +159,6 @@ def _simulate(options: argparse.Namespace) -> None:
         truth_folder=options.out / "truth",
     )
     sys.stdout.write(f"Wrote {options.out / 'bundle'} and {options.out / 'truth'}.\n")
-
-
-def _add_label(commands: _Commands) -> None:
-    from nuclass.core.names import ORGANS
-
-    parser = _command(
-        commands,
-        "label",
-        _label,
-        "Type the cells of one slide from their transcripts, with abstention.\n"
-        "Reads a bundle and its cells.parquet; writes labels.parquet, evidence.csv and summary.json.",
-    )
-    parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--cells", type=Path, required=True, help="cells.parquet of the slide")
-    parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    add_settings(parser)
-
-
-def _label(options: argparse.Namespace) -> None:
-    from nuclass.labels.job import label_slide
-
-    settings = settings_of(options)
-    label_slide(
-        bundle=options.bundle,
-        cells=options.cells,
-        markers=settings["markers"],
-        ontology=settings["ontology"],
-        organ=options.organ,
-        settings=settings["labels"],
-        labels=options.out / "labels.parquet",
-        evidence=options.out / "evidence.csv",
-        summary=options.out / "summary.json",
-    )
-    _done(options.out)
 
 
 def _add_split(commands: _Commands) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nuclass
 from nuclass.cli_common import add_command, add_settings, settings_of
 from nuclass.core.errors import UserError
+
+if TYPE_CHECKING:
+    from nuclass.labels.job import Tables
 
 _ABOUT = """\
 Type the cells of a section from their transcripts, and abstain where the evidence is thin.
@@ -39,7 +42,16 @@ def add_label(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--cells", type=Path, help="cells.parquet of the slide, with a bundle")
     parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
     parser.add_argument("--markers", type=Path, help="a marker table of your own, added to the one that comes along")
-    parser.add_argument("--given", type=str, help="labels that others gave these cells, to compare with")
+    parser.add_argument(
+        "--given",
+        default="",
+        help="labels that others gave the cells of the bundle: FILE, FILE::ID,LABEL or BOOK::SHEET",
+    )
+    parser.add_argument(
+        "--labels",
+        choices=("markers", "given", "given_then_markers"),
+        help="which labels count (default: labels.source of the settings); the others are compared with them",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, or with --counts the file")
     add_settings(parser)
 
@@ -65,10 +77,13 @@ def _label(options: argparse.Namespace) -> None:
     label_slide(
         bundle=options.bundle,
         cells=options.cells,
+        tables=_tables(options, settings),
         organ=options.organ,
+        settings=settings["labels"],
+        source=options.labels or settings["labels"]["source"],
         given=options.given,
+        name=options.bundle.name,
         out=options.out,
-        **_tables(options, settings),
     )
     sys.stdout.write(f"Wrote {options.out}.\n")
 
@@ -81,29 +96,28 @@ def _label_table(options: argparse.Namespace) -> None:
     settings = settings_of(options)
     labels = label_table(
         counts=options.counts,
+        tables=_tables(options, settings),
         organ=options.organ,
+        settings=settings["labels"],
         min_transcripts=settings["qc"]["min_transcripts"],
         min_genes=settings["qc"]["min_genes"],
         out=options.out,
-        **_tables(options, settings),
     )
     sys.stdout.write(_summary(labels))
     sys.stdout.write(f"Wrote {options.out}.\n")
 
 
-def _tables(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the tables and settings; those of the repository are found from any folder."""
+def _tables(options: argparse.Namespace, settings: dict[str, Any]) -> Tables:
+    """Return the tables that labels rest on; those of the repository are found from any folder."""
+    from nuclass.labels.job import Tables
+
     root = Path(nuclass.__file__).parents[2]
 
     def place(path: str) -> Path:
         return Path(path) if Path(path).exists() else root / path
 
-    return {
-        "markers": place(settings["markers"]),
-        "extra_markers": options.markers or settings["labels"]["extra_markers"] or None,
-        "ontology": place(settings["ontology"]),
-        "settings": settings["labels"],
-    }
+    own = options.markers or settings["labels"]["extra_markers"] or None
+    return Tables(place(settings["markers"]), own, place(settings["ontology"]))
 
 
 def _summary(labels: Any) -> str:

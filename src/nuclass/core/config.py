@@ -72,6 +72,8 @@ def load_study(
     schemas: str | Path | None = None,
     tables: Mapping[str, Callable[[Path], Any]] | None = None,
     read_alignment: Callable[[Path], Any] | None = None,
+    read_given: Callable[[str], Any] | None = None,
+    read_markers: Callable[[Path, Path | None, Path], Any] | None = None,
 ) -> Study:
     """Check a configuration with its sheets and tables; return the study or tell every fault at once.
 
@@ -90,6 +92,10 @@ def load_study(
         :class:`UserError` for a fault of its table.
     read_alignment
         Reads an alignment file; without it the files are only looked for.
+    read_given
+        Checks a file of given labels (with its sheet and columns); without it the files are only looked for.
+    read_markers
+        Reads the marker table, a table of one's own (or None) and the ontology that both stand on.
 
     Raises
     ------
@@ -109,11 +115,17 @@ def load_study(
     section = checked.get("alignment")
     align = section.get("align", "given") if isinstance(section, dict) else "given"
     slides_schema = read_yaml(schemas / "slides.schema.yaml")
-    rows, sheet_faults = read_slides(root, checked.get("slides"), slides_schema, str(align), read_alignment)
+    section = checked.get("labels")
+    labels = str(section.get("source", "markers")) if isinstance(section, dict) else "markers"
+    rows, sheet_faults = read_slides(
+        root, checked.get("slides"), slides_schema, str(align), read_alignment, labels=labels, read_given=read_given
+    )
     faults += sheet_faults
     models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))
     faults += model_faults
     faults += _check_tables(root, checked, tables or {})
+    if read_markers is not None:
+        faults += _check_markers(root, checked, read_markers)
     raise_faults(faults, "The study's configuration cannot be used")
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     return Study(config=checked, slides=slides, models=models)
@@ -202,3 +214,15 @@ def _check_tables(
             except UserError as error:
                 faults.append(error)
     return faults
+
+
+def _check_markers(
+    root: Path, config: Mapping[str, Any], read: Callable[[Path, Path | None, Path], Any]
+) -> list[UserError]:
+    """Read the marker tables on the ontology; a fault of the ontology itself is told by its own reader."""
+    extra = config["labels"].get("extra_markers") or None
+    try:
+        read(root / config["markers"], root / extra if extra else None, root / config["ontology"])
+    except UserError as error:
+        return [] if str(config["ontology"]) in str(error.where) else [error]
+    return []

@@ -155,12 +155,8 @@ def _load_slide(
     unknown = sorted(set(split["split"].unique()) - set(SPLITS))
     if unknown:
         raise UserError("A split is not known", where=split_path, found=", ".join(unknown), expected=" | ".join(SPLITS))
-    labelled = (labels["status"] == LABELLED).to_numpy()
-    classes = labels["class"].fillna("").where(labelled, "").astype(str)
-    if (classes[labelled] == "").any():
-        raise UserError(
-            "Labelled cells have no class", where=labels_path, found=f"{(classes[labelled] == '').sum()} cells"
-        )
+    classes = labels["class"].fillna("").where(labels["status"] == LABELLED, "").astype(str)
+    labelled = (classes != "").to_numpy()
     frame = cells.assign(slide=slide, organ=organ, split=split["split"].astype(str))
     frame["class"] = classes
     keep = np.ones(len(frame), bool) if wanted is None else frame["split"].isin(wanted).to_numpy()

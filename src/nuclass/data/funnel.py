@@ -14,7 +14,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.names import BUFFER, CELL_ID, KEPT, LABELLED
 from nuclass.data.cells import align_ids, cells_file, labels_file, read_table, splits_file
 
-STEPS = ("in the bundle", "kept by quality control", "labelled", "in train, val or test")
+STEPS = ("in the bundle", "kept by quality control", "labelled", "of a class of the study", "in train, val or test")
 COLUMNS = ("slide", "step", "cells", "dropped", "reasons")
 
 
@@ -31,7 +31,7 @@ def funnel_table(slides: Sequence[dict[str, Any]], results: str | Path) -> pd.Da
     Returns
     -------
     Columns slide, step, cells, dropped (against the step before), reasons (``"low_counts 12, no_nucleus 3"``,
-    most frequent first); four rows a slide in the order of :data:`STEPS`.
+    most frequent first); five rows a slide in the order of :data:`STEPS`.
 
     Raises
     ------
@@ -45,13 +45,14 @@ def funnel_table(slides: Sequence[dict[str, Any]], results: str | Path) -> pd.Da
 def _slide_rows(slide: str, results: Path) -> list[tuple[str, str, int, int, str]]:
     cells_path, labels_path, split_path = (f(results, slide) for f in (cells_file, labels_file, splits_file))
     cells = read_table(cells_path, (CELL_ID, "status", "reason"))
-    labels = align_ids(cells, cells_path, read_table(labels_path, (CELL_ID, "status", "reason")), labels_path)
+    labels = align_ids(cells, cells_path, read_table(labels_path, (CELL_ID, "class", "status", "reason")), labels_path)
     split = align_ids(cells, cells_path, read_table(split_path, (CELL_ID, "split")), split_path)
     steps: list[tuple[str, NDArray[np.bool_], NDArray[np.object_], Path]] = [
         (STEPS[0], np.ones(len(cells), bool), np.full(len(cells), "", dtype=object), cells_path),
         (STEPS[1], (cells["status"] == KEPT).to_numpy(), _reason(cells), cells_path),
         (STEPS[2], (labels["status"] == LABELLED).to_numpy(), _reason(labels), labels_path),
-        (STEPS[3], (split["split"] != BUFFER).to_numpy(), split["split"].to_numpy(dtype=object), split_path),
+        (STEPS[3], (labels["class"].fillna("") != "").to_numpy(), _reason(labels), labels_path),
+        (STEPS[4], (split["split"] != BUFFER).to_numpy(), split["split"].to_numpy(dtype=object), split_path),
     ]
     rows = []
     left = np.ones(len(cells), bool)

@@ -25,16 +25,16 @@ def count_cells(
     Returns
     -------
     tuple
-        Composition: ``slide organ role split class cells``, labelled cells only. Quality: one row a
-        slide with ``cells labelled abstained dropped labelled_share clusters classes`` and the mean
-        and the lower quartile of the labels' ``confidence``.
+        Composition: ``slide organ role split class cells``, cells with a class only. Quality: one row a
+        slide with ``cells labelled with_class abstained dropped labelled_share clusters classes`` and, of the cells
+        with a class, the mean and the lower quartile of ``confidence``.
     """
     composition, quality = [], []
     for slide, path in labels.items():
         table = pd.read_parquet(path)
         split = pd.read_parquet(splits[slide], columns=[CELL_ID, "split"])
         organ, role = str(slides.loc[slide, "organ"]), str(slides.loc[slide, "role"])
-        kept = table.loc[table["status"] == LABELLED]
+        kept = table.loc[(table["status"] == LABELLED) & (table["class"] != "")]
         joined = kept[[CELL_ID, "class"]].merge(split, on=CELL_ID, how="left")
         counts = joined.fillna({"split": "none"}).groupby(["split", "class"], observed=True).size()
         composition.append(
@@ -50,9 +50,10 @@ def count_cells(
                 "role": role,
                 "cells": len(table),
                 "labelled": int(status.get(LABELLED, 0)),
+                "with_class": len(kept),
                 "abstained": int(status.get(ABSTAINED, 0)),
                 "dropped": int(status.get(DROPPED, 0)),
-                "labelled_share": len(kept) / len(table) if len(table) else float("nan"),
+                "labelled_share": int(status.get(LABELLED, 0)) / len(table) if len(table) else float("nan"),
                 "clusters": int(table["cluster"].nunique()),
                 "classes": int(kept["class"].nunique()),
                 "confidence_mean": float(kept["confidence"].mean()),

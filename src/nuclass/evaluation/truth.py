@@ -40,8 +40,8 @@ def read_truth(folder: str | Path, slide: str) -> pd.DataFrame:
 def score_labels(labels: Mapping[str, str | Path], truth_folder: str | Path) -> dict[str, Any]:
     """Score each slide's labels, and all pooled, against the true classes.
 
-    ``labels`` maps a slide to its ``labels.parquet``. F1 is taken over the labelled cells and the
-    classes that occur among them in truth or label; ``kept_share`` is the labelled share of all cells
+    ``labels`` maps a slide to its ``labels.parquet``. F1 is taken over the cells labelled with a class and the
+    classes that occur among them in truth or label; ``kept_share`` is their share of all cells
     of the bundle.
     """
     tables = {}
@@ -65,7 +65,7 @@ def score_labels(labels: Mapping[str, str | Path], truth_folder: str | Path) -> 
 
 
 def _label_scores(table: pd.DataFrame) -> dict[str, Any]:
-    kept = table.loc[table["status"] == LABELLED]
+    kept = table.loc[(table["status"] == LABELLED) & (table["class"] != "")]
     truth, given = kept["truth"].astype(str), kept["class"].astype(str)
     classes = sorted(set(truth) | set(given))
     if not classes:

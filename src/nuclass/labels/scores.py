@@ -72,7 +72,8 @@ def _weights(wanted: Sequence[str], candidates: Sequence[MarkerSet], lineages: n
     For a lineage, a negative marker that another of its types has as a positive one does not count.
     """
     place = {gene: k for k, gene in enumerate(wanted)}
-    types, homes = pd.Series([gene for c in candidates for gene in c.positive]).value_counts(), {}
+    types = pd.Series([gene for c in candidates for gene in c.positive]).value_counts()
+    homes: dict[str, set[str]] = {}
     for c, lineage in zip(candidates, lineages, strict=True):
         for gene in c.positive:
             homes.setdefault(gene, set()).add(str(lineage))

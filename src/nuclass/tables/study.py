@@ -158,6 +158,7 @@ def label_quality(
             "organ": str(found["organ"]),
             "cells": number(int(found["cells"])),
             "labelled": f"{number(int(found['labelled']))} ({_percent(found['labelled'], found['cells'])})",
+            "with a class": number(int(found["with_class"])),
             "abstained": number(int(found["abstained"])),
             "dropped": number(int(found["dropped"])),
             "clusters": number(int(found["clusters"])),
@@ -167,7 +168,10 @@ def label_quality(
         if truth is not None:
             row["macro-F1 against truth"] = number(float(found["truth_macro_f1"]))
         rows.append(row)
-    notes = ["Dropped: by quality control. Abstained: no class had enough evidence, so the cell has no label."]
+    notes = [
+        "With a class: labelled with a cell type that is a class of the study. Dropped: by quality "
+        "control. Abstained: no class had enough evidence, so the cell has no label."
+    ]
     part = markdown(rows, list(rows[0]), left=2)
     write_table(csv, md, data, [part], title="Labels", notes=notes, synthetic=synthetic)
 
