@@ -3,11 +3,11 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
-    from nuclass.labels.measures import agreement_of
     from nuclass.tables.labelling import label_agreement
 
+    columns = zip(snakemake.params.slides, snakemake.input.summaries, snakemake.input.scores, strict=True)
     label_agreement(
-        agreement_of(dict(zip(snakemake.params.slides, snakemake.input.agreements, strict=True))),
+        {slide: {"summary": summary, "scores": scores} for slide, summary, scores in columns},
         snakemake.output.csv,
         snakemake.output.md,
         synthetic=snakemake.params.synthetic,

@@ -13,8 +13,6 @@ from nuclass.core.errors import UserError
 from nuclass.labels.evidence import MARKER_COLUMNS, fuzzy_graph, marker_evidence, umap_coordinates
 from nuclass.labels.measures import (
     STEPS,
-    agreement_measures,
-    agreement_of,
     compare_confidence,
     confidence_counts,
     confidence_of,
@@ -60,6 +58,13 @@ def test_evidence_by_hand() -> None:
     # A type that no cell has, and a gene that the panel lacks, are not shown.
     assert set(found["cell_type"]) == {"A", "B"}
     assert "absent" not in set(found["gene"])
+
+
+def test_fold_is_over_the_mean_of_the_other_types_whatever_their_numbers() -> None:
+    # Depth 10 in each cell: 8 in A; 2 in B, which has three cells, and 0 in C, which has one. Their mean is 1.
+    counts = sparse.csr_matrix([[8, 2], [2, 8], [2, 8], [2, 8], [0, 10]])
+    found = marker_evidence(counts, ["g0", "g1"], list("ABBBC"), NO_MARKERS).set_index(["cell_type", "gene"])
+    assert found.loc[("A", "g0"), "log2_fold"] == pytest.approx(np.log2(8.01 / 1.01))
 
 
 def test_evidence_has_every_type_by_every_gene_shown() -> None:
@@ -234,76 +239,6 @@ def test_confidence_in_bins() -> None:
 def test_types_are_counted_where_labelled() -> None:
     assert type_counts(labels()).to_numpy().tolist() == [["T_Cell", "T_Cell", 2], ["Plasma_Cell", "", 1]]
     assert type_counts(labels()[3:]).empty
-
-
-# Agreement with given labels
-
-
-def pairs(rows: list[tuple[str, str, int]], level: str = "class") -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["given", "markers", "cells"]).assign(level=level)
-
-
-def test_agreement_by_hand() -> None:
-    # 100 cells named by both: 45 + 25 agree. By chance 0.6 * 0.55 + 0.4 * 0.45 = 0.51.
-    found = agreement_measures(
-        pairs(
-            [
-                ("T", "T", 45),
-                ("T", "B", 15),
-                ("B", "B", 25),
-                ("B", "T", 10),
-                ("B", "X", 5),
-                ("T", "abstained", 20),
-                ("", "T", 9),
-            ]
-        )
-    )
-    score = found[found["name"] == ""].set_index("measure")["value"]
-    assert score["cells"] == 120
-    assert score["compared"] == 100
-    assert score["agreement"] == pytest.approx(0.70)
-    assert score["balanced"] == pytest.approx((45 / 60 + 25 / 40) / 2)
-    chance = 0.6 * 0.55 + 0.4 * 0.40
-    assert score["kappa"] == pytest.approx((0.70 - chance) / (1 - chance))
-    f1 = found[found["measure"] == "f1"].set_index("name")["value"]
-    assert f1.to_dict() == pytest.approx({"T": 90 / 115, "B": 50 / 80})
-    assert score["macro_f1"] == pytest.approx(f1.mean())
-
-
-def test_agreement_is_that_of_scikit_learn() -> None:
-    from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score
-
-    rng = np.random.default_rng(5)
-    given, markers = (np.array(list("ABC"))[rng.integers(0, 3, 500)] for _ in range(2))
-    markers = np.where(rng.random(500) < 0.6, given, markers)
-    counted = pd.DataFrame({"given": given, "markers": markers}).value_counts().rename("cells").reset_index()
-    found = agreement_measures(counted.assign(level="lineage"))
-    score = found[found["name"] == ""].set_index("measure")["value"]
-    assert score["kappa"] == pytest.approx(cohen_kappa_score(given, markers))
-    assert score["balanced"] == pytest.approx(balanced_accuracy_score(given, markers))
-    assert score["macro_f1"] == pytest.approx(f1_score(given, markers, average="macro"))
-
-
-def test_agreement_where_there_is_little_to_compare() -> None:
-    one = agreement_measures(pairs([("T", "T", 5)])).set_index(["name", "measure"])["value"]
-    assert one["", "agreement"] == 1
-    assert np.isnan(one["", "kappa"])
-    none = agreement_measures(pairs([("T", "abstained", 5)])).set_index("measure")["value"]
-    assert none["cells"] == 5
-    assert none["compared"] == 0
-    assert none[["agreement", "kappa", "macro_f1"]].isna().all()
-    assert agreement_measures(pairs([])).empty
-    with pytest.raises(UserError, match="lacks columns"):
-        agreement_measures(pairs([]).drop(columns="level"))
-
-
-def test_agreement_of_slides(tmp_path: Path) -> None:
-    file = tmp_path / "agreement.csv"
-    pairs([("T", "T", 3), ("B", "T", 1), ("B", "", 1)]).to_csv(file, index=False)
-    found = agreement_of({"a": file, "b": file})
-    assert found["slide"].unique().tolist() == ["a", "b"]
-    assert found.query("slide == 'b' and measure == 'agreement'")["value"].tolist() == [0.75]
-    assert agreement_of({}).empty
 
 
 # Our confidence and the original's

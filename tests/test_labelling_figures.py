@@ -14,13 +14,15 @@ from matplotlib.text import Text
 from PIL import Image
 
 from nuclass.core.errors import UserError
+from nuclass.core.files import write_json
 from nuclass.figures import labelling_panels as panels
 from nuclass.figures.labelling import chosen_markers, draw_slide_labels
 from nuclass.figures.labelling_panels import HEADING, CellTypes, legend_columns, legend_entries, map_size, read_slide
 from nuclass.figures.labelling_study import draw_labelling
 from nuclass.figures.style import Classes
-from nuclass.labels.measures import OVERALL, RULES, confidence_counts, funnel_counts, type_counts
-from nuclass.labels.ontology import CLASSES
+from nuclass.labels.agreement import agreement
+from nuclass.labels.measures import RULES, confidence_counts, funnel_counts, type_counts
+from nuclass.labels.ontology import CLASSES, load_ontology
 from nuclass.tables.labelling import label_agreement, label_confidence
 from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE
 
@@ -355,12 +357,35 @@ def test_study_without_slides(tmp_path: Path) -> None:
 # Tables
 
 
-def scores(slide: str = "s_1") -> pd.DataFrame:
-    values = dict(zip(OVERALL, (120.0, 100.0, 0.7, 0.65, 0.4, 0.6), strict=True))
-    rows = [("class", "", key, value) for key, value in values.items()]
-    rows += [("class", "T_Cell", "cells", 60.0), ("class", "T_Cell", "f1", 0.75), ("class", "no_class", "cells", 9.0)]
-    rows += [("lineage", "", key, np.nan if key not in ("cells", "compared") else 0.0) for key in OVERALL]
-    return pd.DataFrame(rows, columns=["level", "name", "measure", "value"]).assign(slide=slide)
+def write_agreement(folder: Path, given: str = "TTTTTTBBBP", markers: str = "TTTTBaBBTP") -> dict[str, Path]:
+    """Write what labelling a slide leaves of the comparison of given labels with those of the markers."""
+    names = {"T": "T_Cell", "B": "B_Cell", "P": "Plasma_Cell", "a": ""}
+    ontology = load_ontology(ROOT / "resources" / "label_ontology.yaml")
+
+    def table(letters: str) -> pd.DataFrame:
+        kinds = [names[letter] for letter in letters]
+        return pd.DataFrame(
+            {
+                "cell_id": [str(k) for k in range(len(kinds))],
+                "cell_type": kinds,
+                "class": [ontology.class_of(kind) if kind else "" for kind in kinds],
+                "status": ["labelled" if kind else "abstained" for kind in kinds],
+            }
+        )
+
+    folder.mkdir(exist_ok=True)
+    found = agreement(table(given), table(markers), ontology)
+    found.scores.to_csv(folder / "scores.csv", index=False)
+    write_json(folder / "summary.json", {"organ": "lung", "agreement": found.summary})
+    return {"summary": folder / "summary.json", "scores": folder / "scores.csv"}
+
+
+def write_none(folder: Path) -> dict[str, Path]:
+    """Write what labelling leaves where no labels are given."""
+    folder.mkdir(exist_ok=True)
+    (folder / "scores.csv").write_text("level,name,given_cells,marker_cells,both,precision,recall,f1\n")
+    write_json(folder / "summary.json", {"organ": "lung"})
+    return {"summary": folder / "summary.json", "scores": folder / "scores.csv"}
 
 
 def markdown_rows(md: Path) -> list[list[str]]:
@@ -368,21 +393,35 @@ def markdown_rows(md: Path) -> list[list[str]]:
 
 
 def test_agreement_table(tmp_path: Path) -> None:
-    both = pd.concat([scores(), scores("t_1").query("name != 'T_Cell'")], ignore_index=True)
-    label_agreement(both, tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"value": ""}), both)
+    slides = {
+        "a_1": write_agreement(tmp_path / "a"),
+        "b_1": write_none(tmp_path / "b"),
+        "c_1": write_agreement(tmp_path / "c", "TT", "TT"),
+    }
+    label_agreement(slides, tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
     rows = markdown_rows(tmp_path / "t.md")
-    assert rows[2] == ["s_1", "class", "120", "100 (83.3 %)", "0.700", "0.650", "0.400", "0.600"]
-    assert rows[3] == ["s_1", "lineage", "0", f"0 ({EMPTY})", EMPTY, EMPTY, EMPTY, EMPTY]
-    assert ["T_Cell", "0.750 (60)", EMPTY] in rows
-    assert ["of no class", f"{EMPTY} (9)", f"{EMPTY} (9)"] in rows
+    # Ten given, nine by both; the plasma cell has no class by both. Of the T cells 4 of 5 agree, of the B cells 2 of 3.
+    recall = (4 / 5 + 2 / 3) / 2
+    kappa = (6 / 8 - (5 * 5 + 3 * 3) / 64) / (1 - (5 * 5 + 3 * 3) / 64)
+    expected = ["10", "8", "0.750", f"{recall:.3f}", f"{kappa:.3f}", f"{(8 / 10 + 4 / 6) / 2:.3f}"]
+    assert next(row for row in rows if row[:2] == ["a_1", "class"])[2:] == expected
+    assert next(row for row in rows if row[:2] == ["c_1", "class"])[2:] == ["2", "2", "1.000", "1.000", EMPTY, "1.000"]
+    assert not [row for row in rows if row[0] == "b_1"]
+    assert ["B_Cell", "0.667 (3)", EMPTY] in rows
+    assert ["T_Cell", "0.800 (5)", "1.000 (2)"] in rows
     assert SYNTHETIC_NOTE in (tmp_path / "t.md").read_text()
+    data = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"value": ""})
+    found = data.query("slide == 'a_1' and level == 'class' and name == 'B_Cell'").set_index("measure")["value"]
+    assert found.to_dict() == pytest.approx(
+        {"given_cells": 3, "marker_cells": 3, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    )
 
 
 def test_agreement_table_without_given_labels(tmp_path: Path) -> None:
-    label_agreement(scores()[:0], tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
-    assert "No slide of this study has given labels" in (tmp_path / "t.md").read_text()
-    assert pd.read_csv(tmp_path / "t.csv").columns.tolist() == scores().columns.tolist()
+    for slides in ({}, {"a": write_none(tmp_path / "a")}):
+        label_agreement(slides, tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
+        assert "No slide of this study has given labels" in (tmp_path / "t.md").read_text()
+        assert pd.read_csv(tmp_path / "t.csv").columns.tolist() == ["slide", "level", "name", "measure", "value"]
 
 
 def test_confidence_table(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Counts and scores of a slide's labels that figures and tables show: losses, confidence, agreement."""
+"""Counts of a slide's labels that figures and tables show: losses, confidence, and what the original would keep."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from nuclass.core.errors import UserError
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, LABELLED
 
 STEPS = ("in the bundle", "kept by quality control", "labelled", "of a study class")
-LEVELS = ("cell_type", "class", "lineage")
-OVERALL = ("cells", "compared", "agreement", "balanced", "kappa", "macro_f1")
-PAIR_COLUMNS = ("level", "given", "markers", "cells")
 RULES = ("cells", "kept", "kept_released", "both", "overlap", "accuracy", "accuracy_released")
 RELEASED_MIN = 0.60
 """The original keeps a cell from this confidence on."""
@@ -72,82 +69,6 @@ def type_counts(labels: pd.DataFrame) -> pd.DataFrame:
     found = labels[labels["status"] == LABELLED].groupby(["cell_type", "class"], observed=True).size()
     table = found.rename("cells").reset_index()
     return table.sort_values(["cells", "cell_type"], ascending=[False, True], ignore_index=True)
-
-
-def agreement_measures(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Score marker labels against given ones, which are taken as right, from counts of cells by both names.
-
-    Parameters
-    ----------
-    pairs
-        ``level given markers cells``, one row a pair of names; ``markers`` is ``abstained`` (or "") where the markers
-        give none.
-
-    Returns
-    -------
-    ``level name measure value``. With name "": ``cells`` (with a given name), ``compared`` (named by the markers
-    too), and over the latter ``agreement`` (share with the same name), ``balanced`` (mean over the given names of the
-    share found), ``kappa`` (Cohen's) and ``macro_f1`` (mean over the given names). With a name: its ``cells`` (given,
-    among those compared) and ``f1``. What cannot be had is missing.
-
-    Raises
-    ------
-    UserError
-        Where a column is missing.
-    """
-    if missing := [name for name in PAIR_COLUMNS if name not in pairs]:
-        raise UserError(
-            "The table of agreement lacks columns",
-            found=", ".join(pairs.columns),
-            expected=", ".join(PAIR_COLUMNS),
-            fix=f"make the labels of the slide again: it lacks {', '.join(missing)}",
-        )
-    table = pairs[pairs["cells"] > 0].fillna({"given": "", "markers": ""}).replace({"markers": {ABSTAINED: ""}})
-    table = table[table["given"] != ""]
-    rows = [
-        (level, *row)
-        for level in LEVELS
-        if len(part := table[table["level"] == level])
-        for row in _agreement_scores(part)
-    ]
-    return pd.DataFrame(rows, columns=["level", "name", "measure", "value"])
-
-
-def _agreement_scores(part: pd.DataFrame) -> list[tuple[str, str, float]]:
-    total = float(part["cells"].sum())
-    both = part[part["markers"] != ""]
-    names = sorted(set(both["given"]) | set(both["markers"]))
-    wide = both.pivot_table(index="given", columns="markers", values="cells", aggfunc="sum", fill_value=0)
-    counts = wide.reindex(index=names, columns=names, fill_value=0).to_numpy(float)
-    n, right, given, found = counts.sum(), np.diag(counts), counts.sum(1), counts.sum(0)
-    if not n:
-        return [("", "cells", total), ("", "compared", 0.0), *[("", name, np.nan) for name in OVERALL[2:]]]
-    chance = float(given @ found) / n**2
-    f1 = 2 * right / (given + found)
-    present = given > 0
-    overall = {
-        "cells": total,
-        "compared": n,
-        "agreement": right.sum() / n,
-        "balanced": (right[present] / given[present]).mean(),
-        # One name on both sides leaves nothing to agree on beyond chance.
-        "kappa": (right.sum() / n - chance) / (1 - chance) if chance < 1 else np.nan,
-        "macro_f1": f1[present].mean(),
-    }
-    rows = [("", name, float(overall[name])) for name in OVERALL]
-    for k in np.flatnonzero(present):
-        rows += [(names[k], "cells", float(given[k])), (names[k], "f1", float(f1[k]))]
-    return rows
-
-
-def agreement_of(pairs: Mapping[str, str | Path]) -> pd.DataFrame:
-    """Return :func:`agreement_measures` of each slide's ``agreement.csv``, with the column ``slide``."""
-    parts = [
-        agreement_measures(pd.read_csv(path, keep_default_na=False)).assign(slide=slide)
-        for slide, path in pairs.items()
-    ]
-    columns = ["slide", "level", "name", "measure", "value"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def compare_confidence(

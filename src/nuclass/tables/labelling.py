@@ -2,69 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from nuclass.core.files import read_json
 from nuclass.tables.layout import EMPTY, markdown, number, write_table
 
+_COLUMNS = ["slide", "level", "name", "measure", "value"]
 _LEVELS = {"cell_type": "cell type", "class": "class", "lineage": "lineage"}
-_SCORES = {"agreement": "agreement", "balanced": "balanced", "kappa": "kappa", "macro_f1": "macro-F1"}
+_SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "kappa": "kappa",
+    "macro_f1": "macro-F1",
+}
+_OF_NAMES = ("given_cells", "marker_cells", "precision", "recall", "f1")
 
 
-def label_agreement(scores: pd.DataFrame, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+def agreement_rows(files: Mapping[str, Mapping[str, str | Path]]) -> pd.DataFrame:
+    """Return the agreement of the slides with given labels, one number a row: ``slide level name measure value``.
+
+    ``files`` maps a slide to its ``summary`` and ``scores``. A row without a name is of the whole level: ``given`` are
+    the cells that were given a type and not dropped, ``cells`` those of them that are compared.
+    """
+    rows: list[tuple[str, str, str, str, float]] = []
+    for slide, found in files.items():
+        told = read_json(found["summary"]).get("agreement")
+        if told is None:
+            continue
+        scores = pd.read_csv(found["scores"])
+        for level in _LEVELS:
+            overall = {"given": told["cells"], **told["levels"][level]}
+            rows += [(slide, level, "", key, overall[key]) for key in ("given", "cells", *_SCORES)]
+            part = scores[scores["level"] == level]
+            rows += [(slide, level, r["name"], key, r[key]) for r in part.to_dict("records") for key in _OF_NAMES]
+    return pd.DataFrame(rows, columns=_COLUMNS).astype({"value": float})
+
+
+def label_agreement(
+    files: Mapping[str, Mapping[str, str | Path]], csv: str | Path, md: str | Path, *, synthetic: bool
+) -> None:
     """Lay out how far marker labels agree with given ones, by slide and level, and the F1 of each class.
 
-    ``scores`` is from :func:`nuclass.labels.measures.agreement_of`; without rows the table says that there is nothing
-    to compare.
+    ``files`` maps every slide to its ``summary`` and ``scores``; where none has given labels, the table says so.
     """
-    title = "Labels from markers against given labels"
-    if scores.empty:
+    title, data = "Labels from markers against given labels", agreement_rows(files)
+    if data.empty:
         text = "No slide of this study has given labels, so there is nothing to compare the labels from markers with."
-        write_table(csv, md, scores, [text], title=title, synthetic=synthetic)
+        write_table(csv, md, data, [text], title=title, synthetic=synthetic)
         return
-    slides = list(dict.fromkeys(scores["slide"]))
-    overall = scores[scores["name"] == ""].set_index(["slide", "level", "measure"])["value"]
-    rows = []
-    for slide in slides:
-        for level, shown in _LEVELS.items():
-            if (slide, level, "cells") not in overall.index:
-                continue
-            cells, compared = (overall[slide, level, key] for key in ("cells", "compared"))
-            rows.append(
-                {
-                    "slide": slide,
-                    "level": shown,
-                    "cells": number(int(cells)),
-                    "compared": f"{number(int(compared))} ({_percent(compared / cells if cells else None)})",
-                    **{name: number(float(overall[slide, level, key])) for key, name in _SCORES.items()},
-                }
-            )
-    parts = ["## By level", markdown(rows, list(rows[0]), left=2)]
-    if len(by_class := _by_class(scores, slides)):
-        parts += ["## F1 of each class", by_class]
-    notes = [
-        "Cells: with a given name and not dropped. Compared: labelled by the markers too; all scores are over these, "
-        "the given labels taken as right. Balanced: mean over the given names of the share found. Kappa: agreement "
-        "beyond chance. Given labels have faults of their own, so full agreement is not to be expected.",
+    slides = list(dict.fromkeys(data["slide"]))
+    overall = data[data["name"] == ""].set_index(["slide", "level", "measure"])["value"]
+    rows = [
+        {
+            "slide": slide,
+            "level": shown,
+            "given": number(int(overall[slide, level, "given"])),
+            "compared": number(int(overall[slide, level, "cells"])),
+            **{text: number(float(overall[slide, level, key])) for key, text in _SCORES.items()},
+        }
+        for slide in slides
+        for level, shown in _LEVELS.items()
     ]
-    write_table(csv, md, scores, parts, title=title, notes=notes, synthetic=synthetic)
+    parts = ["## By level", markdown(rows, list(rows[0]), left=2)]
+    if by_class := _by_class(data, slides):
+        parts += ["## F1 of each class (cells given)", by_class]
+    notes = [
+        "Given: cells with a given name that passed quality control. Compared: labelled by the markers too; all scores "
+        "are over these, the given labels taken as right, the means over the names given. Kappa: agreement beyond "
+        "chance. At the level of the class, cells that have none by both are left out. Given labels have faults of "
+        "their own, so full agreement is not to be expected.",
+    ]
+    write_table(csv, md, data, parts, title=title, notes=notes, synthetic=synthetic)
 
 
-def _by_class(scores: pd.DataFrame, slides: list[str]) -> str:
+def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> str:
     """Return the F1 of each class on each slide, with the cells that were given it."""
-    part = scores[(scores["level"] == "class") & (scores["name"] != "")]
-    if part.empty:
-        return ""
-    wide = part.pivot_table(index="name", columns=["slide", "measure"], values="value", dropna=False)
+    part = data[(data["level"] == "class") & (data["name"] != "")]
+    values = part.set_index(["name", "slide", "measure"])["value"]
     rows = []
-    for name in wide.index:
-        row = {"class": str(name).replace("no_class", "of no class")}
+    for name in sorted(set(part["name"]), key=lambda name: (name == "no_class", name)):
+        row = {"class": "(no class)" if name == "no_class" else name}
         for slide in slides:
-            f1, cells = (wide[slide, key][name] if (slide, key) in wide else float("nan") for key in ("f1", "cells"))
-            row[slide] = EMPTY if cells != cells else f"{number(float(f1))} ({number(int(cells))})"
+            cells = int(values.get((name, slide, "given_cells"), 0))
+            row[slide] = f"{number(float(values[name, slide, 'f1']))} ({number(cells)})" if cells else EMPTY
         rows.append(row)
-    return markdown(rows, ["class", *slides])
+    return markdown(rows, ["class", *slides]) if rows else ""
 
 
 def label_confidence(
