@@ -257,6 +257,11 @@ def test_rules_by_hand() -> None:
     assert found["overlap"] == pytest.approx(1 / 3)
     assert found["accuracy"] == pytest.approx(0.5)
     assert found["accuracy_released"] == pytest.approx(1.0)
+    assert found["accuracy_as_many"] == pytest.approx(0.5)
+    fewer = compare_confidence(labels(), CLASS_OF, truth=truth, released_min=0.75)
+    assert fewer["kept_released"] == pytest.approx(0.2)
+    assert fewer["accuracy_as_many"] == 1
+    assert np.isnan(compare_confidence(labels(), CLASS_OF, truth=truth, released_min=0.0)["accuracy_as_many"])
     assert compare_confidence(labels(), CLASS_OF, released_min=0.5)["kept_released"] == pytest.approx(0.6)
 
 

@@ -180,8 +180,8 @@ def test_numbers_drawn_are_the_numbers_given(tmp_path: Path) -> None:
             .set_index(["row", "column"])["value"]
             .astype(float)
         )
-        # Five genes of each type of a class; the one of the other type is among them.
-        assert len(drawn) == 4 * 3 * 5
+        # Four genes of each type of a class; the one of the other type is among them.
+        assert len(drawn) == 4 * 3 * 4
         np.testing.assert_allclose(drawn, evidence.loc[drawn.index, measure])
 
 
@@ -425,15 +425,15 @@ def test_agreement_table_without_given_labels(tmp_path: Path) -> None:
 
 
 def test_confidence_table(tmp_path: Path) -> None:
-    values = [(100.0, 0.9, 0.7, 0.65, 0.684, np.nan, np.nan), (50.0, 0.8, 0.5, 0.4, 0.5, 0.99, 0.95)]
+    values = [(100.0, 0.9, 0.7, 0.65, 0.684, *[np.nan] * 3), (50.0, 0.8, 0.5, 0.4, 0.5, 0.99, 0.95, 0.98)]
     rules = pd.DataFrame(values, columns=list(RULES))
     rules.insert(0, "slide", ["a", "b"])
     place = {"csv": tmp_path / "t.csv", "md": tmp_path / "t.md"}
     label_confidence(rules, **place, min_confidence=0.55, released_min=0.6, synthetic=False)
     rows = markdown_rows(tmp_path / "t.md")
-    assert rows[0][-2:] == ["accuracy", "accuracy, original"]
-    assert rows[3] == ["b", "50", "80.0 %", "50.0 %", "40.0 %", "0.500", "0.990", "0.950"]
-    assert rows[2][-2:] == [EMPTY, EMPTY]
+    assert rows[0][-3:] == ["accuracy", "accuracy, original", "accuracy, as many"]
+    assert rows[3] == ["b", "50", "80.0 %", "50.0 %", "40.0 %", "0.500", "0.990", "0.950", "0.980"]
+    assert rows[2][-3:] == [EMPTY] * 3
     assert "0.55 and above" in (tmp_path / "t.md").read_text()
     label_confidence(rules[:1], **place, min_confidence=0.55, released_min=0.6, synthetic=False)
     assert "accuracy" not in markdown_rows(tmp_path / "t.md")[0]

@@ -42,7 +42,7 @@ _MAP_MM, _LEFT_HIGH_MM = 80.0, 178.0
 _LEGEND_MM, _LEGEND_ROW_MM, _GAP_MM = 52.0, 3.3, 5.0
 _WIDE = 0.62
 """A map that fills less than this share of its height, across the whole width, has its legend below."""
-_MAX_GENES, _MAX_OF_TYPE = 66, 5
+_MAX_GENES, _MAX_OF_TYPE = 66, 4
 _FUNNEL_SHADES = ("#C9D6E2", "#93B1CB", "#5483AA", "#1F4E79")
 _REASONS_SHOWN = 4
 

@@ -12,7 +12,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, LABELLED
 
 STEPS = ("in the bundle", "kept by quality control", "labelled", "of a study class")
-RULES = ("cells", "kept", "kept_released", "both", "overlap", "accuracy", "accuracy_released")
+RULES = ("cells", "kept", "kept_released", "both", "overlap", "accuracy", "accuracy_released", "accuracy_as_many")
 RELEASED_MIN = 0.60
 """The original keeps a cell from this confidence on."""
 
@@ -96,7 +96,8 @@ def compare_confidence(
     -------
     ``cells`` (named by markers and not dropped), ``kept`` and ``kept_released`` (shares of these), ``both`` (share
     kept by both), ``overlap`` (kept by both over kept by either), and with a truth ``accuracy`` and
-    ``accuracy_released`` of the cells that each keeps. What cannot be had is NaN.
+    ``accuracy_released`` of the cells that each keeps, and ``accuracy_as_many`` of our surest cells, as many as the
+    original keeps. What cannot be had is NaN.
     """
     by_markers = (labels["status"] != DROPPED) & (labels["source"] != "given") & labels["confidence_released"].notna()
     table = labels[by_markers]
@@ -123,6 +124,9 @@ def compare_confidence(
             )
         for name, kept, label in (("accuracy", ours, table["class"]), ("accuracy_released", theirs, class_name)):
             out[name] = float((label[kept] == true[kept]).mean()) if kept.any() else np.nan
+        if 0 < theirs.sum() <= ours.sum():
+            surest = table.loc[ours, "confidence"].sort_values(ascending=False, kind="stable").index[: theirs.sum()]
+            out["accuracy_as_many"] = float((table.loc[surest, "class"] == true[surest]).mean())
     return out
 
 

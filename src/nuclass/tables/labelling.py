@@ -114,13 +114,18 @@ def label_confidence(
         if known:
             row["accuracy"] = number(float(found["accuracy"]))
             row["accuracy, original"] = number(float(found["accuracy_released"]))
+            row["accuracy, as many"] = number(float(found["accuracy_as_many"]))
         rows.append(row)
     notes = [
         f"Of the cells that passed quality control and were named by markers: kept by ours ({min_confidence:g} and "
         f"above, no doublet, a class of the study), and as the original would keep them (0.6 neighbour purity + 0.4 "
         f"marker margin, {released_min:g} and above). Overlap: kept by both over kept by either.",
-        *(["Accuracy: share of the cells kept whose class is the true one."] if known else []),
     ]
+    if known:
+        notes.append(
+            "Accuracy: share of the cells kept whose class is the true one. As many: of the cells that ours is surest "
+            "of, as many as the original keeps."
+        )
     part = markdown(rows, list(rows[0])) if rows else "No slide has labels from markers."
     write_table(csv, md, rules, [part], title=title, notes=notes if rows else (), synthetic=synthetic)
 
