@@ -10,6 +10,7 @@ rule label_cells:
         own=own_label_files,
     output:
         labels="results/labels/{slide}/labels.parquet",
+        posteriors="results/labels/{slide}/posteriors.parquet",
         evidence="results/labels/{slide}/evidence.csv",
         markers="results/labels/{slide}/markers.csv",
         umap="results/labels/{slide}/umap.parquet",

@@ -10,8 +10,8 @@
 3. Posteriors (``mixture``). Profiles of the types are learnt from their seeds; a cell's counts come from one profile
    and from what its neighbours spill. The prior is the mean of two shares: among the nearest cells in expression,
    and in the slide.
-4. Abstention. Below ``min_confidence``; where a mixture of two types explains a cell much better than one; where the
-   cell is most likely of another type.
+4. Abstention (``confidence``). Below ``min_confidence``, a calibrated chance that the label is right; where a mixture
+   of two types explains a cell much better than one; where the cell is most likely of another type.
 
 Clusters vote; their numbers carry no meaning.
 """
@@ -29,6 +29,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, KEPT, LABELLED
 from nuclass.labels.cluster import LARGE_PANEL, Clusters, cluster, cluster_within, variable_genes
+from nuclass.labels.confidence import confidence, marker_lead
 from nuclass.labels.malignant import EPITHELIAL, MALIGNANT, malignant_bonus
 from nuclass.labels.markers import MarkerSet, marker_sets
 from nuclass.labels.mixture import Fit, components, fit, with_surroundings
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-_MIN_COMPONENT = 20
+_MIN_COMPONENT = 60
 """Seeds that a component of a type needs besides ``min_seeds``."""
 
 
@@ -54,7 +55,7 @@ class Settings:
     n_pcs: int = 30
     n_neighbors: int = 15
     resolutions: tuple[float, ...] = (0.5, 1.0, 2.0)
-    min_confidence: float = 0.6
+    min_confidence: float = 0.5
     min_seeds: int = 6
     min_seed_share: float = 0.002
     seed_margin: float = 0.5
@@ -66,8 +67,8 @@ class Settings:
     rounds: int = 4
     doublet_gain: float = 6.0
     confidence: str = "calibrated"
-    calibration_slope: float = 1.0
-    calibration_offset: float = 0.0
+    naming_slope: float = 1.85
+    naming_offset: float = 0.57
     seed: int = 42
 
     @classmethod
@@ -79,9 +80,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """Labels (one row a cell of the table of cells), evidence (one row a cluster and type), and a summary."""
+    """Labels and what they rest on.
+
+    ``labels`` has a row for each cell of the table of cells. ``posteriors`` has one for each kept cell: ``cell_id``,
+    one column a type found, ``other`` for types without markers, ``marker_lead`` and ``doublet_gain``. ``evidence`` has
+    one for each cluster and candidate.
+    """
 
     labels: pd.DataFrame
+    posteriors: pd.DataFrame
     evidence: pd.DataFrame
     clusters: Clusters
     summary: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +142,7 @@ def label_cells(
         "components": {name: int((found.component_types == k).sum()) for k, name in enumerate(found.names)},
         **{key: _counted(labels, column) for key, column in _COUNTED.items()},
     }
-    return LabelResult(labels, _evidence(found, candidates), found.clusters, summary)
+    return LabelResult(labels, _posteriors(kept, found), _evidence(found, candidates), found.clusters, summary)
 
 
 _COUNTED = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
@@ -156,6 +163,7 @@ class _Found:
     component_types: np.ndarray
     posterior: np.ndarray
     gain: np.ndarray
+    lead: np.ndarray
     released: np.ndarray
 
 
@@ -176,9 +184,8 @@ def _type(
     names = [c.name for c in candidates]
     if MALIGNANT in names:
         score[:, names.index(MALIGNANT)] += malignant_bonus(counts, genes, finest, home)
-    seeds = find_seeds(
-        _smoothed(score, nearest), _smoothed(broad, nearest), lineages, clusters.codes, nearest, settings
-    )
+    smooth = _smoothed(score, nearest)
+    seeds = find_seeds(smooth, _smoothed(broad, nearest), lineages, clusters.codes, nearest, settings)
     start, n_others = find_others(seeds, finest, nearest, settings)
     part, types = components(start, finest, len(seeds.present) + n_others, max(settings.min_seeds, _MIN_COMPONENT))
     spill = settings.spill if places_um is not None else 0.0
@@ -186,9 +193,10 @@ def _type(
     how = Fit(spill, settings.temperature, settings.full_depth, settings.rounds)
     posterior, gain = fit(around, part, types, nearest, how)
     _log.info("%d types found by %d components, %d other types", len(seeds.present), len(types), n_others)
+    lead = marker_lead(smooth, np.array(seeds.present)[posterior[:, : len(seeds.present)].argmax(1)], nearest)
     released = released_confidence(counts, clusters.shown, posterior.argmax(1), clusters.nearest)
     found = [names[k] for k in seeds.present]
-    return _Found(found, score, clusters, seeds.types, types, posterior, gain, released)
+    return _Found(found, score, clusters, seeds.types, types, posterior, gain, lead, released)
 
 
 def _smoothed(score: np.ndarray, nearest: np.ndarray) -> np.ndarray:
@@ -229,8 +237,8 @@ def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Se
     named, other = found.posterior[:, :n], found.posterior[:, n:].sum(1)
     order = np.sort(named, axis=1)
     top = order[:, -1]
-    confidence = calibrated(top, settings)
-    decisive = confidence if settings.confidence == "calibrated" else found.released
+    chance = confidence(top, found.lead, settings.naming_slope, settings.naming_offset)
+    decisive = chance if settings.confidence == "calibrated" else found.released
     is_other = other > top
     best = np.where(is_other, "", np.array(found.names, dtype=object)[named.argmax(1)])
     reason = np.select(
@@ -245,7 +253,7 @@ def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Se
             "raw_label": best,
             "cell_type": np.where(reason == "", best, ""),
             "class": "",
-            "confidence": confidence.astype(np.float32),
+            "confidence": chance.astype(np.float32),
             "margin": np.maximum(top - np.maximum(order[:, -2], other), 0).astype(np.float32),
             "confidence_released": found.released.astype(np.float32),
             "source": "markers",
@@ -263,11 +271,14 @@ def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Se
     return labels
 
 
-def calibrated(posterior: np.ndarray, settings: Settings) -> np.ndarray:
-    """Return the chance (N,) that a label of this posterior is right: its logit, stretched and moved (Platt, 1999)."""
-    safe = np.clip(posterior.astype(np.float64), 1e-6, 1 - 1e-6)
-    logit = settings.calibration_slope * np.log(safe / (1 - safe)) + settings.calibration_offset
-    return 1 / (1 + np.exp(-logit))
+def _posteriors(kept: pd.DataFrame, found: _Found) -> pd.DataFrame:
+    n = len(found.names)
+    table = pd.DataFrame(found.posterior[:, :n], columns=found.names)
+    table.insert(0, CELL_ID, kept[CELL_ID].to_numpy())
+    table["other"] = found.posterior[:, n:].sum(1)
+    table["marker_lead"] = found.lead.astype(np.float32)
+    table["doublet_gain"] = found.gain.astype(np.float32)
+    return table
 
 
 def _evidence(found: _Found, candidates: list[MarkerSet]) -> pd.DataFrame:

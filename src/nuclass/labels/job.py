@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
-FILES = ("labels.parquet", "evidence.csv", "markers.csv", "umap.parquet", "panel.csv", "summary.json")
+FILES = (
+    "labels.parquet",
+    "posteriors.parquet",
+    "evidence.csv",
+    "markers.csv",
+    "umap.parquet",
+    "panel.csv",
+    "summary.json",
+)
 """Written for every slide; where labels are given, ``agreement.csv``, ``scores.csv`` and ``unmapped.csv`` besides."""
 _PAIRS = ["level", "given", "markers", "cells"]
 _SCORES = ["level", "name", "given_cells", "marker_cells", "both", "precision", "recall", "f1"]
@@ -97,6 +105,7 @@ def label_slide(
     _need_classes(labels, bundle, result)
     folder = Path(out)
     write_parquet(folder / "labels.parquet", labels)
+    write_parquet(folder / "posteriors.parquet", result.posteriors)
     write_csv(folder / "evidence.csv", result.evidence, float_format="%.4f")
     write_csv(folder / "markers.csv", _marker_table(counts, labels, markers), float_format="%.4f")
     write_parquet(folder / "umap.parquet", _umap(result, table, Settings.from_dict(settings).seed))
