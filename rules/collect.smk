@@ -1,8 +1,8 @@
 """Named goals: `snakemake --cores 4 figures` makes every figure and what it needs, nothing else."""
 
-FIGURES = ("gradcam dataset_composition confusion per_class_f1 branches calibration alignment funnel").split()
+FIGURES = ("gradcam dataset_composition confusion per_class_f1 branches calibration alignment labelling funnel").split()
 TABLES = [
-    *"holdout_comparison branches dataset label_quality funnel alignment".split(),
+    *"holdout_comparison branches dataset label_quality label_agreement label_confidence funnel alignment".split(),
     *(["synthetic_truth"] if TRUTH_KNOWN else []),
 ]
 
@@ -26,6 +26,13 @@ rule labels:
         expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
 
 
+rule labelling:
+    input:
+        expand("results/labels/{slide}/labelling.{ending}", slide=ALL_SLIDES, ending=[*FORMATS, "csv"]),
+        expand("results/figures/labelling.{ending}", ending=[*FORMATS, "csv"]),
+        expand("results/tables/{name}.{ending}", name=["label_agreement", "label_confidence"], ending=["csv", "md"]),
+
+
 rule models:
     input:
         expand("results/models/{model}/best.ckpt", model=MODELS),
@@ -43,6 +50,7 @@ rule evaluation:
 rule figures:
     input:
         expand("results/figures/{name}.{ending}", name=FIGURES, ending=[*CONFIG["figures"]["formats"], "csv"]),
+        expand("results/labels/{slide}/labelling.{ending}", slide=ALL_SLIDES, ending=[*FORMATS, "csv"]),
 
 
 rule tables:

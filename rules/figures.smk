@@ -227,6 +227,73 @@ rule draw_alignment:
         "../scripts/draw_alignment.py"
 
 
+LABEL_SHEETS = {**SHEETS, "ontology": CONFIG["ontology"]}
+# With the original's rule in force the calibrated confidence has no threshold to mark.
+MARKED = CONFIG["labels"]["min_confidence"] if CONFIG["labels"]["confidence"] == "calibrated" else None
+
+
+rule draw_labels:
+    input:
+        **LABEL_SHEETS,
+        labels="results/labels/{slide}/labels.parquet",
+        cells="results/slides/{slide}/cells.parquet",
+        umap="results/labels/{slide}/umap.parquet",
+        markers="results/labels/{slide}/markers.csv",
+    output:
+        pictures=slide_pictures("labelling", "slide_labels", "Labels"),
+        csv="results/labels/{slide}/labelling.csv",
+    params:
+        organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
+        min_confidence=MARKED,
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.labelling"),
+    log:
+        "logs/draw_labels/{slide}.log",
+    benchmark:
+        "benchmarks/draw_labels/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000, 10),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Slide {wildcards.slide}: how its cells were labelled"
+    script:
+        "../scripts/draw_labels.py"
+
+
+rule draw_labelling:
+    input:
+        **LABEL_SHEETS,
+        labels=expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
+        cells=expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
+        umaps=expand("results/labels/{slide}/umap.parquet", slide=ALL_SLIDES),
+    output:
+        pictures=drawn("labelling", "Data", "Labels"),
+        csv="results/figures/labelling.csv",
+    params:
+        slides=ALL_SLIDES,
+        organs={slide: slide_row(slide)["organ"] for slide in ALL_SLIDES},
+        min_confidence=dict.fromkeys(ALL_SLIDES, MARKED),
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.labelling_study"),
+    log:
+        "logs/draw_labelling/all.log",
+    benchmark:
+        "benchmarks/draw_labelling/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 5),
+        runtime=30,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Figure labelling: cells, layout and confidence of every slide"
+    script:
+        "../scripts/draw_labelling.py"
+
+
 rule draw_funnel:
     input:
         **SHEETS,

@@ -13,6 +13,19 @@ def drawn(name, category, what):
     return list(paths.values())
 
 
+def slide_pictures(name, caption, category):
+    """Return the pictures of one slide's labels; the one that a browser shows best goes into the report."""
+    shown = next(ending for ending in ("png", "svg", "pdf") if ending in FORMATS)
+    paths = {ending: f"results/labels/{{slide}}/{name}.{ending}" for ending in FORMATS}
+    paths[shown] = report(
+        paths[shown],
+        caption=f"../workflow/report/{caption}.rst",
+        category=category,
+        labels={"slide": "{slide}"},
+    )
+    return list(paths.values())
+
+
 def laid_out(name, category, what):
     """Return a table's CSV, which goes into the report."""
     return report(

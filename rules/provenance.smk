@@ -2,6 +2,8 @@
 
 import json
 
+OWN_MARKERS = [CONFIG["labels"]["extra_markers"]] if CONFIG["labels"]["extra_markers"] else []
+
 
 report: "../workflow/report/workflow.rst"
 
@@ -13,7 +15,7 @@ localrules:
 
 rule record_provenance:
     input:
-        tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], CONFIG["models"]],
+        tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], *OWN_MARKERS, CONFIG["models"]],
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=ALL_SLIDES),
         results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
     output:

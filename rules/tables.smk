@@ -102,6 +102,62 @@ rule tabulate_label_quality:
         "../scripts/tabulate_label_quality.py"
 
 
+rule tabulate_label_agreement:
+    input:
+        summaries=expand("results/labels/{slide}/summary.json", slide=ALL_SLIDES),
+        scores=expand("results/labels/{slide}/scores.csv", slide=ALL_SLIDES),
+    output:
+        csv=laid_out("label_agreement", "Data", "Labels from markers against given ones"),
+        md="results/tables/label_agreement.md",
+    params:
+        slides=ALL_SLIDES,
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables.labelling"),
+    log:
+        "logs/tabulate_label_agreement/all.log",
+    benchmark:
+        "benchmarks/tabulate_label_agreement/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table label_agreement: labels from markers against given ones"
+    script:
+        "../scripts/tabulate_label_agreement.py"
+
+
+rule tabulate_label_confidence:
+    input:
+        labels=expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
+        ontology=CONFIG["ontology"],
+        truths=expand("resources/truth/{slide}/truth.parquet", slide=ALL_SLIDES) if TRUTH_KNOWN else [],
+    output:
+        csv=laid_out("label_confidence", "Data", "Confidence, ours and the original's"),
+        md="results/tables/label_confidence.md",
+    params:
+        slides=ALL_SLIDES,
+        min_confidence=CONFIG["labels"]["min_confidence"],
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables.labelling", "nuclass.labels.measures"),
+    log:
+        "logs/tabulate_label_confidence/all.log",
+    benchmark:
+        "benchmarks/tabulate_label_confidence/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000, 10),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table label_confidence: what our confidence and the original's keep"
+    script:
+        "../scripts/tabulate_label_confidence.py"
+
+
 rule tabulate_funnel:
     input:
         counts="results/evaluation/funnel.csv",

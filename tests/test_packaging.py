@@ -58,6 +58,7 @@ IMPORT_NAMES = {
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "torch": "pytorch",
+    "umap": "umap-learn",
     "yaml": "pyyaml",
 }
 
