@@ -69,9 +69,11 @@ def draw(file: Path, n: int, n_genes: int) -> None:
 def run(file: Path, way: str) -> None:
     """Label one table one way and print time, peak MB, macro-F1 and the share of cells kept."""
     import anndata
+    from scipy import sparse
     from sklearn.metrics import f1_score
 
     data = anndata.read_h5ad(file)
+    data = anndata.AnnData(sparse.csr_matrix(data.X), obs=data.obs, var=data.var)
     truth = data.obs["truth"].astype(str).to_numpy()
     start = time.perf_counter()
     found = by_nuclass(data) if way == "nuclass" else by_scanpy(data)

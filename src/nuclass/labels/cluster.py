@@ -19,6 +19,8 @@ _log = get_logger(__name__)
 LARGE_PANEL = 1000
 """Genes above which only the most variable ones, and the markers, take part."""
 _EXACT = 50_000
+_DESCENT = 15
+_WIDEN_CHUNK = 2000
 _MIN_GROUP = 100
 """Cells below which a part of the cells is not clustered by itself."""
 
@@ -127,7 +129,11 @@ def variable_genes(counts: sparse.csr_matrix, keep: int = 2000) -> np.ndarray:
 
 
 def _nearest(components: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Return the indices (N, k) of the nearest cells, each cell itself left out; exact up to 50,000 cells."""
+    """Return the indices (N, k) of the nearest cells, each cell itself left out; exact up to 50,000 cells.
+
+    Above, the nearest 15 are found by descent on the graph of neighbours, which takes ever longer the more are asked
+    for; further ones are the nearest of the neighbours' neighbours.
+    """
     if len(components) <= _EXACT:
         from sklearn.neighbors import NearestNeighbors
 
@@ -135,7 +141,24 @@ def _nearest(components: np.ndarray, k: int, seed: int) -> np.ndarray:
         return np.asarray(search.kneighbors(return_distance=False))
     from pynndescent import NNDescent
 
-    return NNDescent(components, n_neighbors=k + 1, random_state=seed).neighbor_graph[0][:, 1:]
+    few = min(k, _DESCENT)
+    found = NNDescent(components, n_neighbors=few + 1, random_state=seed).neighbor_graph[0][:, 1:]
+    return found if few == k else _widened(found, components, k)
+
+
+def _widened(nearest: np.ndarray, components: np.ndarray, k: int) -> np.ndarray:
+    """Return the ``k`` nearest (N, k) among the neighbours and theirs, by distance."""
+    result = np.empty((len(nearest), k), nearest.dtype)
+    for i in range(0, len(nearest), _WIDEN_CHUNK):
+        near = nearest[i : i + _WIDEN_CHUNK]
+        rows = np.arange(i, i + len(near))[:, None]
+        reach = np.sort(np.concatenate([near, nearest[near].reshape(len(near), -1)], axis=1), axis=1)
+        distance = ((components[reach] - components[rows]) ** 2).sum(2)
+        distance[reach == rows] = np.inf
+        distance[:, 1:][reach[:, 1:] == reach[:, :-1]] = np.inf
+        order = np.argsort(distance, axis=1)[:, :k]
+        result[i : i + len(near)] = np.take_along_axis(reach, order, axis=1)
+    return result
 
 
 def _shared_graph(nearest: np.ndarray) -> sparse.csr_matrix:
