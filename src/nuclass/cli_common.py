@@ -34,6 +34,35 @@ def add_settings(parser: argparse.ArgumentParser, section: str = "") -> None:
     )
 
 
+def study_file(path: str) -> Path:
+    """Return a file that the settings name: of the study in this folder, else of the repository."""
+    return Path(path) if Path(path).exists() else Path(nuclass.__file__).parents[2] / path
+
+
+def add_own_markers(parser: argparse.ArgumentParser) -> None:
+    """Add ``--markers``."""
+    parser.add_argument(
+        "--markers",
+        type=Path,
+        metavar="FILE",
+        help="marker table of your own, added to the one that comes along (default: labels.extra_markers)",
+    )
+
+
+def own_markers(options: argparse.Namespace, settings: dict[str, Any]) -> Path | None:
+    """Return the user's own marker table: that of the command line, else that of the settings, None without any."""
+    from nuclass.core.errors import UserError
+
+    if options.markers is None:
+        named = settings["labels"]["extra_markers"]
+        return study_file(named) if named else None
+    if not options.markers.is_file():
+        raise UserError(
+            "--markers names no file", where=options.markers, expected="a marker table, such as config/markers.tsv"
+        )
+    return Path(options.markers)
+
+
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the checked settings: those of the study in this folder, overlaid by ``--configfile``.
 

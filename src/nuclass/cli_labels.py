@@ -7,21 +7,41 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nuclass
-from nuclass.cli_common import add_command, add_settings, settings_of
+from nuclass.cli_common import add_command, add_own_markers, add_settings, own_markers, settings_of, study_file
 from nuclass.core.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nuclass.labels.job import Tables
 
 _ABOUT = """\
 Type the cells of a section from their transcripts, and abstain where the evidence is thin.
 
-With a bundle and its cells.parquet, OUT is a folder: labels.parquet with the evidence beside it.
-With --counts, OUT is one file (.parquet or .csv), one row a cell:
-  cell_id, cell_type (empty where none is certain enough), class (the study's class of the type, if it has one),
-  raw_label (the best type, even where abstained), confidence, margin, status (labelled, abstained, dropped), reason
+With --counts, OUT is one file (.parquet or .csv). With a bundle and its cells.parquet, OUT is a folder: labels.parquet
+with the evidence beside it. Either has one row a cell:
+  cell_id              as in the table or the bundle
+  cell_type            empty where none is certain enough
+  class                the study's class of that type; empty where it has none, as for plasma cells
+  confidence           chance that the type is right, 0 to 1; below labels.min_confidence there is no type
+  status, reason       labelled, abstained or dropped, and why
+  raw_label            the best type, even where abstained
+  margin               lead of the best type over the next
+  confidence_released  confidence by the original's formula
+  cluster, source      number of its cluster; markers or given
+
+A table of counts has cells x genes or genes x cells, with human gene symbols. Text needs ids in its first column or in
+one called cell_id; other columns that are no genes are left out. Columns x_um and y_um, or x_centroid and y_centroid
+(micrometres; in obs of an .h5ad), let what spills over from neighbours count. Normalised values are turned back into
+counts where that can be done.
 """
+_REASONS = {
+    "low_counts": "too few transcripts",
+    "few_genes": "too few genes",
+    "unsure": "not certain enough",
+    "doublet": "two cells in one",
+    "other_type": "of a type without markers here",
+}
 _EXAMPLES = """\
 examples:
   nuclass label --counts counts.h5ad --organ breast --out labels.parquet
@@ -38,13 +58,18 @@ def add_label(commands: argparse._SubParsersAction[Any]) -> None:
     parser.epilog = _EXAMPLES
     parser.set_defaults(run=_label)
     parser.add_argument("bundle", type=Path, nargs="?", help="folder of the bundle; or give --counts")
-    parser.add_argument("--counts", type=Path, help="cells x genes: .h5ad, 10x .h5, .csv, .tsv (also .gz) or .parquet")
-    parser.add_argument("--cells", type=Path, help="cells.parquet of the slide, with a bundle")
-    parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
-    parser.add_argument("--markers", type=Path, help="a marker table of your own, added to the one that comes along")
+    parser.add_argument(
+        "--counts", type=Path, metavar="FILE", help=".h5ad, 10x .h5, .csv, .tsv, .txt (text also .gz), .parquet"
+    )
+    parser.add_argument("--cells", type=Path, metavar="FILE", help="cells.parquet of the slide, with a bundle")
+    parser.add_argument(
+        "--organ", choices=ORGANS, required=True, metavar="ORGAN", help="organ of the section: " + ", ".join(ORGANS)
+    )
+    add_own_markers(parser)
     parser.add_argument(
         "--given",
         default="",
+        metavar="FILE",
         help="labels that others gave the cells of the bundle: FILE, FILE::ID,LABEL or BOOK::SHEET",
     )
     parser.add_argument(
@@ -91,8 +116,12 @@ def _label(options: argparse.Namespace) -> None:
 def _label_table(options: argparse.Namespace) -> None:
     from nuclass.labels.job import label_table
 
-    if options.out.suffix not in (".parquet", ".csv"):
-        raise UserError("--out is no file that can be written", found=options.out, expected="a .parquet or .csv file")
+    if options.given or options.labels:
+        raise UserError(
+            "Labels of others are compared with those of a bundle only",
+            found="--counts with " + ("--given" if options.given else "--labels"),
+            fix="leave it out",
+        )
     settings = settings_of(options)
     labels = label_table(
         counts=options.counts,
@@ -111,20 +140,31 @@ def _tables(options: argparse.Namespace, settings: dict[str, Any]) -> Tables:
     """Return the tables that labels rest on; those of the repository are found from any folder."""
     from nuclass.labels.job import Tables
 
-    root = Path(nuclass.__file__).parents[2]
-
-    def place(path: str) -> Path:
-        return Path(path) if Path(path).exists() else root / path
-
-    own = options.markers or settings["labels"]["extra_markers"] or None
-    return Tables(place(settings["markers"]), own, place(settings["ontology"]))
+    own = own_markers(options, settings)
+    return Tables(study_file(settings["markers"]), own, study_file(settings["ontology"]))
 
 
-def _summary(labels: Any) -> str:
+def _summary(labels: pd.DataFrame) -> str:
+    """Return in words how many cells have which type and a class of the study, and what the file holds."""
+    n = len(labels)
     typed = labels[labels["status"] == "labelled"]
-    lines = [f"{len(labels)} cells: {len(typed)} labelled ({100 * len(typed) / max(len(labels), 1):.1f} %)"]
-    for reason, count in labels.loc[labels["status"] != "labelled", "reason"].value_counts().items():
-        lines.append(f"  without a label, {reason}: {count}")
-    for name, count in typed["cell_type"].value_counts().items():
-        lines.append(f"  {name}: {count}")
-    return "\n".join(lines) + "\n"
+    classes = typed[typed["class"] != ""]
+    lines = [
+        f"{n:,} cells: {len(typed):,} labelled ({_share(len(typed), n)}), "
+        f"{len(classes):,} of them of a class of the study"
+    ]
+    without = labels.loc[labels["status"] != "labelled", "reason"].value_counts()
+    lines += [f"  no label, {_REASONS.get(str(reason), reason)}: {count:,}" for reason, count in without.items()]
+    types = typed.groupby("cell_type")["class"].agg(["first", "size"]).sort_values("size", ascending=False)
+    width = max((len(str(name)) for name in types.index), default=0)
+    lines += [
+        f"  {name:<{width}}  {size:>8,}  {_share(size, n):>6}  "
+        + ("no class" if not kind else "" if kind == name else f"class {kind}")
+        for name, kind, size in types.itertuples()
+    ]
+    lines.append("Columns: " + ", ".join(labels.columns))
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.1f} %"

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nuclass
-from nuclass.cli_common import add_command, add_settings, settings_of
+from nuclass.cli_common import add_command, add_own_markers, add_settings, own_markers, settings_of, study_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +43,7 @@ def add_panel(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("panel", type=Path, help="panel table, gene_panel.json, folder of a bundle, or list of genes")
     parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")
     parser.add_argument("--genes", action="store_true", help="name the genes too")
-    parser.add_argument("--markers", type=Path, help="a marker table of your own, added to the one that comes along")
+    add_own_markers(parser)
     parser.add_argument("--out", type=Path, help="write the whole table to this file, .csv or .md")
     add_settings(parser)
     parser.set_defaults(run=_panel)
@@ -60,9 +59,8 @@ def _panel(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix not in (".csv", ".md"):
         raise UserError("--out is no table", found=options.out, expected="a file that ends in .csv or .md")
     settings = settings_of(options)
-    ontology = load_ontology(_place(settings["ontology"]))
-    extra = options.markers or settings["labels"].get("extra_markers") or None
-    markers = load_markers(_place(settings["markers"]), extra, ontology)
+    ontology = load_ontology(study_file(settings["ontology"]))
+    markers = load_markers(study_file(settings["markers"]), own_markers(options, settings), ontology)
     genes = read_panel(options.panel)
     check_species(genes, markers, options.panel)
     coverage = panel_coverage(markers, ontology, options.organ, genes)
@@ -72,11 +70,6 @@ def _panel(options: argparse.Namespace) -> None:
     if options.out is not None:
         _write(coverage, options.out)
         sys.stdout.write(f"Wrote {options.out}.\n")
-
-
-def _place(path: str) -> Path:
-    """Return a table of the study in this folder, else that of the repository."""
-    return Path(path) if Path(path).exists() else Path(nuclass.__file__).parents[2] / path
 
 
 def _table(coverage: pd.DataFrame) -> list[str]:

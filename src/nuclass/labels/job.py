@@ -78,6 +78,8 @@ def label_slide(
 ) -> None:
     """Label the cells of a slide and write the files of :data:`FILES` into a folder.
 
+    Nothing is written before all is computed, and ``labels.parquet``, which the next stages read, is written last.
+
     Parameters
     ----------
     bundle
@@ -91,28 +93,38 @@ def label_slide(
     given
         The file of given labels, with its sheet and columns where they do not decide themselves; empty for the labels
         that came with the slide, ``none`` for none.
+    name
+        What the slide is called in messages and in the table of agreement.
 
     Raises
     ------
     UserError
-        Where the counts lack cells of the table, given labels are wanted and there are none, or no cell gets a class.
+        Where the counts lack cells of the table, given labels are wanted and there are none, they are of another
+        slide, or no cell gets a class.
     """
-    table = pd.read_parquet(cells)
+    table = _cells(cells)
     markers, ontology = tables.read()
+    theirs = _given(table, _given_file(bundle, given), source, name)
     counts = _counts(bundle, table, markers)
-    result = label_cells(counts, table, markers, organ, ontology, Settings.from_dict(settings))
-    labels, compared, told = _with_given(result.labels, table, ontology, _file(bundle, given), source, name)
-    _need_classes(labels, bundle, result)
+    how = Settings.from_dict(settings)
+    _need_cells(table, how, cells)
+    result = label_cells(counts, table, markers, organ, ontology, how)
+    labels, compared, told = _with_given(result.labels, table, ontology, theirs, source, name)
+    _need_classes(labels, bundle)
+    evidence = {
+        "evidence.csv": result.evidence,
+        "markers.csv": _marker_table(counts, labels, markers),
+        "panel.csv": panel_coverage(markers, ontology, organ, list(counts.var_names)),
+        **compared,
+    }
+    umap = _umap(result, table, how.seed)
     folder = Path(out)
-    write_parquet(folder / "labels.parquet", labels)
-    write_parquet(folder / "posteriors.parquet", result.posteriors)
-    write_csv(folder / "evidence.csv", result.evidence, float_format="%.4f")
-    write_csv(folder / "markers.csv", _marker_table(counts, labels, markers), float_format="%.4f")
-    write_parquet(folder / "umap.parquet", _umap(result, table, Settings.from_dict(settings).seed))
-    write_csv(folder / "panel.csv", panel_coverage(markers, ontology, organ, list(counts.var_names)))
-    for file, frame in compared.items():
+    for file, frame in evidence.items():
         write_csv(folder / file, frame, float_format="%.4f")
-    write_json(folder / "summary.json", {**result.summary, "source": source, **told})
+    write_parquet(folder / "posteriors.parquet", result.posteriors)
+    write_parquet(folder / "umap.parquet", umap)
+    write_json(folder / "summary.json", {**result.summary, **_counted(labels), "source": source, **told})
+    write_parquet(folder / "labels.parquet", labels)
     _log.info("labelled %s", result.summary["cell_types"])
 
 
@@ -130,22 +142,29 @@ def label_table(
 
     Places are used where the table has them (``x_um`` and ``y_um``, or ``x_centroid`` and ``y_centroid``).
     """
+    _need_place(Path(out), Path(counts))
     markers, ontology = tables.read()
     data = read_counts(counts, set(markers["gene"]))
     check_species(list(data.var_names), markers, counts)
     cells = cells_of(data, min_transcripts, min_genes)
-    if not (cells["status"] == KEPT).any():
-        raise UserError(
-            "No cell of the table has counts enough",
-            where=counts,
-            found=f"{len(cells)} cells, {cells['reason'].value_counts().to_dict()}",
-            expected=f"at least one with {min_transcripts} transcripts of {min_genes} genes",
-            fix="check that the values are counts, or lower qc.min_transcripts and qc.min_genes",
-        )
-    labels = label_cells(data, cells, markers, organ, ontology, Settings.from_dict(settings)).labels
+    how = Settings.from_dict(settings)
+    _need_cells(cells, how, counts)
+    labels = label_cells(data, cells, markers, organ, ontology, how).labels
     write = write_csv if Path(out).suffix == ".csv" else write_parquet
     write(out, labels)
     return labels
+
+
+def _need_place(out: Path, counts: Path) -> None:
+    """Stop before the work where its result could not be written."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise UserError("--out is no file that can be written", found=out, expected="a .parquet or .csv file")
+    if out.is_dir():
+        raise UserError("--out is a folder", found=out, expected="a .parquet or .csv file")
+    if out.resolve() == counts.resolve():
+        raise UserError("--out is the table of counts itself", found=out, expected="another file")
+    if file := next((folder for folder in out.absolute().parents if folder.exists() and not folder.is_dir()), None):
+        raise UserError("--out lies in a file, not in a folder", where=out, found=f"{file} is a file")
 
 
 def _counts(bundle: str | Path, table: pd.DataFrame, markers: pd.DataFrame) -> AnnData:
@@ -164,47 +183,120 @@ def _counts(bundle: str | Path, table: pd.DataFrame, markers: pd.DataFrame) -> A
     return counts
 
 
-def _file(bundle: str | Path, given: str) -> str | None:
+def _cells(path: str | Path) -> pd.DataFrame:
+    """Return the slide's table of cells, with what labelling needs of it."""
+    file = Path(path)
+    needed = [CELL_ID, "status", "reason"]
+    fix = "give the cells.parquet that 'nuclass build-slide' wrote"
+    if not file.is_file():
+        raise UserError("The slide's table of cells is missing", where=file, fix=fix)
+    try:
+        table = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "The slide's table of cells cannot be read", where=file, found=str(error).split("\n")[0], fix=fix
+        ) from error
+    if missing := [name for name in needed if name not in table]:
+        raise UserError(
+            "The slide's table of cells lacks columns",
+            where=file,
+            found=", ".join(map(str, table.columns)),
+            expected=", ".join(missing),
+            fix=fix,
+        )
+    return table
+
+
+def _need_cells(table: pd.DataFrame, how: Settings, where: str | Path) -> None:
+    """Stop where the kept cells cannot make two types."""
+    kept, wanted = int((table["status"] == KEPT).sum()), 2 * how.min_seeds
+    if kept >= wanted:
+        return
+    dropped = table.loc[table["status"] != KEPT, "reason"].value_counts().to_dict()
+    raise UserError(
+        "Too few cells are left to label",
+        where=where,
+        found=f"{kept:,} of {len(table):,}" + (f"; dropped: {_listed(dropped)}" if dropped else ""),
+        expected=f"at least {wanted}, for two types of labels.min_seeds cells each",
+        fix="check that the counts are whole, or lower the thresholds under 'qc'" if dropped else None,
+    )
+
+
+def _given_file(bundle: str | Path, given: str) -> str | None:
     return given_file(bundle, given) if given or (Path(bundle) / "bundle.json").is_file() else None
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Given labels: the file, its rows, and those of the slide's cells."""
+
+    file: str
+    rows: pd.DataFrame
+    matched: pd.DataFrame
+
+
+def _given(table: pd.DataFrame, file: str | None, source: str, name: str) -> _Given | None:
+    """Read given labels and match them to the cells; without a file there are none."""
+    if file is not None:
+        rows = read_given(file)
+        return _Given(file, rows, match_given(rows, table, file))
+    if source == "given":
+        raise UserError(
+            "A slide's labels are to be given, and there is no file of them",
+            where=name or None,
+            expected="a file in the column 'given' of the slides sheet, or with --given",
+            fix="name it there, or let markers decide (column 'labels', or --labels markers)",
+        )
+    return None
+
+
 def _with_given(
-    own: pd.DataFrame, table: pd.DataFrame, ontology: Ontology, file: str | None, source: str, name: str
+    own: pd.DataFrame, table: pd.DataFrame, ontology: Ontology, given: _Given | None, source: str, name: str
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], dict[str, Any]]:
     """Return the labels that count, the tables of the comparison, and what the summary tells of it."""
     empty = {"agreement.csv": _PAIRS, "scores.csv": _SCORES, "unmapped.csv": _UNMAPPED}
-    if file is None:
-        if source == "given":
-            raise UserError(
-                "A slide's labels are to be given, and there is no file of them",
-                where=name or None,
-                expected="a file in the column 'given' of the slides sheet",
-                fix="name it there, or let markers decide (column 'labels')",
-            )
+    if given is None:
         return own, {path: pd.DataFrame(columns=columns) for path, columns in empty.items()}, {}
-    given = read_given(file)
-    matched = match_given(given, table, file)
-    theirs = given_labels(matched, table, ontology)
+    theirs = given_labels(given.matched, table, ontology)
     found = agreement(theirs, own, ontology, name)
     labels = {"markers": own, "given": theirs}.get(source)
     if labels is None:
         labels = combine(theirs, own, ontology)
-    unmapped = ontology.unmapped(matched["raw_label"])
+    unmapped = ontology.unmapped(given.matched["raw_label"])
     for row in unmapped.itertuples():
         _log.warning("given label '%s' of %d cells is not known; nearest: %s", row.raw_label, row.cells, row.nearest)
     compared = dict(zip(empty, (found.pairs, found.scores, unmapped), strict=True))
-    return labels, compared, {"given": given_summary(file, given, matched, ontology), "agreement": found.summary}
+    told = {
+        "given": given_summary(given.file, given.rows, given.matched, ontology),
+        "agreement": found.summary,
+        "markers": _counted(own),
+    }
+    return labels, compared, told
 
 
-def _need_classes(labels: pd.DataFrame, bundle: str | Path, result: LabelResult) -> None:
+def _counted(labels: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return how many cells have each status, type, class and reason."""
+    columns = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
+    return {
+        key: {str(value): int(n) for value, n in labels.loc[labels[column] != "", column].value_counts().items()}
+        for key, column in columns.items()
+    }
+
+
+def _need_classes(labels: pd.DataFrame, bundle: str | Path) -> None:
     if (labels["class"] != "").any():
         return
+    counted = _counted(labels)
     raise UserError(
         "No cell of the slide gets a class of the study",
         where=f"step label_cells, {bundle}",
-        found=str({**result.summary["reasons"], **result.summary["cell_types"]}),
-        fix="lower labels.min_confidence, or look at evidence.csv and panel.csv",
+        found="; ".join(f"{key}: {_listed(counted[key])}" for key in ("reasons", "cell_types") if counted[key]),
+        fix="lower labels.min_confidence, or see with 'nuclass panel' which types the panel can tell",
     )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def _marker_table(counts: AnnData, labels: pd.DataFrame, markers: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class MarkerSet:
 def load_markers(
     path: str | Path, extra: str | Path | None = None, ontology: Ontology | str | Path | None = None
 ) -> pd.DataFrame:
-    """Read and check a marker table (tab-separated: cell_type, gene, sign, organs, source).
+    """Read and check a marker table (tab-separated: cell_type, gene, sign, organs, source; lines with # are notes).
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ def load_markers(
         The table. ``sign`` is ``positive`` or ``negative``, ``organs`` is ``*`` or names joined by commas. Rows of
         one cell type may name different organs: a row counts where its own organs hold the organ of the slide.
     extra
-        A table of the user's with the same columns. Its rows are added; a cell type and gene that stand in both
-        tables are taken from this one.
+        A table of the user's with the same columns, which may have no row yet. Its rows are added; a cell type and
+        gene that stand in both tables are taken from this one.
     ontology
         Names of the cell types; by default the ontology of the project.
 
@@ -67,16 +68,20 @@ def load_markers(
     for key, file in zip(("markers", "labels.extra_markers"), files, strict=False):
         table = _read(file, key)
         found = _faults(table, ontology)
+        if table.empty and key == "markers":
+            found.append("there is no row")
         faults += [f"{file.name}, {fault}" for fault in found] if len(files) > 1 else found
         tables.append(table)
     if faults:
+        unknown = any("unknown cell type" in fault for fault in faults)
         raise UserError(
             "The marker table has faults",
             where=", ".join(map(str, files)),
             found="; ".join(faults),
             expected="a cell type of the ontology, a gene once a type, sign positive or negative, "
             "organs of the study or *, and a source",
-            fix="correct these rows",
+            fix="correct these rows"
+            + ("; a type of your own needs an entry in the ontology first (key 'ontology')" if unknown else ""),
         )
     table = pd.concat(tables, ignore_index=True)
     return table.drop_duplicates(["cell_type", "gene"], keep="last").sort_index().reset_index(drop=True)
@@ -86,7 +91,14 @@ def _read(file: Path, key: str) -> pd.DataFrame:
     if not file.is_file():
         raise UserError("The marker table is missing", where=file, fix=f"check the key '{key}' of the configuration")
     try:
-        table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        numbered = [
+            (number, line)
+            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1)
+            # A spreadsheet puts notes in quotes.
+            if line.strip() and not line.lstrip(' "').startswith("#")
+        ]
+        text = StringIO("\n".join(line for _, line in numbered))
+        table = pd.read_csv(text, sep="\t", dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(
             "The marker table cannot be read",
@@ -104,14 +116,17 @@ def _read(file: Path, key: str) -> pd.DataFrame:
             expected=", ".join(COLUMNS),
             fix="separate the columns by tabs" if commas else f"add {', '.join(missing)}",
         )
+    # Rows are told by their line in the file; a quoted field over several lines would shift them.
+    if len(table) == len(numbered) - 1:
+        table.index = pd.Index([number for number, _ in numbered[1:]], dtype=int)
     return table.loc[:, list(COLUMNS)].apply(lambda column: column.str.strip())
 
 
 def _faults(table: pd.DataFrame, ontology: Ontology) -> list[str]:
-    faults = [] if len(table) else ["there is no row"]
+    faults: list[str] = []
     first: dict[tuple[str, str], tuple[int, str]] = {}
     types = list(ontology.cell_types)
-    for row, record in enumerate(table.to_dict("records"), start=2):
+    for row, record in zip(table.index, table.to_dict("records"), strict=True):
         name, gene, sign = record["cell_type"], record["gene"], record["sign"]
         faults += [f"row {row}: {column} is empty" for column in COLUMNS if not record[column]]
         if name and name not in ontology.cell_types:
