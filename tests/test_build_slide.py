@@ -76,8 +76,8 @@ def test_cells_are_placed_on_their_nuclei(slide):
     table = build_cells_table(bundle_at(nuclei), frames, he_shape, QC)
     assert tuple(table.columns) == CELL_COLUMNS
     assert funnel(table) == {
-        "total": len(nuclei), "no_nucleus": 0, "low_counts": 0, "few_genes": 0, "control_probes": 0, "off_slide": 0,
-        "kept": len(nuclei),
+        "total": len(nuclei), "no_nucleus": 0, "low_counts": 0, "few_genes": 0, "control_probes": 0, "too_small": 0,
+        "too_large": 0, "off_slide": 0, "kept": len(nuclei),
     }  # fmt: skip
     np.testing.assert_allclose(table[["x_um", "y_um"]], nuclei)
     np.testing.assert_allclose(table[["x_morph", "y_morph"]], nuclei / PIXEL)
@@ -106,6 +106,16 @@ def test_each_reason_is_given_in_order(slide):
     assert cells.loc[3, "n_genes"] == 4
     without = build_cells_table(bundle, frames, he_shape, {**QC, "require_nucleus": False})
     assert without["reason"].head(3).tolist() == ["", "low_counts", "low_counts"]
+
+
+def test_outlines_too_small_or_too_large_are_left_out(slide):
+    frames, nuclei, he_shape = slide
+    bundle = bundle_at(nuclei)
+    bundle.table["cell_area"] = 60.0
+    bundle.table.loc[range(6), "cell_area"] = [4.9, 5.0, 3000.0, 3000.1, np.nan, 1e6]
+    bundle.table.loc[5, "control_counts"] = 50
+    reasons = build_cells_table(bundle, frames, he_shape, QC)["reason"].head(7).tolist()
+    assert reasons == ["too_small", "", "", "too_large", "", "control_probes", ""]
 
 
 def test_a_bundle_that_does_not_tell_of_nuclei(slide):

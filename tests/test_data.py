@@ -429,9 +429,25 @@ class TestFunnel:
     def test_counts_and_reasons(self, results):
         table = funnel_table(SLIDES, results)
         assert list(table.columns) == ["slide", "step", "cells", "dropped", "reasons"]
-        assert table["cells"].tolist() == [40, 36, 30, 24] * 2
-        assert table["dropped"].tolist() == [0, 4, 6, 6] * 2
-        assert table["reasons"].tolist()[:4] == ["", "low_counts 3, off_slide 1", "margin 6", "buffer 6"]
+        assert table["cells"].tolist() == [40, 36, 30, 30, 24] * 2
+        assert table["dropped"].tolist() == [0, 4, 6, 0, 6] * 2
+        assert table["reasons"].tolist()[:5] == ["", "low_counts 3, off_slide 1", "margin 6", "", "buffer 6"]
+
+    def test_types_of_no_class_are_a_step_of_their_own(self, results):
+        def without_class(table):
+            some = (table["status"] == "labelled") & (table["class"] == "T_Cell")
+            return table.assign(**{"class": table["class"].where(~some, ""), "reason": np.where(some, "no_class", "")})
+
+        path = results / "labels" / "colon_1" / "labels.parquet"
+        change(path, without_class)
+        table = funnel_table(SLIDES, results).set_index(["slide", "step"])
+        gone = int((pd.read_parquet(path)["reason"] == "no_class").sum())
+        assert table.loc[("colon_1", "labelled"), "cells"] == 30
+        assert table.loc[("colon_1", "of a class of the study"), "cells"] == 30 - gone < 30
+        assert table.loc[("colon_1", "of a class of the study"), "reasons"] == f"no_class {gone}"
+        change(path, lambda t: t.assign(**{"class": ""}))
+        with pytest.raises(UserError, match=r"'of a class of the study' dropped the last[\s\S]*colon_1"):
+            funnel_table(SLIDES, results)
 
     def test_zero_names_the_step(self, results):
         change(results / "labels" / "colon_1" / "labels.parquet", lambda t: t.assign(status="abstained", reason=""))
