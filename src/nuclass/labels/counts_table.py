@@ -128,8 +128,8 @@ def _read_h5ad(file: Path, known: Collection[str]) -> AnnData:
     import anndata
 
     with readable(file), warnings.catch_warnings():
-        # Of names that are doubled we tell ourselves.
-        warnings.simplefilter("ignore", UserWarning)
+        # Of doubled names we tell ourselves; that a file is of an older layout helps nobody.
+        warnings.simplefilter("ignore")
         data = anndata.read_h5ad(file)
     if hits(data.obs_names, known) > max(hits(names, known) for names in _namings(data.var)):
         _log.warning("%s: the genes lie along obs; the table is turned", file)
@@ -202,6 +202,8 @@ def _assembled(
         _log.warning("%s: %d genes have more than one row of features; they are added up", file, _doubled(codes))
         sums = sparse.csr_matrix((np.ones(len(codes), np.float32), (np.arange(len(codes)), codes)))
         matrix = (matrix @ sums).tocsr()
+    obs.index = obs.index.astype(str)
+    _need_single(list(obs.index), list(unique), file)
     return AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(unique.astype(str))))
 
 
