@@ -1,0 +1,410 @@
+"""Scores, seeds, the malignant rule and confidence: each formula against values by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from nuclass.core.errors import UserError
+from nuclass.labels import scores
+from nuclass.labels.assign import Settings, _smoothed
+from nuclass.labels.confidence import confidence, marker_lead
+from nuclass.labels.malignant import CELL_CYCLE, malignant_bonus
+from nuclass.labels.markers import MarkerSet
+from nuclass.labels.scores import marker_scores, normalised
+from nuclass.labels.seeds import Seeds, find_others, find_seeds, lead, lineage_of_clusters
+
+
+def csr(values: object) -> sparse.csr_matrix:
+    return sparse.csr_matrix(np.asarray(values, np.float32))
+
+
+# Normalisation and scores
+
+
+def test_counts_are_scaled_to_the_median_depth_and_logged() -> None:
+    result = normalised(csr([[1, 1], [4, 0], [2, 6], [0, 0], [0, 4]])).toarray()
+    # Depths 2, 4, 8, 0, 4: the median is 4, the scales 2, 1, 0.5.
+    np.testing.assert_allclose(result, np.log1p([[2, 2], [4, 0], [1, 3], [0, 0], [0, 4]]), rtol=1e-6)
+
+
+GENES = ["a", "b", "c", "d", "e"]
+# Each gene is on in some of four cells; where it is on in two, scaled expression is +1 and -1.
+ON = np.array([[1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 0]])
+CHECK = csr(ON * 2)
+A, B, C = MarkerSet("A", ("a", "b"), ()), MarkerSet("B", ("b", "c"), ("a",)), MarkerSet("C", ("c", "d"), ("a", "b"))
+LINEAGES = np.array(["x", "x", "y"])
+
+
+def test_scores_of_types_by_hand() -> None:
+    score, _ = marker_scores(CHECK, GENES, [A, B, C], LINEAGES)
+    z = np.where(ON, 1.0, -1.0)[:, :4]
+    a, b, c, d = z.T
+    # A has a for itself and shares b with B: weights 1 and 1/2, over 3/2. B shares both of its markers: even weights.
+    # C shares c. Negatives: half of what is above 0, over the root of their number.
+    wanted = np.stack(
+        [
+            2 / 3 * a + 1 / 3 * b,
+            0.5 * b + 0.5 * c - 0.5 * np.maximum(a, 0),
+            1 / 3 * c + 2 / 3 * d - 0.5 * (np.maximum(a, 0) + np.maximum(b, 0)) / np.sqrt(2),
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(score, wanted, atol=3e-3)
+
+
+def test_scores_of_lineages_by_hand() -> None:
+    _, broad = marker_scores(CHECK, GENES, [A, B, C], LINEAGES)
+    z = np.where(ON, 1.0, -1.0)[:, :4]
+    a, b, c, d = z.T
+    # b is shared within lineage x only and keeps its whole weight; c is shared by two lineages. For x, the negative
+    # marker a of B does not count, for A of the same lineage has it as a positive one.
+    by_type = np.stack(
+        [
+            (a + b) / 2,
+            2 / 3 * b + 1 / 3 * c,
+            1 / 3 * c + 2 / 3 * d - 0.5 * (np.maximum(a, 0) + np.maximum(b, 0)) / np.sqrt(2),
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(broad, np.stack([by_type[:, :2].max(1), by_type[:, 2]], 1), atol=3e-3)
+
+
+@pytest.mark.parametrize(("number", "cost"), [(1, 0.5), (4, 0.25), (9, 0.5 / 3)])
+def test_one_telling_negative_marker_counts_by_the_root_of_their_number(number: int, cost: float) -> None:
+    negatives = tuple(f"n{i}" for i in range(number))
+    on = np.zeros((4, 1 + number))
+    on[:2, 1] = 2.0  # one negative marker speaks, in the first two cells
+    score, _ = marker_scores(csr(on), ["p", *negatives], [MarkerSet("A", ("p",), negatives)], np.array(["x"]))
+    np.testing.assert_allclose(score[:, 0], [-cost, -cost, 0, 0], atol=1e-3)
+
+
+def test_a_negative_marker_below_its_mean_speaks_for_nothing() -> None:
+    on = csr([[0, 2], [0, 2], [0, 0], [0, 0]])
+    score, _ = marker_scores(on, ["p", "n"], [MarkerSet("A", ("p",), ("n",))], np.array(["x"]))
+    assert score[2:, 0].tolist() == [0, 0]
+
+
+def test_scaled_expression_is_clipped_at_four() -> None:
+    high = np.zeros((100, 1))
+    high[0] = 3.0  # mean 0.03, standard deviation 0.298: z = 9.9
+    score, _ = marker_scores(csr(high), ["a"], [MarkerSet("A", ("a",), ())], np.array(["x"]))
+    assert score[0, 0] == 4.0
+    assert score[1, 0] == pytest.approx(-0.03 / 0.2995, rel=1e-3)
+
+
+def test_scores_depend_neither_on_the_order_of_genes_nor_on_genes_of_no_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    logged = rng.exponential(size=(50, 5))
+    first = marker_scores(csr(logged), GENES, [A, B, C], LINEAGES)
+    order = rng.permutation(5)
+    extra = np.column_stack([rng.exponential(size=50), logged[:, order]])
+    names = ["other", *[GENES[k] for k in order]]
+    monkeypatch.setattr(scores, "_CHUNK", 7)
+    second = marker_scores(csr(extra), names, [A, B, C], LINEAGES)
+    for one, two in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_lineages_stand_in_the_order_of_their_names() -> None:
+    score, broad = marker_scores(CHECK, GENES, [A, C], np.array(["y", "x"]))
+    np.testing.assert_allclose(broad[:, 1], score[:, 0], atol=1e-6)
+
+
+def test_smoothed_is_half_the_cell_and_half_its_nearest() -> None:
+    score = np.array([[0.0], [2.0], [4.0]])
+    nearest = np.array([[1, 2], [0, 2], [0, 1]])
+    assert _smoothed(score, nearest).ravel().tolist() == [1.5, 2.0, 2.5]
+
+
+# Seeds
+
+
+def test_lead_is_the_best_less_the_second() -> None:
+    assert lead(np.array([[1.0, 3.0, 2.5], [2.0, 2.0, 0.0]])).tolist() == [0.5, 0.0]
+    assert lead(np.array([[1.0], [-1.0]])).tolist() == [np.inf, np.inf]
+
+
+def test_lineage_of_a_cluster_is_that_with_the_highest_mean() -> None:
+    broad = np.array([[3.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.5], [0.4, 0.0]])
+    codes = np.array([0, 0, 0, 1, 1])
+    assert lineage_of_clusters(broad, np.array(["x", "x", "y"]), codes).tolist() == ["x", "x", "x", "y", "y"]
+
+
+# Lineage x has types A and B, y has C. 20 certain cells of each type, and one cell to try.
+HOME = np.array(["x", "x", "y"])
+CERTAIN = np.repeat([0, 1, 2], 20)
+
+
+def probe(
+    broad: tuple[float, float], score: tuple[float, float, float], clusters: tuple[int, ...], **how: float
+) -> tuple[int, bool]:
+    """Return the seed type of one cell, and whether its lineage is known; A is 0.5 wide, 0.2 narrow, 0.3 high."""
+    own = np.eye(3)[CERTAIN]
+    by_lineage = np.stack([CERTAIN < 2, CERTAIN == 2], 1).astype(float)
+    codes = pd.DataFrame({str(k): np.append(CERTAIN, c) for k, c in enumerate(clusters)})
+    nearest = np.array([20 * (i // 20) + np.delete(np.arange(20), i % 20)[:5] for i in range(60)] + [[0, 1, 2, 3, 4]])
+    seeds = find_seeds(np.vstack([own, score]), np.vstack([by_lineage, broad]), HOME, codes, nearest, Settings(**how))
+    assert seeds.present == [0, 1, 2]
+    assert (seeds.types[:-1] == CERTAIN).all()
+    return int(seeds.types[-1]), bool(seeds.known[-1])
+
+
+IN_A, IN_B, IN_C = (0,), (1,), (2,)
+
+
+@pytest.mark.parametrize(
+    ("broad", "score", "clusters", "expected"),
+    [
+        # Wide leads need no cluster.
+        ((0.6, 0.0), (0.6, 0.0, 0.0), IN_C, (0, True)),
+        ((0.6, 0.0), (0.0, 0.6, 0.0), IN_C, (1, True)),
+        # The best score of a lineage must be wide too.
+        ((0.49, -0.5), (0.6, 0.0, 0.0), IN_C, (-1, False)),
+        # A narrow lead of the lineage counts where the cluster is of the lineage, whichever its type.
+        ((0.4, 0.1), (0.6, 0.0, 0.0), IN_A, (0, True)),
+        ((0.4, 0.1), (0.6, 0.0, 0.0), IN_B, (0, True)),
+        ((0.4, 0.1), (0.6, 0.0, 0.0), IN_C, (-1, False)),
+        ((0.4, 0.25), (0.6, 0.0, 0.0), IN_A, (-1, False)),
+        ((0.29, -0.5), (0.6, 0.0, 0.0), IN_A, (-1, False)),
+        # A narrow lead of the type counts where the cluster is of the type.
+        ((0.6, 0.0), (0.3, 0.0, 0.0), IN_A, (0, True)),
+        ((0.6, 0.0), (0.3, 0.0, 0.0), IN_B, (-1, True)),
+        ((0.6, 0.0), (0.3, 0.0, 0.0), IN_C, (-1, True)),
+        ((0.6, 0.0), (0.3, 0.15, 0.0), IN_A, (-1, True)),
+        # One resolution that agrees is enough.
+        ((0.6, 0.0), (0.3, 0.0, 0.0), (2, 0), (0, True)),
+        ((0.4, 0.1), (0.3, 0.0, 0.0), (2, 0, 2), (0, True)),
+        # A type alone in its lineage needs no lead within it, and types of other lineages do not matter.
+        ((0.0, 0.6), (0.9, 0.8, -0.5), IN_A, (2, True)),
+        ((0.6, 0.0), (0.6, 0.0, 0.9), IN_A, (0, True)),
+    ],
+)
+def test_seeds_by_hand(
+    broad: tuple[float, float], score: tuple[float, float, float], clusters: tuple[int, ...], expected: tuple[int, bool]
+) -> None:
+    assert probe(broad, score, clusters) == expected
+
+
+def test_the_wide_lead_is_a_setting() -> None:
+    assert probe((0.6, 0.0), (0.6, 0.0, 0.0), IN_C, seed_margin=0.7) == (-1, False)
+
+
+def groups(sizes: list[int], near: np.ndarray | None = None, **how: float) -> Seeds:
+    """Find seeds among certain cells of as many types as sizes, each a lineage; near a cell are cells of its type."""
+    kind = np.repeat(np.arange(len(sizes)), sizes)
+    score = np.eye(len(sizes))[kind]
+    if near is None:
+        near = np.searchsorted(kind, kind)[:, None] + np.arange(3)
+    clusters = pd.DataFrame({"1": np.zeros(len(kind), int)})
+    return find_seeds(score, score, np.array(list("uvwxyz")[: len(sizes)]), clusters, near, Settings(**how))
+
+
+def test_a_type_without_enough_seeds_is_not_there() -> None:
+    found = groups([40, 5, 40])
+    assert found.present == [0, 2]
+    assert found.types.tolist() == [0] * 40 + [-1] * 5 + [1] * 40
+    assert found.known.tolist() == [True] * 40 + [False] * 5 + [True] * 40
+    assert groups([40, 5, 40], min_seeds=5).present == [0, 1, 2]
+
+
+def test_in_a_large_slide_a_share_of_the_cells_is_needed() -> None:
+    assert groups([1000, 990, 10]).present == [0, 1, 2]
+    assert groups([1000, 990, 10], min_seed_share=0.0055).present == [0, 1]
+
+
+def test_types_whose_certain_cells_are_not_alike_are_refused() -> None:
+    near = np.random.default_rng(0).integers(0, 60, (120, 3))  # cells of the second type lie among those of the first
+    with pytest.raises(UserError) as error:
+        groups([60, 60], near=near)
+    assert str(error.value).splitlines() == [
+        "Too few cell types are found in this slide",
+        "  found:      1 with at least 6 certain cells that are alike",
+        "  expected:   two or more",
+        "  to mend it: check that the organ in the slides sheet is right and that the counts are of this slide",
+    ]
+
+
+@pytest.mark.parametrize(("alike", "refused"), [(0, True), (1, True), (2, False)])
+def test_alike_means_a_share_of_the_nearest_cells(alike: int, refused: bool) -> None:
+    near = np.zeros((80, 10), int)
+    near[40:, :alike] = 40
+    if refused:
+        with pytest.raises(UserError, match="1 with at least 6 certain cells"):
+            groups([40, 40], near=near)
+    else:
+        assert groups([40, 40], near=near).present == [0, 1]
+
+
+def test_a_rare_type_is_alike_where_its_few_cells_are_near_each_other() -> None:
+    near = np.zeros((46, 40), int)
+    near[40:, :5] = [[*range(40, i), *range(i + 1, 46)] for i in range(40, 46)]  # 5 of 40, as many as there are
+    assert groups([40, 6], near=near).present == [0, 1]
+
+
+# Other types
+
+SETTINGS = Settings()
+
+
+def others(
+    foreign: list[int], known_near: float, codes: np.ndarray | None = None, n: int = 60, **how: float
+) -> tuple[list[int], int]:
+    """Look for other types among n cells, of which ``foreign`` are not known and lie near so many known ones."""
+    types = np.zeros(n, int)
+    types[foreign] = -1
+    seeds = Seeds(types, [3, 5], types >= 0)
+    near = np.full((n, 10), foreign[0])
+    near[:, : round(10 * known_near)] = int(np.flatnonzero(types >= 0)[0])
+    codes = np.zeros(n, int) if codes is None else codes
+    start, number = find_others(seeds, codes, near, Settings(**how))
+    assert (start[types >= 0] == 0).all()
+    return start[foreign].tolist(), number
+
+
+def test_unknown_cells_far_from_known_ones_are_another_type() -> None:
+    assert others(list(range(12)), 0.1) == ([2] * 12, 1)
+    assert others(list(range(12)), 0.2) == ([-1] * 12, 0)
+    assert others(list(range(12)), 0.2, other_seeds=0.3) == ([2] * 12, 1)
+
+
+def test_another_type_needs_cells_enough() -> None:
+    assert others(list(range(9)), 0.0) == ([-1] * 9, 0)
+    assert others(list(range(10)), 0.0) == ([2] * 10, 1)
+    assert others(list(range(10)), 0.0, min_seeds=11) == ([-1] * 10, 0)
+    assert others(list(range(12)), 0.0, n=1300, min_seed_share=0.01) == ([-1] * 12, 0)
+
+
+def test_each_cluster_of_them_is_a_type() -> None:
+    codes = np.repeat([0, 1, 2, 3], 15)
+    foreign = [*range(12), *range(15, 19), *range(30, 45)]
+    assert others(foreign, 0.0, codes) == ([2] * 12 + [-1] * 4 + [3] * 15, 2)
+
+
+def test_cells_of_a_known_lineage_are_of_no_other_type() -> None:
+    types = np.full(40, -1)
+    seeds = Seeds(types, [0, 1], np.ones(40, bool))
+    assert find_others(seeds, np.zeros(40, int), np.zeros((40, 5), int), SETTINGS)[1] == 0
+
+
+# The malignant rule
+
+EPI, STROMA, BLOOD = "Epithelial", "Fibroblast", "Lymphoid_T"
+
+
+def bonus(
+    cycle: list[int],
+    depth: list[int],
+    codes: list[int],
+    lineage: list[str],
+    genes: tuple[str, str] = ("MKI67", "EPCAM"),
+) -> np.ndarray:
+    counts = np.stack([cycle, np.array(depth) - np.array(cycle)], 1)
+    return malignant_bonus(csr(counts), list(genes), np.array(codes), np.array(lineage))
+
+
+def with_stroma(cycling: int, lineage: str = STROMA, n: int = 60) -> tuple[list[int], ...]:
+    """Ten epithelial cells of depth 100 with so many transcripts of the cell cycle in all, and stroma at 0.01."""
+    cycle = [cycling // 10] * 9 + [cycling - 9 * (cycling // 10)] + [1] * (n - 1) + [0]
+    depth = [100] * 10 + [100] * (n - 1) + [99]
+    return cycle, depth, [0] * 10 + [1] * n, [EPI] * 10 + [lineage] * n
+
+
+@pytest.mark.parametrize(
+    ("cycling", "expected"),
+    [
+        (10, 0.2),  # the stroma's rate: (59 + 1) / (5999 + 1) = 0.01, of 1,000 transcripts
+        (23, 0.5 + 0.2),  # twice: (23 + 3) / (10 + 3)
+        (49, 1.0 + 0.2),
+        (0, -0.5),  # 0.5 log2(3 / 13) + 0.2 = -0.86, limited
+        (4, 0.5 * np.log2(7 / 13) + 0.2),
+        (500, 1.5),
+    ],
+)
+def test_bonus_by_hand(cycling: int, expected: float) -> None:
+    result = bonus(*with_stroma(cycling))
+    np.testing.assert_allclose(result[:10], expected, atol=1e-5)
+    assert (result[10:] == 0).all(), "outside epithelium nothing is added"
+
+
+@pytest.mark.parametrize("lineage", ["Fibroblast", "Endothelial", "Mural"])
+def test_stroma_is_what_epithelium_is_measured_against(lineage: str) -> None:
+    cycle, depth, codes, lineages = with_stroma(49, lineage)
+    cycling_blood = ([*cycle, *[90] * 200], [*depth, *[100] * 200], [*codes, *[2] * 200], [*lineages, *[BLOOD] * 200])
+    np.testing.assert_allclose(bonus(*cycling_blood)[:10], 1.2, atol=1e-5)
+
+
+def test_with_little_stroma_all_other_cells_stand_in() -> None:
+    cycle, depth, codes, lineages = with_stroma(49, BLOOD)
+    np.testing.assert_allclose(bonus(cycle, depth, codes, lineages)[:10], 1.2, atol=1e-5)
+    few = ([*cycle, *[90] * 49], [*depth, *[100] * 49], [*codes, *[2] * 49], [*lineages, *[STROMA] * 49])
+    base = (59 + 49 * 90 + 1) / (5999 + 4900 + 1)
+    expected = 0.5 * np.log2(52 / (1000 * base + 3)) + 0.2
+    np.testing.assert_allclose(bonus(*few)[:10], max(expected, -0.5), atol=1e-5)
+
+
+def test_each_cluster_of_epithelium_has_its_own_bonus() -> None:
+    cycle, depth, codes, lineages = with_stroma(49)
+    result = bonus([*cycle, *[1] * 10], [*depth, *[100] * 10], [*codes, *[2] * 10], [*lineages, *[EPI] * 10])
+    np.testing.assert_allclose(result[:10], 1.2, atol=1e-5)
+    np.testing.assert_allclose(result[-10:], 0.2, atol=1e-5)
+
+
+def test_no_bonus_without_cell_cycle_genes_or_without_anything_to_measure_against() -> None:
+    assert (bonus(*with_stroma(49), genes=("CD3E", "EPCAM")) == 0).all()
+    cycle, depth, _, _ = with_stroma(49)
+    assert (bonus(cycle, depth, [0] * 70, [EPI] * 70) == 0).all()
+
+
+@pytest.mark.parametrize("gene", CELL_CYCLE)
+def test_every_gene_of_the_cell_cycle_counts(gene: str) -> None:
+    np.testing.assert_allclose(bonus(*with_stroma(49), genes=(gene, "EPCAM"))[:10], 1.2, atol=1e-5)
+
+
+# Confidence
+
+
+@pytest.mark.parametrize(
+    ("posterior", "marker", "slope", "offset", "expected"),
+    [
+        (1.0, 0.0, 1.85, 0.0, 0.5),
+        (0.8, 0.0, 1.85, 0.57, 0.8 / (1 + np.exp(-0.57))),
+        (0.9, 1.0, 2.0, -1.0, 0.9 / (1 + np.exp(-1.0))),
+        (0.9, -1.0, 2.0, 1.0, 0.9 / (1 + np.e)),
+    ],
+)
+def test_confidence_by_hand(posterior: float, marker: float, slope: float, offset: float, expected: float) -> None:
+    assert confidence(np.array([posterior]), np.array([marker]), slope, offset)[0] == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(
+    posterior=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+    marker=st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)).map(sorted),
+)
+def test_confidence_grows_with_posterior_and_lead_and_stays_a_chance(
+    posterior: list[float], marker: list[float]
+) -> None:
+    with np.errstate(all="raise", under="ignore"):
+        low, high = confidence(np.array(posterior), np.array(marker), 1.85, 0.57)
+    assert 0 <= low <= high <= posterior[1] <= 1
+
+
+def test_marker_lead_by_hand() -> None:
+    smooth = np.array([[2.0, 0.5, 1.0], [1.0, 0.0, 0.5], [0.0, 3.0, 0.0], [0.0, 1.0, 1.5], [1.0, 0.2, 0.0]])
+    best = np.array([0, 0, 1, 1, 2])
+    # Own leads: 2 - 1, 1 - 0.5, 3 - 0, 1 - 1.5, 0 - 1.
+    nearest = np.array([[1, 2], [0, 1], [3, 0], [4, 0], [0, 1]])
+    # The mean over the nearest cells of the same type; the last two have none and keep their own.
+    np.testing.assert_allclose(marker_lead(smooth, best, nearest), [0.5, 0.75, -0.5, -0.5, -1.0])
+
+
+def test_marker_lead_leaves_the_scores_as_they_are() -> None:
+    smooth = np.random.default_rng(0).normal(size=(6, 3))
+    before = smooth.copy()
+    marker_lead(smooth, np.array([0, 1, 2, 0, 1, 2]), np.array([[1], [2], [3], [4], [5], [0]]))
+    assert (smooth == before).all()
