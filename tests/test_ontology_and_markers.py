@@ -347,6 +347,43 @@ def test_a_table_of_the_users_is_added_and_wins(tmp_path: Path, markers: pd.Data
     assert ((both["cell_type"] == "T_Cell") & (both["gene"] == "CD3E")).sum() == 1
 
 
+def test_the_table_that_comes_along_for_own_markers_is_empty_and_teaches(tmp_path: Path, markers: pd.DataFrame) -> None:
+    own = Path("config/markers.tsv")
+    pd.testing.assert_frame_equal(load_markers(MARKERS, own), markers)
+    example = re.search(r"^# (T_Cell\t.*)$", own.read_text(encoding="utf-8"), re.MULTILINE)
+    assert example is not None
+    with_example = own.read_text(encoding="utf-8") + example[1] + "\n"
+    both = load_markers(MARKERS, written(tmp_path, with_example))
+    assert len(both) == len(markers) + 1, "the example adds nothing"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a note\twith tabs\n\n" + HEAD + "# T_Cell\tCD3D\tup\n{}\n",
+        '"# as a ""spreadsheet"" writes it"\t\t\t\t\n' + HEAD[:-1] + "\t\n{}\t\t\n\t\t\t\t\n",
+        "\ufeff" + (HEAD + "{}\n").replace("\n", "\r\n"),
+    ],
+)
+def test_notes_and_what_spreadsheets_add_are_no_rows(tmp_path: Path, markers: pd.DataFrame, text: str) -> None:
+    row = 'Neutrophil\tG0S2\tpositive\t"breast,lung"\tmine # sure'
+    both = load_markers(MARKERS, written(tmp_path, text.format(row)))
+    assert len(both) == len(markers) + 1
+    assert both.iloc[-1].tolist() == ["Neutrophil", "G0S2", "positive", "breast,lung", "mine # sure"]
+
+
+def test_rows_are_told_by_their_line_in_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "# note\n\n" + HEAD + "# note\nT_Cel\tCD3E\tpositive\t*\tx\nT_Cell\tCD2\tno\t*\n", "own.tsv"
+    )
+    message = told(lambda: load_markers(MARKERS, file))
+    assert "own.tsv, row 5: unknown cell type 'T_Cel'" in message
+    assert "own.tsv, row 6: source is empty; own.tsv, row 6: sign 'no'" in message
+    assert "a type of your own needs an entry in the ontology first (key 'ontology')" in message
+    long = written(tmp_path, HEAD + "T_Cell\tCD2\tpositive\t*\tx\ty\n", "own.tsv")
+    assert "row 2: 6 values in 5 columns" in told(lambda: load_markers(MARKERS, long))
+
+
 def test_a_fault_in_either_table_names_its_file(tmp_path: Path) -> None:
     one = written(tmp_path, HEAD + "T_Cel\tCD3E\tpositive\t*\tx\n", "one.tsv")
     two = written(tmp_path, HEAD + "T_Cell\tCD3E\tno\t*\tx\n", "two.tsv")

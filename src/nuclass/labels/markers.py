@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,8 @@ def _read(file: Path, key: str) -> pd.DataFrame:
     if not file.is_file():
         raise UserError("The marker table is missing", where=file, fix=f"check the key '{key}' of the configuration")
     try:
-        numbered = [
-            (number, line)
-            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1)
-            # A spreadsheet puts notes in quotes.
-            if line.strip() and not line.lstrip(' "').startswith("#")
-        ]
-        text = StringIO("\n".join(line for _, line in numbered))
-        table = pd.read_csv(text, sep="\t", dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        rows = _rows(file)
+    except ValueError as error:
         raise UserError(
             "The marker table cannot be read",
             where=file,
@@ -107,6 +100,9 @@ def _read(file: Path, key: str) -> pd.DataFrame:
             expected="text in UTF-8, columns separated by tabs: " + ", ".join(COLUMNS),
             fix="take resources/markers/markers.tsv as a pattern",
         ) from error
+    names = list(rows.pop(min(rows)))
+    content = [[*row, *[""] * (len(names) - len(row))] for row in rows.values()]
+    table = pd.DataFrame(content, columns=names, index=list(rows), dtype=str)
     if missing := [name for name in COLUMNS if name not in table]:
         commas = len(table.columns) == 1 and "," in str(table.columns[0])
         raise UserError(
@@ -116,10 +112,36 @@ def _read(file: Path, key: str) -> pd.DataFrame:
             expected=", ".join(COLUMNS),
             fix="separate the columns by tabs" if commas else f"add {', '.join(missing)}",
         )
-    # Rows are told by their line in the file; a quoted field over several lines would shift them.
-    if len(table) == len(numbered) - 1:
-        table.index = pd.Index([number for number, _ in numbered[1:]], dtype=int)
     return table.loc[:, list(COLUMNS)].apply(lambda column: column.str.strip())
+
+
+def _rows(file: Path) -> dict[int, list[str]]:
+    """Return the fields of each line by its number in the file, without notes and empty lines.
+
+    Raises
+    ------
+    ValueError
+        Where it is no text, has no line of names or one with a name twice, a row with more fields, an open quote.
+    """
+    rows = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        # A spreadsheet puts notes in quotes, and tabs at the ends of lines.
+        if line.strip() and not line.lstrip(' "').startswith("#"):
+            try:
+                rows[number] = next(csv.reader([line.rstrip("\t")], delimiter="\t", strict=True))
+            except csv.Error as error:
+                raise ValueError(f"row {number}: {error}") from error
+    if not rows:
+        raise ValueError("no line of column names")
+    names = rows[min(rows)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a column stands twice: {', '.join(names)}")
+    width = len(names)
+    if long := [
+        f"row {number}: {len(row)} values in {width} columns" for number, row in rows.items() if len(row) > width
+    ]:
+        raise ValueError("; ".join(long))
+    return rows
 
 
 def _faults(table: pd.DataFrame, ontology: Ontology) -> list[str]:
