@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from nuclass.core.errors import UserError
+from nuclass.core.errors import UserError, closest
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, KEPT, LABELLED
 from nuclass.labels.cluster import LARGE_PANEL, Clusters, cluster, cluster_within, variable_genes
@@ -34,8 +34,8 @@ from nuclass.labels.malignant import EPITHELIAL, MALIGNANT, malignant_bonus
 from nuclass.labels.markers import MarkerSet, marker_sets
 from nuclass.labels.mixture import Fit, components, fit, with_surroundings
 from nuclass.labels.released import K, released_confidence
-from nuclass.labels.scores import marker_scores, normalised
-from nuclass.labels.seeds import find_others, find_seeds, lineage_of_clusters
+from nuclass.labels.scores import marker_scores, marker_support, normalised
+from nuclass.labels.seeds import find_others, find_seeds, lineage_of_clusters, without_single_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+_MUCH, _LITTLE = 0.05, 0.01
 _MIN_COMPONENT = 60
 """Seeds that a component of a type needs besides ``min_seeds``."""
 
@@ -69,13 +70,16 @@ class Settings:
     confidence: str = "calibrated"
     naming_slope: float = 1.85
     naming_offset: float = 0.57
+    leave_out: tuple[str, ...] = ()
+    malignant_prior: float = 0.2
     seed: int = 42
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
         """Take the settings from a section of the configuration."""
         own = {name: value for name, value in values.items() if name in cls.__dataclass_fields__}
-        return cls(**{**own, "resolutions": tuple(values.get("resolutions", cls.resolutions))})
+        lists = {name: tuple(own.get(name, getattr(cls, name))) for name in ("resolutions", "leave_out")}
+        return cls(**{**own, **lists})
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def label_cells(
     if kept.empty:
         raise UserError("No cell is left to label", found="0 kept cells", fix="lower the thresholds under 'qc'")
     genes = [str(gene) for gene in adata.var_names]
-    candidates, absent = _candidates(markers, organ, genes)
+    candidates, absent = _candidates(markers, organ, genes, settings.leave_out)
     counts = sparse.csr_matrix(adata[kept[CELL_ID].tolist()].X, dtype=np.float32)
     counts, genes = _informative(counts, genes, candidates)
     places = kept[["x_um", "y_um"]].to_numpy(float) if {"x_um", "y_um"} <= set(kept) else None
@@ -142,7 +146,25 @@ def label_cells(
         "components": {name: int((found.component_types == k).sum()) for k, name in enumerate(found.names)},
         **{key: _counted(labels, column) for key, column in _COUNTED.items()},
     }
+    _warn_of_epithelium(labels, ontology, summary)
     return LabelResult(labels, _posteriors(kept, found), _evidence(found, candidates), found.clusters, summary)
+
+
+def _warn_of_epithelium(labels: pd.DataFrame, ontology: Ontology, summary: dict[str, Any]) -> None:
+    """Warn, in the log and in the summary, where the section has epithelium and none of it is malignant."""
+    summary["warnings"] = []
+    if MALIGNANT not in summary["candidates"]:
+        return
+    typed = labels.loc[labels["cell_type"] != "", "cell_type"]
+    epithelium = int(typed.map(lambda name: ontology.cell_types[name].lineage == EPITHELIAL).sum())
+    malignant = int((typed == MALIGNANT).sum())
+    if epithelium > _MUCH * len(typed) and malignant < _LITTLE * epithelium:
+        text = (
+            f"{malignant} of {epithelium} epithelial cells are malignant: if the section holds a tumour, it grows "
+            "slowly and looks like normal epithelium (raise labels.malignant_prior, or give labels)"
+        )
+        summary["warnings"].append(text)
+        _log.warning(text)
 
 
 _COUNTED = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
@@ -183,9 +205,10 @@ def _type(
     nearest, finest = cluster_within(logged, np.flatnonzero(home == EPITHELIAL), clusters, settings)
     names = [c.name for c in candidates]
     if MALIGNANT in names:
-        score[:, names.index(MALIGNANT)] += malignant_bonus(counts, genes, finest, home)
+        score[:, names.index(MALIGNANT)] += malignant_bonus(counts, genes, finest, home, settings.malignant_prior)
     smooth = _smoothed(score, nearest)
     seeds = find_seeds(smooth, _smoothed(broad, nearest), lineages, clusters.codes, nearest, settings)
+    seeds = without_single_genes(seeds, *marker_support(logged, genes, candidates, finest), finest)
     start, n_others = find_others(seeds, finest, nearest, settings)
     part, types = components(start, finest, len(seeds.present) + n_others, max(settings.min_seeds, _MIN_COMPONENT))
     spill = settings.spill if places_um is not None else 0.0
@@ -207,8 +230,19 @@ def _smoothed(score: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     return result
 
 
-def _candidates(markers: pd.DataFrame, organ: str, genes: list[str]) -> tuple[list[MarkerSet], dict[str, str]]:
-    candidates, absent = marker_sets(markers, organ, genes)
+def _candidates(
+    markers: pd.DataFrame, organ: str, genes: list[str], leave_out: tuple[str, ...]
+) -> tuple[list[MarkerSet], dict[str, str]]:
+    known = sorted(set(markers["cell_type"]))
+    if unknown := [name for name in leave_out if name not in known]:
+        raise UserError(
+            "A cell type that is to be left out has no markers",
+            where="labels.leave_out",
+            found=", ".join(unknown) + closest(unknown[0], known),
+            expected="names of the marker table",
+        )
+    candidates, absent = marker_sets(markers[~markers["cell_type"].isin(leave_out)], organ, genes)
+    absent |= dict.fromkeys(leave_out, "left out (labels.leave_out)")
     if len(candidates) < 2:
         raise UserError(
             "The panel cannot tell cell types apart",

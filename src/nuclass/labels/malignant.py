@@ -25,15 +25,13 @@ CELL_CYCLE = (
 
 PER_DOUBLING = 0.5
 """What each doubling of the rate over the stroma's adds to the malignant score, standard deviations of expression."""
-AT_STROMAL_RATE = 0.2
-"""What is added at the stroma's rate: in a section with a tumour most epithelium is malignant."""
 LIMITS = (-0.5, 1.5)
 _PSEUDO = 3.0
 _MIN_STROMA = 50
 
 
 def malignant_bonus(
-    counts: sparse.csr_matrix, genes: Sequence[str], codes: np.ndarray, lineage: np.ndarray
+    counts: sparse.csr_matrix, genes: Sequence[str], codes: np.ndarray, lineage: np.ndarray, prior: float
 ) -> np.ndarray:
     """Return what the rule adds to the malignant score of each cell (N,); 0 outside clusters of epithelium.
 
@@ -45,6 +43,8 @@ def malignant_bonus(
         The cluster of each cell, within its lineage.
     lineage
         The lineage of each cell's cluster (N,), as text.
+    prior
+        What is added at the stroma's own rate: above 0 where most epithelium of such sections is malignant.
     """
     bonus = np.zeros(len(codes), np.float32)
     columns = [k for k, gene in enumerate(genes) if gene in CELL_CYCLE]
@@ -52,12 +52,12 @@ def malignant_bonus(
     if stroma.sum() < _MIN_STROMA:
         stroma = lineage != EPITHELIAL
     if not columns or not stroma.any():
-        return bonus
+        return np.where(lineage == EPITHELIAL, prior, bonus).astype(np.float32)
     cycle = np.asarray(counts[:, columns].sum(1), np.float64).ravel()
     depth = np.asarray(counts.sum(1), np.float64).ravel()
     base = (cycle[stroma].sum() + 1) / (depth[stroma].sum() + 1)
     n = int(codes.max()) + 1
     expected = np.bincount(codes, depth, n) * base
     ratio = (np.bincount(codes, cycle, n) + _PSEUDO) / (expected + _PSEUDO)
-    added = np.clip(PER_DOUBLING * np.log2(ratio) + AT_STROMAL_RATE, *LIMITS)[codes]
+    added = np.clip(PER_DOUBLING * np.log2(ratio), *LIMITS)[codes] + prior
     return np.where(lineage == EPITHELIAL, added, 0.0).astype(np.float32)

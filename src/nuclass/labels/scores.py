@@ -12,6 +12,8 @@ from nuclass.labels.markers import MarkerSet
 
 _CHUNK = 20_000
 _CLIP = 4.0
+_SHARED = 0.3
+"""Part of a type's score that the markers shared within its lineage make up."""
 _AGAINST = 0.5
 """Weight of the negative markers against the positive ones."""
 
@@ -63,29 +65,61 @@ def marker_scores(
     return score, broad
 
 
+def marker_support(
+    logged: sparse.csr_matrix, genes: Sequence[str], candidates: Sequence[MarkerSet], codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what clusters' scores are without each type's best marker, and with it (clusters, C).
+
+    A score is the plain mean of a type's positive markers in the mean of a cluster's cells, scaled by gene over cells.
+    Where it falls to nothing without the best marker, the cluster has one gene of the type and not its programme.
+    """
+    n = int(codes.max()) + 1
+    member = sparse.csr_matrix((np.ones(len(codes), np.float32), (codes, np.arange(len(codes)))), shape=(n, len(codes)))
+    place = {gene: k for k, gene in enumerate(genes)}
+    mean = np.asarray((member @ logged).todense()) / np.maximum(np.bincount(codes, minlength=n), 1)[:, None]
+    square = logged.copy()
+    square.data = square.data**2
+    over = np.asarray(logged.mean(0)).ravel()
+    spread = np.sqrt(np.maximum(np.asarray(square.mean(0)).ravel() - over**2, 0)) + 1e-3
+    scaled = np.clip((mean - over) / spread, -_CLIP, _CLIP)
+    without, full = np.empty((n, len(candidates))), np.empty((n, len(candidates)))
+    for k, candidate in enumerate(candidates):
+        part = np.sort(scaled[:, [place[gene] for gene in candidate.positive]], axis=1)
+        without[:, k], full[:, k] = part[:, :-1].mean(1), part.mean(1)
+    return without, full
+
+
 _Weights = tuple[np.ndarray, np.ndarray]
 
 
 def _weights(wanted: Sequence[str], candidates: Sequence[MarkerSet], lineages: np.ndarray) -> tuple[_Weights, _Weights]:
     """Return the weights (G, C) of positive and negative markers, for types and for lineages.
 
-    For a lineage, a negative marker that another of its types has as a positive one does not count.
+    Between the types of a lineage the markers that they share decide nothing, so these make up the same part of each
+    type's score, however many they are. For a lineage, a negative marker that another of its types has as a positive
+    one does not count.
     """
     place = {gene: k for k, gene in enumerate(wanted)}
     types = pd.Series([gene for c in candidates for gene in c.positive]).value_counts()
-    homes: dict[str, set[str]] = {}
+    homes: dict[str, list[str]] = {}
     for c, lineage in zip(candidates, lineages, strict=True):
         for gene in c.positive:
-            homes.setdefault(gene, set()).add(str(lineage))
+            homes.setdefault(gene, []).append(str(lineage))
     shape = (len(wanted), len(candidates))
     plus, minus, plus_wide, minus_wide = (np.zeros(shape, np.float32) for _ in range(4))
     for k, (c, lineage) in enumerate(zip(candidates, lineages, strict=True)):
+        home = str(lineage)
+        shared = {gene: 1 / types[gene] for gene in c.positive if homes[gene].count(home) > 1}
+        own = {gene: 1 / types[gene] for gene in c.positive if gene not in shared}
+        part = _SHARED if shared and own else float(bool(shared))
+        for genes, share in ((shared, part), (own, 1 - part)):
+            for gene, weight in genes.items():
+                plus[place[gene], k] = share * weight / sum(genes.values())
         for gene in c.positive:
-            plus[place[gene], k] = 1 / types[gene]
-            plus_wide[place[gene], k] = 1 / len(homes[gene])
-        foreign = [gene for gene in c.negative if str(lineage) not in homes.get(gene, set())]
+            plus_wide[place[gene], k] = 1 / len(set(homes[gene]))
+        foreign = [gene for gene in c.negative if home not in homes.get(gene, [])]
         for gene in c.negative:
             minus[place[gene], k] = 1 / np.sqrt(len(c.negative))
         for gene in foreign:
             minus_wide[place[gene], k] = 1 / np.sqrt(len(foreign))
-    return (plus / plus.sum(0), minus), (plus_wide / plus_wide.sum(0), minus_wide)
+    return (plus, minus), (plus_wide / plus_wide.sum(0), minus_wide)

@@ -19,6 +19,9 @@ _NARROW = 0.4
 """The narrower lead, as a share of the wide one."""
 _TOGETHER = 0.15
 """Share of certain cells of a type among their nearest cells; in shuffled counts it is 0.03 to 0.09."""
+_NAMED = 0.2
+_ONE_GENE = 0.2
+"""What must be left of a type's support in a cluster without its best marker, as a share."""
 _MIN_OTHER = 10
 """Cells that another type must have at the least."""
 
@@ -125,6 +128,28 @@ def _leaders(score: np.ndarray, broad: np.ndarray, lineages: np.ndarray, codes: 
 def _means(score: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return the sums (clusters, C) of scores: enough to tell which column leads."""
     return np.stack([np.bincount(codes, column) for column in score.T], 1)
+
+
+def without_single_genes(seeds: Seeds, without: np.ndarray, full: np.ndarray, codes: np.ndarray) -> Seeds:
+    """Return the seeds without those of clusters that bear a type's name for one gene alone.
+
+    Parameters
+    ----------
+    without, full
+        Support of each candidate in each cluster (clusters, C), without its best marker and with it.
+    codes
+        The cluster of each cell. It bears the name of the type that it has most seeds of, if these are a fifth.
+    """
+    types, known = seeds.types.copy(), seeds.known.copy()
+    for code in range(len(full)):
+        rows = np.flatnonzero(codes == code)
+        counts = np.bincount(types[rows][types[rows] >= 0], minlength=len(seeds.present))
+        kind = int(counts.argmax())
+        candidate = seeds.present[kind]
+        if counts[kind] > _NAMED * len(rows) and without[code, candidate] < _ONE_GENE * max(full[code, candidate], 0):
+            own = rows[types[rows] == kind]
+            types[own], known[own] = -1, False
+    return Seeds(types, seeds.present, known)
 
 
 def find_others(seeds: Seeds, codes: np.ndarray, nearest: np.ndarray, settings: Settings) -> tuple[np.ndarray, int]:
