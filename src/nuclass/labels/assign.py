@@ -30,7 +30,7 @@ from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, DROPPED, KEPT, LABELLED
 from nuclass.labels.cluster import LARGE_PANEL, Clusters, cluster, cluster_within, variable_genes
 from nuclass.labels.confidence import confidence, marker_lead
-from nuclass.labels.malignant import EPITHELIAL, MALIGNANT, malignant_bonus
+from nuclass.labels.malignant import CELL_CYCLE, EPITHELIAL, MALIGNANT, malignant_bonus
 from nuclass.labels.markers import MarkerSet, marker_sets
 from nuclass.labels.mixture import Fit, components, fit, with_surroundings
 from nuclass.labels.released import K, released_confidence
@@ -202,7 +202,9 @@ def _type(
     clusters = cluster(logged, settings, max(settings.n_neighbors, K - 1))
     score, broad = marker_scores(logged, genes, candidates, lineages)
     home = lineage_of_clusters(broad, lineages, clusters.finest)
-    nearest, finest = cluster_within(logged, np.flatnonzero(home == EPITHELIAL), clusters, settings)
+    # Dividing cells of all kinds lie together by the genes of the cell cycle, and would take a tumour's rate with them.
+    steady = logged[:, [k for k, gene in enumerate(genes) if gene not in CELL_CYCLE]]
+    nearest, finest = cluster_within(steady, np.flatnonzero(home == EPITHELIAL), clusters, settings)
     names = [c.name for c in candidates]
     if MALIGNANT in names:
         score[:, names.index(MALIGNANT)] += malignant_bonus(counts, genes, finest, home, settings.malignant_prior)
@@ -276,8 +278,13 @@ def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Se
     is_other = other > top
     best = np.where(is_other, "", np.array(found.names, dtype=object)[named.argmax(1)])
     reason = np.select(
-        [is_other, found.gain > settings.doublet_gain, decisive < settings.min_confidence],
-        ["other_type", "doublet", "unsure"],
+        [
+            is_other,
+            found.gain > settings.doublet_gain,
+            found.lead < 0,
+            decisive < settings.min_confidence,
+        ],
+        ["other_type", "doublet", "markers_disagree", "unsure"],
         "",
     )
     rows = pd.DataFrame(
