@@ -134,6 +134,34 @@ rule choose_cells:
         "../scripts/choose_cells.py"
 
 
+rule compute_gradcam:
+    input:
+        cells="results/interpret/cells.csv",
+        checkpoints=expand("results/models/{model}/best.ckpt", model=["local", "global"]),
+        stores=expand("results/slides/{slide}/he.ome.zarr", slide=COHORTS),
+        context=CONTEXT_FILES,
+    output:
+        maps="results/interpret/gradcam.npz",
+    params:
+        slides=COHORTS,
+        cache_mb=CONFIG["slide_store"]["cache_mb"],
+        code=code_hash("nuclass.interpret"),
+    log:
+        "logs/compute_gradcam/all.log",
+    benchmark:
+        "benchmarks/compute_gradcam/all.tsv"
+    threads: 2
+    resources:
+        mem_mb=mem(4000),
+        runtime=60,
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Computing class activation maps of the chosen cells"
+    script:
+        "../scripts/compute_gradcam.py"
+
+
 if TRUTH_KNOWN:
 
     rule score_truth:

@@ -7,34 +7,6 @@ include: "outputs.smk"
 SHEETS = {"classes": "resources/classes.tsv", "style": "resources/style/nuclass.mplstyle"}
 
 
-rule compute_gradcam:
-    input:
-        cells="results/interpret/cells.csv",
-        checkpoints=expand("results/models/{model}/best.ckpt", model=["local", "global"]),
-        stores=expand("results/slides/{slide}/he.ome.zarr", slide=COHORTS),
-        context=CONTEXT_FILES,
-    output:
-        maps="results/interpret/gradcam.npz",
-    params:
-        slides=COHORTS,
-        cache_mb=CONFIG["slide_store"]["cache_mb"],
-        code=code_hash("nuclass.interpret"),
-    log:
-        "logs/compute_gradcam/all.log",
-    benchmark:
-        "benchmarks/compute_gradcam/all.tsv"
-    threads: 2
-    resources:
-        mem_mb=mem(4000),
-        runtime=60,
-    conda:
-        "../envs/train.yaml"
-    message:
-        "Computing class activation maps of the chosen cells"
-    script:
-        "../scripts/compute_gradcam.py"
-
-
 rule draw_gradcam:
     input:
         **SHEETS,
