@@ -15,8 +15,8 @@ from nuclass.labels.assign import Settings, _smoothed
 from nuclass.labels.confidence import confidence, marker_lead
 from nuclass.labels.malignant import CELL_CYCLE, malignant_bonus
 from nuclass.labels.markers import MarkerSet
-from nuclass.labels.scores import marker_scores, normalised
-from nuclass.labels.seeds import Seeds, find_others, find_seeds, lead, lineage_of_clusters
+from nuclass.labels.scores import marker_scores, marker_support, normalised
+from nuclass.labels.seeds import Seeds, find_others, find_seeds, lead, lineage_of_clusters, without_single_genes
 
 
 def csr(values: object) -> sparse.csr_matrix:
@@ -44,17 +44,38 @@ def test_scores_of_types_by_hand() -> None:
     score, _ = marker_scores(CHECK, GENES, [A, B, C], LINEAGES)
     z = np.where(ON, 1.0, -1.0)[:, :4]
     a, b, c, d = z.T
-    # A has a for itself and shares b with B: weights 1 and 1/2, over 3/2. B shares both of its markers: even weights.
-    # C shares c. Negatives: half of what is above 0, over the root of their number.
+    # What a type shares within its lineage makes up 0.3 of its score: b, and in B's case c is left for the other 0.7.
+    # C shares c with B of another lineage: it has half the weight of d. Negatives: half of what is above 0, over the
+    # root of their number.
     wanted = np.stack(
         [
-            2 / 3 * a + 1 / 3 * b,
-            0.5 * b + 0.5 * c - 0.5 * np.maximum(a, 0),
+            0.7 * a + 0.3 * b,
+            0.3 * b + 0.7 * c - 0.5 * np.maximum(a, 0),
             1 / 3 * c + 2 / 3 * d - 0.5 * (np.maximum(a, 0) + np.maximum(b, 0)) / np.sqrt(2),
         ],
         axis=1,
     )
     np.testing.assert_allclose(score, wanted, atol=3e-3)
+
+
+def test_shared_markers_make_up_the_same_part_however_many_they_are() -> None:
+    # a and b are shared within the lineage; c and e are A's own there, though C has c too; d is B's own.
+    first, second = MarkerSet("A", ("a", "b", "c", "e"), ()), MarkerSet("B", ("a", "b", "d"), ())
+    other = MarkerSet("C", ("c",), ())
+    logged = np.random.default_rng(1).uniform(size=(40, 5))
+    score, _ = marker_scores(csr(logged), GENES, [first, second, other], LINEAGES)
+    z = (logged - logged.mean(0)) / (logged.std(0) + 1e-3)
+    np.testing.assert_allclose(score[:, 0], z @ [0.15, 0.15, 0.7 / 3, 0, 1.4 / 3], atol=1e-5)
+    np.testing.assert_allclose(score[:, 1], z @ [0.15, 0.15, 0, 0.7, 0], atol=1e-5)
+    np.testing.assert_allclose(score[:, 2], z[:, 2], atol=1e-5)
+
+
+def test_a_type_whose_markers_are_all_shared_is_the_mean_of_them() -> None:
+    one, two = MarkerSet("A", ("a", "b"), ()), MarkerSet("B", ("a", "b", "c"), ())
+    score, _ = marker_scores(CHECK, GENES, [one, two], np.array(["x", "x"]))
+    z = np.where(ON, 1.0, -1.0)
+    np.testing.assert_allclose(score[:, 0], z[:, :2].mean(1), atol=3e-3)
+    np.testing.assert_allclose(score[:, 1], 0.3 * z[:, :2].mean(1) + 0.7 * z[:, 2], atol=3e-3)
 
 
 def test_scores_of_lineages_by_hand() -> None:
@@ -246,6 +267,58 @@ def test_a_rare_type_is_alike_where_its_few_cells_are_near_each_other() -> None:
     assert groups([40, 6], near=near).present == [0, 1]
 
 
+# Names for one gene
+
+
+def test_support_of_a_cluster_with_and_without_the_best_marker_by_hand() -> None:
+    # Two clusters of two cells; each gene has mean 1 and standard deviation 1 over the cells, but d is flat.
+    logged = csr([[2, 2, 0, 1], [2, 0, 0, 1], [0, 2, 2, 1], [0, 0, 2, 1]])
+    candidates = [MarkerSet("A", ("a", "b", "d"), ()), MarkerSet("B", ("b", "c"), ("a",))]
+    without, full = marker_support(logged, GENES, candidates, np.array([0, 0, 1, 1]))
+    # In the first cluster a is 1 above, b and d at the mean, c 1 below.
+    np.testing.assert_allclose(full, [[1 / 3, -0.5], [-1 / 3, 0.5]], atol=2e-3)
+    np.testing.assert_allclose(without, [[0, -1], [-0.5, 0]], atol=2e-3)
+
+
+def named(own: int, without: float, full: float) -> tuple[list[int], list[bool]]:
+    """Ten cells of a cluster, of which ``own`` are seeds of the second of the two types, candidates 3 and 5."""
+    types = np.array([1] * own + [-1] * (10 - own) + [0] * 10)
+    support = [np.array([[9.0] * 5 + [value], [9.0] * 6]) for value in (without, full)]
+    seeds = Seeds(types, [3, 5], np.ones(20, bool))
+    result = without_single_genes(seeds, *support, np.repeat([0, 1], 10))
+    assert result.types[10:].tolist() == [0] * 10
+    assert result.known[10:].all()
+    assert seeds.types.tolist() == types.tolist()
+    return result.types[:own].tolist(), result.known[:own].tolist()
+
+
+@pytest.mark.parametrize(
+    ("own", "without", "full", "stays"),
+    [
+        (6, 0.19, 1.0, False),
+        (6, 0.21, 1.0, True),
+        (6, 0.5, 3.0, False),
+        (2, 0.1, 1.0, True),  # a fifth of the cluster's cells does not give it its name
+        (3, 0.1, 1.0, False),
+        (6, -0.2, -0.1, False),
+        (6, 0.0, -0.1, True),
+    ],
+)
+def test_seeds_of_a_cluster_with_one_gene_of_a_type_by_hand(own: int, without: float, full: float, stays: bool) -> None:
+    types, known = named(own, without, full)
+    assert types == [1 if stays else -1] * own
+    assert known == [stays] * own
+
+
+@pytest.mark.xfail(strict=True, reason="a type without any seeds stays among the types found")
+def test_a_type_that_loses_all_its_seeds_is_not_there() -> None:
+    types = np.repeat([0, 1, 2], 10)
+    support = [np.array([[9.0, value, 9.0]] * 3) for value in (0.0, 1.0)]
+    result = without_single_genes(Seeds(types, [0, 1, 2], np.ones(30, bool)), *support, types)
+    assert result.present == [0, 2]
+    assert result.types.tolist() == [0] * 10 + [-1] * 10 + [1] * 10
+
+
 # Other types
 
 SETTINGS = Settings()
@@ -302,9 +375,10 @@ def bonus(
     codes: list[int],
     lineage: list[str],
     genes: tuple[str, str] = ("MKI67", "EPCAM"),
+    prior: float = 0.2,
 ) -> np.ndarray:
     counts = np.stack([cycle, np.array(depth) - np.array(cycle)], 1)
-    return malignant_bonus(csr(counts), list(genes), np.array(codes), np.array(lineage))
+    return malignant_bonus(csr(counts), list(genes), np.array(codes), np.array(lineage), prior)
 
 
 def with_stroma(cycling: int, lineage: str = STROMA, n: int = 60) -> tuple[list[int], ...]:
@@ -320,15 +394,16 @@ def with_stroma(cycling: int, lineage: str = STROMA, n: int = 60) -> tuple[list[
         (10, 0.2),  # the stroma's rate: (59 + 1) / (5999 + 1) = 0.01, of 1,000 transcripts
         (23, 0.5 + 0.2),  # twice: (23 + 3) / (10 + 3)
         (49, 1.0 + 0.2),
-        (0, -0.5),  # 0.5 log2(3 / 13) + 0.2 = -0.86, limited
+        (0, -0.5 + 0.2),  # 0.5 log2(3 / 13) = -1.06, limited
         (4, 0.5 * np.log2(7 / 13) + 0.2),
-        (500, 1.5),
+        (500, 1.5 + 0.2),  # 0.5 log2(503 / 13) = 2.64, limited
     ],
 )
 def test_bonus_by_hand(cycling: int, expected: float) -> None:
     result = bonus(*with_stroma(cycling))
     np.testing.assert_allclose(result[:10], expected, atol=1e-5)
     assert (result[10:] == 0).all(), "outside epithelium nothing is added"
+    np.testing.assert_allclose(bonus(*with_stroma(cycling), prior=-1.0)[:10], expected - 1.2, atol=1e-5)
 
 
 @pytest.mark.parametrize("lineage", ["Fibroblast", "Endothelial", "Mural"])
@@ -343,8 +418,8 @@ def test_with_little_stroma_all_other_cells_stand_in() -> None:
     np.testing.assert_allclose(bonus(cycle, depth, codes, lineages)[:10], 1.2, atol=1e-5)
     few = ([*cycle, *[90] * 49], [*depth, *[100] * 49], [*codes, *[2] * 49], [*lineages, *[STROMA] * 49])
     base = (59 + 49 * 90 + 1) / (5999 + 4900 + 1)
-    expected = 0.5 * np.log2(52 / (1000 * base + 3)) + 0.2
-    np.testing.assert_allclose(bonus(*few)[:10], max(expected, -0.5), atol=1e-5)
+    expected = 0.5 * np.log2(52 / (1000 * base + 3))
+    np.testing.assert_allclose(bonus(*few)[:10], max(expected, -0.5) + 0.2, atol=1e-5)
 
 
 def test_each_cluster_of_epithelium_has_its_own_bonus() -> None:
@@ -354,10 +429,11 @@ def test_each_cluster_of_epithelium_has_its_own_bonus() -> None:
     np.testing.assert_allclose(result[-10:], 0.2, atol=1e-5)
 
 
-def test_no_bonus_without_cell_cycle_genes_or_without_anything_to_measure_against() -> None:
-    assert (bonus(*with_stroma(49), genes=("CD3E", "EPCAM")) == 0).all()
+def test_the_prior_alone_without_cell_cycle_genes_or_without_anything_to_measure_against() -> None:
+    result = bonus(*with_stroma(49), genes=("CD3E", "EPCAM"))
+    np.testing.assert_allclose(result, [0.2] * 10 + [0.0] * 60, atol=1e-6)
     cycle, depth, _, _ = with_stroma(49)
-    assert (bonus(cycle, depth, [0] * 70, [EPI] * 70) == 0).all()
+    np.testing.assert_allclose(bonus(cycle, depth, [0] * 70, [EPI] * 70), 0.2, atol=1e-6)
 
 
 @pytest.mark.parametrize("gene", CELL_CYCLE)

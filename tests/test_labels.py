@@ -144,6 +144,52 @@ def test_no_kept_cell_is_an_error(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.D
         label_cells(data, cells.assign(status="dropped"), MARKERS, "pancreas", ONTOLOGY, SETTINGS)
 
 
+def test_cells_whose_markers_prefer_another_type_are_withheld(
+    pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame],
+) -> None:
+    data, cells, _ = pancreas
+    # Without markers of their own, acinar cells are nearest to some type whose markers they lack.
+    table = MARKERS[MARKERS["cell_type"] != "Acinar"]
+    result = label_cells(data, cells, table, "pancreas", ONTOLOGY, Settings(min_confidence=0.0))
+    labels = result.labels[result.labels["status"] != "dropped"].reset_index(drop=True)
+    open_to_it = ~labels["reason"].isin(["other_type", "doublet"])
+    disagree = result.posteriors["marker_lead"] < 0
+    assert result.posteriors["cell_id"].tolist() == labels["cell_id"].tolist()
+    assert ((labels["reason"] == "markers_disagree") == (open_to_it & disagree)).all()
+    assert (labels.loc[open_to_it & ~disagree, "status"] == "labelled").all()
+
+
+def test_a_type_that_is_left_out_gets_no_cell(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
+    data, cells, truth = pancreas
+    result = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, Settings(leave_out=("Acinar",)))
+    assert result.summary["not_candidates"]["Acinar"] == "left out (labels.leave_out)"
+    assert "Acinar" not in set(result.labels["raw_label"])
+    acinar = (truth["class"] == "Acinar").to_numpy() & (cells["status"] == "kept").to_numpy()
+    assert (result.labels.loc[acinar, "status"] == "labelled").mean() < 0.2
+
+
+def test_all_unknown_types_to_leave_out_are_named(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
+    data, cells, _ = pancreas
+    with pytest.raises(UserError) as error:
+        label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, Settings(leave_out=("Acinarr", "Ductal", "Bogus")))
+    assert error.value.where == "labels.leave_out"
+    assert str(error.value.found) == "Acinarr, Bogus Did you mean 'Acinar'?"
+
+
+def test_the_prior_of_malignancy_moves_epithelium_and_is_warned_of(
+    pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame],
+) -> None:
+    data, cells, _ = pancreas
+    found = {}
+    for prior in (-6.0, 0.2, 2.0):
+        result = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, Settings(malignant_prior=prior))
+        found[prior] = (result.labels["class"] == "Epithelial_Malignant").sum(), result.summary["warnings"]
+    assert found[-6.0][0] < found[0.2][0] <= found[2.0][0]
+    assert found[0.2][1] == found[2.0][1] == []
+    assert len(found[-6.0][1]) == 1
+    assert "epithelial cells are malignant" in found[-6.0][1][0]
+
+
 # The synthetic study at large: five organs of a seed that nothing was tuned on, pooled.
 
 ORGANS = ("breast", "colon", "lung", "ovary", "pancreas")

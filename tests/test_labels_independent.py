@@ -44,6 +44,16 @@ def test_hard_pairs_and_rare_classes_are_found(organ: str, seed: int) -> None:
     assert set(result.labels["class"]) - {""} == set(slide.truth)
 
 
+@pytest.mark.parametrize("seed", [42, 44, 45])
+def test_ten_cells_of_a_type_are_found_among_two_thousand(seed: int) -> None:
+    slide = simulate("lung", n=2000, seed=seed, shares={**SHARES["lung"], "Mast_Cell": 0.004})
+    mast = (slide.truth == "Mast_Cell").to_numpy()
+    found = (label(slide, "lung").labels["class"] == "Mast_Cell").to_numpy()
+    assert 10 <= mast.sum() <= 12
+    assert (found & mast).sum() >= 9
+    assert (found & ~mast).sum() <= 2
+
+
 def test_abstained_cells_would_have_been_worse() -> None:
     slide = simulate("lung", seed=13)
     labels = label(slide, "lung").labels
