@@ -14,6 +14,7 @@ import pytest
 
 from label_bundle import write_label_bundle
 from nuclass.cli import main
+from nuclass.cli_labels import _REASONS
 from nuclass.labels.given import LABEL_COLUMNS
 from nuclass.labels.job import FILES
 from panel_simulator import COARSE, Slide, simulate_panel
@@ -106,9 +107,8 @@ def test_every_cell_without_a_label_is_accounted_for(folder: Path, capsys: pytes
     assert f"  no label, too few transcripts: {poor}\n" in said
     labels = pd.read_parquet("labels.parquet")
     left = labels.loc[labels["status"] != "labelled", "reason"].value_counts()
-    words = {"unsure": "not certain enough", "doublet": "two cells in one", "low_counts": "too few transcripts"}
     for reason, count in left.items():
-        assert f"no label, {words.get(str(reason), 'of a type without markers here')}: {count}\n" in said
+        assert f"  no label, {_REASONS[str(reason)]}: {count}\n" in said
 
 
 def own_table(path: Path, slide: Slide) -> dict[str, str]:

@@ -41,6 +41,7 @@ _REASONS = {
     "unsure": "not certain enough",
     "doublet": "two cells in one",
     "other_type": "of a type without markers here",
+    "markers_disagree": "its own markers speak for another type",
 }
 _EXAMPLES = """\
 examples:

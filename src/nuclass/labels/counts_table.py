@@ -233,7 +233,6 @@ def _checked(data: AnnData, file: Path, known: Collection[str]) -> AnnData:
         raise UserError("A table of counts holds no cell", where=file, found=f"{len(genes)} genes, no cells")
     if not hits(genes, known)[1]:
         raise no_gene(file, genes, cells[:3])
-    _need_single(cells, genes, file)
     data.X = as_counts(sparse.csr_matrix(data.X, dtype=np.float32), file, cells, genes)
     return data
 
