@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -270,8 +269,7 @@ def test_h5ad_with_genes_along_obs(tmp_path: Path) -> None:
 
 
 def test_h5ad_under_the_ending_of_10x(tmp_path: Path) -> None:
-    shutil.copy(written(tmp_path / "a.h5ad"), tmp_path / "a.h5")
-    same(read(tmp_path / "a.h5"))
+    same(read(written(tmp_path / "a.h5ad").rename(tmp_path / "a.h5")))
 
 
 @pytest.mark.parametrize("column", ["feature_name", "gene_symbols", "Symbol", "whatever"])
@@ -467,8 +465,6 @@ def test_what_cannot_be_used_is_told(tmp_path: Path, name: str, content: str | b
     assert f"where:      {path}" in message
     for part in parts:
         assert part in message
-    if not message.startswith("The table of counts is empty"):
-        assert "found:" in message or "web page" in message
 
 
 def test_h5ad_that_cannot_be_used_is_told(tmp_path: Path) -> None:
