@@ -329,6 +329,7 @@ def test_a_home_holds_enough_seeds_and_most_of_the_seeds() -> None:
     start, clusters = [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0]
     # Half is not most: nobody is at home, so each type is one component.
     assert part_of(start, clusters, least=3) == ([0, 0, 0, 1, 1, 1], [0, 1])
+    assert part_of([0] * 4 + [1] * 4 + [0], [0] * 8 + [1], least=4) == ([0] * 4 + [1] * 4 + [0], [0, 1])
     # Two in a cluster are too few of four: the type has no home, and all its seeds are one component.
     assert part_of([0, 0, 0, 0], [0, 0, 1, 1], least=4, n_types=1) == ([0, 0, 0, 0], [0])
 

@@ -59,15 +59,15 @@ def test_scores_of_types_by_hand() -> None:
 
 
 def test_shared_markers_make_up_the_same_part_however_many_they_are() -> None:
-    # a and b are shared within the lineage; c and e are A's own there, though C has c too; d is B's own.
-    first, second = MarkerSet("A", ("a", "b", "c", "e"), ()), MarkerSet("B", ("a", "b", "d"), ())
-    other = MarkerSet("C", ("c",), ())
+    # A and B share a and b, of which C of another lineage has b too. A has e for itself, and c with C; B has d.
+    one, two = MarkerSet("A", ("a", "b", "c", "e"), ()), MarkerSet("B", ("a", "b", "d"), ())
     logged = np.random.default_rng(1).uniform(size=(40, 5))
-    score, _ = marker_scores(csr(logged), GENES, [first, second, other], LINEAGES)
+    score, _ = marker_scores(csr(logged), GENES, [one, two, MarkerSet("C", ("b", "c"), ())], LINEAGES)
     z = (logged - logged.mean(0)) / (logged.std(0) + 1e-3)
-    np.testing.assert_allclose(score[:, 0], z @ [0.15, 0.15, 0.7 / 3, 0, 1.4 / 3], atol=1e-5)
-    np.testing.assert_allclose(score[:, 1], z @ [0.15, 0.15, 0, 0.7, 0], atol=1e-5)
-    np.testing.assert_allclose(score[:, 2], z[:, 2], atol=1e-5)
+    # Weights 1/2 and 1/3 of a and b make 0.3; 1/2 and 1 of c and e make 0.7; C shares nothing within its lineage.
+    np.testing.assert_allclose(score[:, 0], z @ [0.18, 0.12, 0.7 / 3, 0, 1.4 / 3], atol=1e-5)
+    np.testing.assert_allclose(score[:, 1], z @ [0.18, 0.12, 0, 0.7, 0], atol=1e-5)
+    np.testing.assert_allclose(score[:, 2], z @ [0, 0.4, 0.6, 0, 0], atol=1e-5)
 
 
 def test_a_type_whose_markers_are_all_shared_is_the_mean_of_them() -> None:

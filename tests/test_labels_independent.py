@@ -114,6 +114,22 @@ def test_types_without_markers_get_no_label(organ: str, monkeypatch: pytest.Monk
     assert f1_score(truth[known], labels.loc[known, "class"], average="macro") > 0.9
 
 
+@pytest.mark.parametrize("gene", ["KIT", "CPA3"])
+def test_one_gene_of_a_type_hardly_ever_gives_its_name(gene: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROGRAMMES, "Foreign", [*(f"FOREIGN{i}" for i in range(8)), gene])
+    shares = {name: share for name, share in SHARES["lung"].items() if name != "Mast_Cell"} | {"Foreign": 0.06}
+    other, named = [], []
+    for seed in range(1, 5):
+        slide = simulate("lung", n=1200, seed=seed, shares=shares)
+        labels = label(slide, "lung").labels
+        foreign = (slide.truth == "Foreign").to_numpy() & (labels["status"] != "dropped").to_numpy()
+        other.append((labels.loc[foreign, "reason"] == "other_type").mean())
+        named.append((labels.loc[foreign, "status"] == "labelled").mean())
+    assert np.mean(other) > 0.7
+    assert np.mean(named) < 0.3
+    assert np.median(named) < 0.05
+
+
 def test_labels_do_not_depend_on_the_order_of_genes_or_classes() -> None:
     slide = simulate("lung", n=1200, seed=19)
     mixed = slide.counts[:, np.random.default_rng(0).permutation(slide.counts.n_vars)].copy()
