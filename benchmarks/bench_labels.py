@@ -107,12 +107,24 @@ def by_scanpy(data) -> np.ndarray:
     sc.pp.normalize_total(data)
     sc.pp.log1p(data)
     sc.pp.pca(data, n_comps=30)
-    sc.pp.neighbors(data, n_neighbors=15)
+    sc.pp.neighbors(data, n_neighbors=15, transformer=_transformer(15))
     sc.tl.leiden(data, resolution=1.0, flavor="igraph", n_iterations=2, directed=False)
     for one in sets:
         sc.tl.score_genes(data, list(one.positive), score_name=one.name, ctrl_size=25)
     scores = data.obs.groupby("leiden", observed=True)[[one.name for one in sets]].mean()
     return data.obs["leiden"].map(scores.idxmax(axis=1)).astype(str).to_numpy()
+
+
+def _transformer(k: int):
+    """Return scanpy's own search for neighbours; scanpy 1.11 does not take the kind of matrix that it gives today."""
+    from pynndescent import PyNNDescentTransformer
+    from scipy import sparse
+
+    class Transformer(PyNNDescentTransformer):
+        def fit_transform(self, X, y=None, **params):
+            return sparse.csr_matrix(super().fit_transform(X, y, **params))
+
+    return Transformer(n_neighbors=k)
 
 
 def main() -> None:

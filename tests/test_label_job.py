@@ -245,16 +245,44 @@ def test_a_slide_of_which_quality_control_left_nothing(bundle: LabelBundle, tmp_
     )
 
 
-def test_a_panel_without_markers_of_any_type(bundle: LabelBundle, tmp_path: Path) -> None:
-    shutil.copytree(bundle.folder, tmp_path / "bundle")
-    with h5py.File(tmp_path / "bundle/cell_feature_matrix.h5", "r+") as stream:
+@pytest.fixture
+def without_markers(bundle: LabelBundle, tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.folder, folder)
+    with h5py.File(folder / "cell_feature_matrix.h5", "r+") as stream:
         names = [b"GENE%d" % k for k in range(len(stream["matrix/features/name"]))]
         del stream["matrix/features/name"]
         stream["matrix/features/name"] = np.array(names)
-    message = told(lambda: label(bundle, tmp_path / "out", bundle=tmp_path / "bundle"))
+    return folder
+
+
+@pytest.mark.parametrize("source", ["markers", "given_then_markers"])
+def test_a_panel_without_markers_of_any_type(
+    bundle: LabelBundle, tmp_path: Path, without_markers: Path, given: Path, source: str
+) -> None:
+    message = told(lambda: label(bundle, tmp_path / "out", bundle=without_markers, source=source, given=str(given)))
     assert message.startswith("The panel cannot tell cell types apart\n")
-    assert "T_Cell: the panel holds 0 of its markers; 3 are needed" in message
+    assert "Adipocyte: the panel holds 0 of its markers; 3 are needed" in message
+    assert "does not occur in breast" not in message, "what cannot be of help stands before what can"
+    assert "; and " in message
     assert "labels.extra_markers" in message
+
+
+def test_given_labels_need_no_markers(
+    bundle: LabelBundle, tmp_path: Path, without_markers: Path, given: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    label(bundle, out, bundle=without_markers, source="given", given=str(given))
+    labels = pd.read_parquet(out / "labels.parquet")
+    truth = bundle.truth[labels["cell_id"]].map(COARSE).to_numpy()
+    assert (labels.loc[(truth == "T") & (labels["status"] != "dropped"), "class"] == "T_Cell").all()
+    assert "markers cannot label this slide" in caplog.text
+    summary = read_json(out / "summary.json")
+    assert summary["agreement"]["both"] == 0
+    assert summary["warnings"][0].startswith("The panel cannot tell cell types apart")
+    assert len(pd.read_parquet(out / "umap.parquet")) == (bundle.cells["status"] == "kept").sum()
+    for file in (*FILES, *COMPARED):
+        assert (out / file).exists(), file
 
 
 @pytest.mark.usefixtures("no_work")

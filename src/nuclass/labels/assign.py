@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+_TOLD = 6
 _MUCH, _LITTLE = 0.05, 0.01
 _MIN_COMPONENT = 60
 """Seeds that a component of a type needs besides ``min_seeds``."""
@@ -150,6 +151,24 @@ def label_cells(
     return LabelResult(labels, _posteriors(kept, found), _evidence(found, candidates), found.clusters, summary)
 
 
+def unlabelled(adata: AnnData, cells: pd.DataFrame, settings: Settings, why: str) -> LabelResult:
+    """Return the result of markers that cannot label a slide: clusters only, every kept cell abstained."""
+    kept = cells[cells["status"] == KEPT].reset_index(drop=True)
+    counts = sparse.csr_matrix(adata[kept[CELL_ID].tolist()].X, dtype=np.float32)
+    counts, _ = _informative(counts, [str(gene) for gene in adata.var_names], [])
+    clusters = cluster(normalised(counts), settings, settings.n_neighbors)
+    nothing = np.zeros(len(kept))
+    empty = np.zeros((len(kept), 0))
+    seeds = np.full(len(kept), -1)
+    found = _Found([], empty, clusters, seeds, np.zeros(0, int), empty, nothing, nothing, nothing)
+    labels = _all_rows(
+        cells, _rows(kept, found, np.full(len(kept), "", object), nothing, nothing, np.full(len(kept), "no_markers"))
+    )
+    columns = ["resolution", "cluster", "cells", "cell_type", "score", "posterior"]
+    summary = {"warnings": [why], **{key: _counted(labels, column) for key, column in _COUNTED.items()}}
+    return LabelResult(labels, _posteriors(kept, found), pd.DataFrame(columns=columns), clusters, summary)
+
+
 def _warn_of_epithelium(labels: pd.DataFrame, ontology: Ontology, summary: dict[str, Any]) -> None:
     """Warn, in the log and in the summary, where the section has epithelium and none of it is malignant."""
     summary["warnings"] = []
@@ -248,11 +267,18 @@ def _candidates(
     if len(candidates) < 2:
         raise UserError(
             "The panel cannot tell cell types apart",
-            found="; ".join(f"{name}: {why}" for name, why in absent.items()),
+            found=_told(absent),
             expected="three positive markers of at least two cell types",
             fix="add markers of this panel's genes to a table of your own (labels.extra_markers)",
         )
     return candidates, absent
+
+
+def _told(absent: dict[str, str]) -> str:
+    """Return why types are no candidates: first those that occur in the organ, six at most."""
+    order = sorted(absent, key=lambda name: absent[name].startswith("does not occur"))
+    rest = len(absent) - _TOLD
+    return "; ".join(f"{name}: {absent[name]}" for name in order[:_TOLD]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _informative(
@@ -287,7 +313,20 @@ def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Se
         ["other_type", "doublet", "markers_disagree", "unsure"],
         "",
     )
-    rows = pd.DataFrame(
+    margin = np.maximum(top - np.maximum(order[:, -2], other), 0)
+    return _all_rows(cells, _rows(kept, found, best, chance, margin, reason))
+
+
+def _rows(
+    kept: pd.DataFrame,
+    found: _Found,
+    best: np.ndarray,
+    chance: np.ndarray,
+    margin: np.ndarray,
+    reason: np.ndarray,
+) -> pd.DataFrame:
+    """Return the labels of the kept cells; a cell without a reason against it is labelled."""
+    return pd.DataFrame(
         {
             CELL_ID: kept[CELL_ID],
             "cluster": found.clusters.shown,
@@ -295,13 +334,17 @@ def _decide(cells: pd.DataFrame, kept: pd.DataFrame, found: _Found, settings: Se
             "cell_type": np.where(reason == "", best, ""),
             "class": "",
             "confidence": chance.astype(np.float32),
-            "margin": np.maximum(top - np.maximum(order[:, -2], other), 0).astype(np.float32),
+            "margin": margin.astype(np.float32),
             "confidence_released": found.released.astype(np.float32),
             "source": "markers",
             "status": np.where(reason == "", LABELLED, ABSTAINED),
             "reason": reason,
         }
     )
+
+
+def _all_rows(cells: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the labels of all cells of the bundle: the dropped ones keep their reason."""
     labels = cells[[CELL_ID]].merge(rows, on=CELL_ID, how="left")
     dropped = labels["status"].isna()
     labels["status"] = labels["status"].fillna(DROPPED)

@@ -14,7 +14,7 @@ from nuclass.core.files import write_csv, write_json, write_parquet
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, KEPT
 from nuclass.labels.agreement import agreement
-from nuclass.labels.assign import LabelResult, Settings, label_cells
+from nuclass.labels.assign import LabelResult, Settings, label_cells, unlabelled
 from nuclass.labels.counts_table import cells_of, read_counts
 from nuclass.labels.coverage import panel_coverage
 from nuclass.labels.evidence import marker_evidence, umap_coordinates
@@ -105,10 +105,10 @@ def label_slide(
     table = _cells(cells)
     markers, ontology = tables.read()
     theirs = _given(table, _given_file(bundle, given), source, name)
-    counts = _counts(bundle, table, markers)
+    counts = _counts(bundle, table)
     how = Settings.from_dict(settings)
     _need_cells(table, how, cells)
-    result = label_cells(counts, table, markers, organ, ontology, how)
+    result = _by_markers(counts, table, markers, organ, ontology, how, source, bundle)
     labels, compared, told = _with_given(result.labels, table, ontology, theirs, source, name)
     _need_classes(labels, bundle)
     evidence = {
@@ -125,7 +125,28 @@ def label_slide(
     write_parquet(folder / "umap.parquet", umap)
     write_json(folder / "summary.json", {**result.summary, **_counted(labels), "source": source, **told})
     write_parquet(folder / "labels.parquet", labels)
-    _log.info("labelled %s", result.summary["cell_types"])
+    _log.info("labelled %s", labels.loc[labels["cell_type"] != "", "cell_type"].value_counts().to_dict())
+
+
+def _by_markers(
+    counts: AnnData,
+    table: pd.DataFrame,
+    markers: pd.DataFrame,
+    organ: str,
+    ontology: Ontology,
+    how: Settings,
+    source: str,
+    bundle: str | Path,
+) -> LabelResult:
+    """Label by markers; where given labels count and markers cannot label the slide, say so and go on without."""
+    try:
+        check_species(list(counts.var_names), markers, bundle)
+        return label_cells(counts, table, markers, organ, ontology, how)
+    except UserError as error:
+        if source != "given":
+            raise
+        _log.warning("markers cannot label this slide; the given labels count all the same. %s", error)
+        return unlabelled(counts, table, how, str(error))
 
 
 def label_table(
@@ -167,8 +188,8 @@ def _need_place(out: Path, counts: Path) -> None:
         raise UserError("--out lies in a file, not in a folder", where=out, found=f"{file} is a file")
 
 
-def _counts(bundle: str | Path, table: pd.DataFrame, markers: pd.DataFrame) -> AnnData:
-    """Return the slide's counts, checked against its table of cells and the markers' species."""
+def _counts(bundle: str | Path, table: pd.DataFrame) -> AnnData:
+    """Return the slide's counts, checked against its table of cells."""
     counts = read_bundle(bundle).counts()
     missing = ~table[CELL_ID].isin(counts.obs_names)
     if missing.any():
@@ -179,7 +200,6 @@ def _counts(bundle: str | Path, table: pd.DataFrame, markers: pd.DataFrame) -> A
             expected="one row of counts for each cell",
             fix="fetch the bundle again: its files are of different runs",
         )
-    check_species(list(counts.var_names), markers, bundle)
     return counts
 
 
