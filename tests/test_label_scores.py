@@ -95,6 +95,14 @@ def test_scores_of_lineages_by_hand() -> None:
     np.testing.assert_allclose(broad, np.stack([by_type[:, :2].max(1), by_type[:, 2]], 1), atol=3e-3)
 
 
+def test_what_speaks_against_a_type_does_not_speak_against_its_lineage_where_a_sister_has_it() -> None:
+    # The second cell has c, and a of the sister type; a costs B's score one half, and the lineage nothing.
+    one, two, other = MarkerSet("A", ("a", "d"), ()), MarkerSet("B", ("c",), ("a",)), MarkerSet("C", ("b",), ("c",))
+    score, broad = marker_scores(CHECK, GENES, [one, two, other], LINEAGES)
+    np.testing.assert_allclose(score[1], [0, 0.5, -1.5], atol=3e-3)
+    np.testing.assert_allclose(broad[1], [1, -1.5], atol=3e-3)
+
+
 @pytest.mark.parametrize(("number", "cost"), [(1, 0.5), (4, 0.25), (9, 0.5 / 3)])
 def test_one_telling_negative_marker_counts_by_the_root_of_their_number(number: int, cost: float) -> None:
     negatives = tuple(f"n{i}" for i in range(number))
@@ -156,9 +164,11 @@ def test_lineage_of_a_cluster_is_that_with_the_highest_mean() -> None:
     assert lineage_of_clusters(broad, np.array(["x", "x", "y"]), codes).tolist() == ["x", "x", "x", "y", "y"]
 
 
-# Lineage x has types A and B, y has C. 20 certain cells of each type, and one cell to try.
+# Lineage x has types A and B, y has C. 20 certain cells of each type, 20 more of A that are of lineage x although C
+# scores highest in them, and one cell to try.
 HOME = np.array(["x", "x", "y"])
-CERTAIN = np.repeat([0, 1, 2], 20)
+CERTAIN = np.repeat([0, 1, 2, 0], 20)
+GROUP = np.repeat([0, 1, 2, 3], 20)
 
 
 def probe(
@@ -166,9 +176,10 @@ def probe(
 ) -> tuple[int, bool]:
     """Return the seed type of one cell, and whether its lineage is known; A is 0.5 wide, 0.2 narrow, 0.3 high."""
     own = np.eye(3)[CERTAIN]
+    own[60:, 2] = 1.5
     by_lineage = np.stack([CERTAIN < 2, CERTAIN == 2], 1).astype(float)
-    codes = pd.DataFrame({str(k): np.append(CERTAIN, c) for k, c in enumerate(clusters)})
-    nearest = np.array([20 * (i // 20) + np.delete(np.arange(20), i % 20)[:5] for i in range(60)] + [[0, 1, 2, 3, 4]])
+    codes = pd.DataFrame({str(k): np.append(GROUP, c) for k, c in enumerate(clusters)})
+    nearest = np.array([20 * (i // 20) + np.delete(np.arange(20), i % 20)[:5] for i in range(80)] + [[0, 1, 2, 3, 4]])
     seeds = find_seeds(np.vstack([own, score]), np.vstack([by_lineage, broad]), HOME, codes, nearest, Settings(**how))
     assert seeds.present == [0, 1, 2]
     assert (seeds.types[:-1] == CERTAIN).all()
@@ -197,6 +208,7 @@ IN_A, IN_B, IN_C = (0,), (1,), (2,)
         ((0.6, 0.0), (0.3, 0.0, 0.0), IN_B, (-1, True)),
         ((0.6, 0.0), (0.3, 0.0, 0.0), IN_C, (-1, True)),
         ((0.6, 0.0), (0.3, 0.15, 0.0), IN_A, (-1, True)),
+        ((0.6, 0.0), (0.3, 0.0, 0.9), (3,), (0, True)),
         # One resolution that agrees is enough.
         ((0.6, 0.0), (0.3, 0.0, 0.0), (2, 0), (0, True)),
         ((0.4, 0.1), (0.3, 0.0, 0.0), (2, 0, 2), (0, True)),
