@@ -277,7 +277,7 @@ def _with_given(
     empty = {"agreement.csv": _PAIRS, "scores.csv": _SCORES, "unmapped.csv": _UNMAPPED}
     if given is None:
         return own, {path: pd.DataFrame(columns=columns) for path, columns in empty.items()}, {}
-    theirs = given_labels(given.matched, table, ontology)
+    theirs = given_labels(given.matched, table, ontology).assign(cluster=own["cluster"].to_numpy())
     found = agreement(theirs, own, ontology, name)
     labels = {"markers": own, "given": theirs}.get(source)
     if labels is None:
