@@ -2,9 +2,10 @@
 
 FIGURES = ("gradcam dataset_composition confusion per_class_f1 branches calibration alignment labelling funnel").split()
 TABLES = [
-    *"holdout_comparison branches dataset label_quality label_agreement label_confidence funnel alignment".split(),
+    *"holdout_comparison branches dataset panels label_quality label_agreement label_confidence funnel alignment".split(),
     *(["synthetic_truth"] if TRUTH_KNOWN else []),
 ]
+LABEL_TABLES = ["panels", "label_agreement", "label_confidence"]
 
 
 rule alignment:
@@ -21,6 +22,12 @@ rule patches:
         expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
 
 
+rule panels:
+    input:
+        "results/tables/panels.csv",
+        "results/tables/panels.md",
+
+
 rule labels:
     input:
         expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
@@ -30,7 +37,7 @@ rule labelling:
     input:
         expand("results/labels/{slide}/labelling.{ending}", slide=ALL_SLIDES, ending=[*FORMATS, "csv"]),
         expand("results/figures/labelling.{ending}", ending=[*FORMATS, "csv"]),
-        expand("results/tables/{name}.{ending}", name=["label_agreement", "label_confidence"], ending=["csv", "md"]),
+        expand("results/tables/{name}.{ending}", name=LABEL_TABLES, ending=["csv", "md"]),
 
 
 rule models:

@@ -51,6 +51,7 @@ TRAIN_SLIDES = STUDY.train_slides
 COHORTS = STUDY.cohorts
 ALL_SLIDES = list(SLIDES.index)
 MODELS = ["local", "global", "gate"]
+OWN_MARKERS = [table for table in [CONFIG["labels"]["extra_markers"]] if table]
 
 
 wildcard_constraints:
@@ -93,7 +94,12 @@ def own_label_files(wildcards):
     """Return the user's own files that a slide's labels rest on: given labels, a marker table."""
     given = SLIDES.loc[wildcards.slide, "given"]
     files = [parse_given(given).path] if given not in ("", "none") else []
-    return files + ([CONFIG["labels"]["extra_markers"]] if CONFIG["labels"]["extra_markers"] else [])
+    return files + OWN_MARKERS
+
+
+def label_source(wildcards):
+    """Return where a slide's labels come from: the word of its row, else that of the settings."""
+    return SLIDES.loc[wildcards.slide, "labels"] or CONFIG["labels"]["source"]
 
 
 def align_of(wildcards):

@@ -242,7 +242,7 @@ rule draw_labelling:
         cells=expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
         umaps=expand("results/labels/{slide}/umap.parquet", slide=ALL_SLIDES),
     output:
-        pictures=drawn("labelling", "Data", "Labels"),
+        pictures=drawn("labelling", "Labels", "All slides"),
         csv="results/figures/labelling.csv",
     params:
         slides=ALL_SLIDES,

@@ -1,4 +1,34 @@
-"""Cell types from the transcripts, by marker genes."""
+"""What a panel can tell apart, and cell types from the transcripts, by marker genes."""
+
+
+rule check_panel:
+    input:
+        bundle="resources/bundles/{slide}/bundle.json",
+        markers=CONFIG["markers"],
+        ontology=CONFIG["ontology"],
+        own=OWN_MARKERS,
+    output:
+        panel="results/labels/{slide}/panel.csv",
+    params:
+        organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
+        source=label_source,
+        extra_markers=CONFIG["labels"]["extra_markers"],
+        leave_out=CONFIG["labels"]["leave_out"],
+        code=code_hash("nuclass.labels.panel_check"),
+    log:
+        "logs/check_panel/{slide}.log",
+    benchmark:
+        "benchmarks/check_panel/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/labels.yaml"
+    message:
+        "Slide {wildcards.slide}: what its panel can tell apart ({params.organ})"
+    script:
+        "../scripts/check_panel.py"
 
 
 rule label_cells:
@@ -14,14 +44,13 @@ rule label_cells:
         evidence="results/labels/{slide}/evidence.csv",
         markers="results/labels/{slide}/markers.csv",
         umap="results/labels/{slide}/umap.parquet",
-        panel="results/labels/{slide}/panel.csv",
         agreement="results/labels/{slide}/agreement.csv",
         scores="results/labels/{slide}/scores.csv",
         unmapped="results/labels/{slide}/unmapped.csv",
         summary="results/labels/{slide}/summary.json",
     params:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
-        source=lambda wildcards: slide_row(wildcards.slide)["labels"] or CONFIG["labels"]["source"],
+        source=label_source,
         given=lambda wildcards: slide_row(wildcards.slide)["given"],
         extra_markers=CONFIG["labels"]["extra_markers"],
         labels={key: value for key, value in CONFIG["labels"].items() if key not in ("source", "extra_markers")},

@@ -76,12 +76,39 @@ rule tabulate_dataset:
         "../scripts/tabulate_dataset.py"
 
 
+rule tabulate_panels:
+    input:
+        panels=expand("results/labels/{slide}/panel.csv", slide=ALL_SLIDES),
+    output:
+        csv=laid_out("panels", "Labels", "What each panel can tell"),
+        md="results/tables/panels.md",
+    params:
+        slides=ALL_SLIDES,
+        organs={slide: slide_row(slide)["organ"] for slide in ALL_SLIDES},
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.tables.labelling"),
+    log:
+        "logs/tabulate_panels/all.log",
+    benchmark:
+        "benchmarks/tabulate_panels/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table panels: what the panel of each slide can tell apart"
+    script:
+        "../scripts/tabulate_panels.py"
+
+
 rule tabulate_label_quality:
     input:
         quality="results/evaluation/label_quality.csv",
         truth=["results/evaluation/truth/labels.json"] if TRUTH_KNOWN else [],
     output:
-        csv=laid_out("label_quality", "Data", "Labels"),
+        csv=laid_out("label_quality", "Labels", "Cells with a label"),
         md="results/tables/label_quality.md",
     params:
         synthetic=SYNTHETIC,
@@ -107,7 +134,7 @@ rule tabulate_label_agreement:
         summaries=expand("results/labels/{slide}/summary.json", slide=ALL_SLIDES),
         scores=expand("results/labels/{slide}/scores.csv", slide=ALL_SLIDES),
     output:
-        csv=laid_out("label_agreement", "Data", "Labels from markers against given ones"),
+        csv=laid_out("label_agreement", "Labels", "Markers against given labels"),
         md="results/tables/label_agreement.md",
     params:
         slides=ALL_SLIDES,
@@ -135,7 +162,7 @@ rule tabulate_label_confidence:
         ontology=CONFIG["ontology"],
         truths=expand("resources/truth/{slide}/truth.parquet", slide=ALL_SLIDES) if TRUTH_KNOWN else [],
     output:
-        csv=laid_out("label_confidence", "Data", "Confidence, ours and the original's"),
+        csv=laid_out("label_confidence", "Labels", "Confidence, ours and the original's"),
         md="results/tables/label_confidence.md",
     params:
         slides=ALL_SLIDES,

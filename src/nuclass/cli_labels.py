@@ -93,6 +93,7 @@ def _label(options: argparse.Namespace) -> None:
         _label_table(options)
         return
     from nuclass.labels.job import label_slide
+    from nuclass.labels.panel_check import check_panel
 
     if options.cells is None:
         raise UserError(
@@ -100,16 +101,27 @@ def _label(options: argparse.Namespace) -> None:
             expected="--cells results/slides/SLIDE/cells.parquet, as 'nuclass build-slide' writes it",
         )
     settings = settings_of(options)
+    tables, source = _tables(options, settings), options.labels or settings["labels"]["source"]
     label_slide(
         bundle=options.bundle,
         cells=options.cells,
-        tables=_tables(options, settings),
+        tables=tables,
         organ=options.organ,
         settings=settings["labels"],
-        source=options.labels or settings["labels"]["source"],
+        source=source,
         given=options.given,
         name=options.bundle.name,
         out=options.out,
+    )
+    check_panel(
+        bundle=options.bundle,
+        markers=tables.markers,
+        extra_markers=tables.extra_markers,
+        ontology=tables.ontology,
+        organ=options.organ,
+        leave_out=settings["labels"]["leave_out"],
+        source=source,
+        out=options.out / "panel.csv",
     )
     sys.stdout.write(f"Wrote {options.out}.\n")
 

@@ -51,9 +51,9 @@ def add_panel(commands: argparse._SubParsersAction[Any]) -> None:
 
 def _panel(options: argparse.Namespace) -> None:
     from nuclass.core.errors import UserError
-    from nuclass.labels.coverage import panel_coverage
     from nuclass.labels.markers import check_species, load_markers
     from nuclass.labels.ontology import load_ontology
+    from nuclass.labels.panel_check import judge_panel
     from nuclass.labels.panel_files import read_panel
 
     if options.out is not None and options.out.suffix not in (".csv", ".md"):
@@ -63,7 +63,7 @@ def _panel(options: argparse.Namespace) -> None:
     markers = load_markers(study_file(settings["markers"]), own_markers(options, settings), ontology)
     genes = read_panel(options.panel)
     check_species(genes, markers, options.panel)
-    coverage = panel_coverage(markers, ontology, options.organ, genes)
+    coverage = judge_panel(genes, markers, ontology, options.organ, settings["labels"]["leave_out"])
     known = len(set(genes) & set(markers["gene"]))
     lines = [f"{options.panel}: {len(genes)} genes, {known} of them markers; {options.organ}", ""]
     sys.stdout.write("\n".join(lines + _table(coverage) + _genes(coverage, options.genes) + _summary(coverage)) + "\n")

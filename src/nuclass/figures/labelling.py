@@ -218,7 +218,8 @@ def _confidence(ax: Axes, data: SlideLabels, bins: pd.DataFrame, threshold: floa
     ax.set_title("Confidence")
     if ax.axison:
         ax.set(xlabel="Confidence of the label", ylabel="Cells of the kind, %")
-        ax.legend(loc="upper left")
+        # Above the bars, which may stand anywhere.
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2, columnspacing=1.2)
 
 
 def _funnel(ax: Axes, funnel: pd.DataFrame, types: CellTypes) -> None:

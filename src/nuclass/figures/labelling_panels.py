@@ -24,6 +24,9 @@ NUMBERS = ("panel", "row", "column", "measure", "value")
 Entry = tuple[str, str, str]
 HEADING = "heading"
 ABSTAINED_COLOUR = "#DADADA"
+BAR_COLOURS = {LABELLED: "#0072B2", ABSTAINED: "#BDBDBD"}
+THRESHOLD_COLOUR = "#C2185B"
+"""Of the histograms of confidence."""
 _COLUMNS = ("cluster", "cell_type", "class", "confidence", "source", "status", "reason")
 _GOLDEN = 0.381966
 _FIRST_HUE, _LIGHTNESS = 0.36, (0.36, 0.54, 0.72)
@@ -206,17 +209,13 @@ def confidence_panel(ax: Axes, bins: pd.DataFrame, cells: Mapping[str, int], thr
         empty_panel(ax, "These labels carry no confidence")
         return
     width = float(bins["high"].iloc[0] - bins["low"].iloc[0])
-    looks: dict[str, dict[str, Any]] = {
-        LABELLED: {"color": "#0072B2", "alpha": 0.85},
-        ABSTAINED: {"color": "#BDBDBD", "alpha": 0.85},
-    }
-    for status, look in looks.items():
+    look: dict[str, Any] = {"width": width, "align": "edge", "alpha": 0.85, "linewidth": 0}
+    for status, colour in BAR_COLOURS.items():
         part = drawn[drawn["status"] == status]
         if len(part):
-            name = f"{status} ({cells[status]:,})"
-            ax.bar(part["low"], 100 * part["share"], width=width, align="edge", label=name, linewidth=0, **look)
+            ax.bar(part["low"], 100 * part["share"], label=f"{status} ({cells[status]:,})", color=colour, **look)
     if threshold is not None:
-        ax.axvline(threshold, color="#C2185B", lw=0.9, ls=(0, (3, 1.5)), label=f"threshold {threshold:g}")
+        ax.axvline(threshold, color=THRESHOLD_COLOUR, lw=0.9, ls=(0, (3, 1.5)), label=f"threshold {threshold:g}")
     ax.set(xlim=(0, 1), ylim=(0, None))
 
 

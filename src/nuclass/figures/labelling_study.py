@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,11 @@ import pandas as pd
 
 from nuclass.core.names import ABSTAINED
 from nuclass.figures.labelling_panels import (
+    BAR_COLOURS,
+    HEADING,
+    THRESHOLD_COLOUR,
     CellTypes,
+    Entry,
     SlideLabels,
     confidence_panel,
     counted,
@@ -76,6 +80,7 @@ def draw_labelling(
     pooled = pd.concat(totals).groupby("cell_type", as_index=False)["cells"].sum() if totals else pd.DataFrame()
     abstained = sum(int((data.cells["status"] == ABSTAINED).sum()) for data in slides.values())
     entries = legend_entries(pooled, abstained, types) if len(pooled) else []
+    entries += _of_histograms(min_confidence.values()) if slides else []
     legend = legend_columns(entries, _LEGEND_COLUMNS)
     legend_rows = max(1, *map(len, legend))
     legend_mm = _LEGEND_ROW_MM * legend_rows + 4
@@ -109,16 +114,17 @@ def _row(
         axes[2].set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         if last:
             axes[2].set_xlabel("Confidence of the label")
-        if first:
-            axes[2].legend(
-                *[[item[k] for item in _looks(axes[2])] for k in (0, 1)], loc="upper left", fontsize=5.5
-            )  # fmt: skip
     _shares(axes[3], funnel_counts(data.cells))
 
 
-def _looks(ax: Axes) -> list[tuple[object, str]]:
-    """Return the handles of the legend with names without counts, which differ between slides."""
-    return [(handle, name.split(" (")[0]) for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)]
+def _of_histograms(thresholds: Iterable[float | None]) -> list[Entry]:
+    """Return the entries of the legend that explain the histograms; their bars leave no room for it."""
+    entries: list[Entry] = [(HEADING, "Confidence", "")]
+    entries += [("entry", status.capitalize(), colour) for status, colour in BAR_COLOURS.items()]
+    marked = sorted({value for value in thresholds if value is not None})
+    if marked:
+        entries.append(("entry", f"Threshold {', '.join(f'{value:g}' for value in marked)}", THRESHOLD_COLOUR))
+    return entries
 
 
 def _shares(ax: Axes, funnel: pd.DataFrame) -> None:

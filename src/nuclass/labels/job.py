@@ -16,7 +16,6 @@ from nuclass.core.names import CELL_ID, KEPT
 from nuclass.labels.agreement import agreement
 from nuclass.labels.assign import LabelResult, Settings, label_cells, unlabelled
 from nuclass.labels.counts_table import cells_of, read_counts
-from nuclass.labels.coverage import panel_coverage
 from nuclass.labels.evidence import marker_evidence, umap_coordinates
 from nuclass.labels.given import (
     combine,
@@ -41,7 +40,6 @@ FILES = (
     "evidence.csv",
     "markers.csv",
     "umap.parquet",
-    "panel.csv",
     "summary.json",
 )
 """Written for every slide; where labels are given, ``agreement.csv``, ``scores.csv`` and ``unmapped.csv`` besides."""
@@ -114,7 +112,6 @@ def label_slide(
     evidence = {
         "evidence.csv": result.evidence,
         "markers.csv": _marker_table(counts, labels, markers),
-        "panel.csv": panel_coverage(markers, ontology, organ, list(counts.var_names)),
         **compared,
     }
     umap = _umap(result, table, how.seed)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from nuclass.core.files import read_json
+from nuclass.labels.coverage import CAN, CANNOT_FIND, CANNOT_TELL, WEAK
+from nuclass.labels.ontology import CLASSES
 from nuclass.tables.layout import EMPTY, markdown, number, write_table
 
 _COLUMNS = ["slide", "level", "name", "measure", "value"]
@@ -90,6 +92,47 @@ def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> str:
             row[slide] = f"{number(float(values[name, slide, 'f1']))} ({number(cells)})" if cells else EMPTY
         rows.append(row)
     return markdown(rows, ["class", *slides]) if rows else ""
+
+
+_MARKS = {CAN: "yes", WEAK: "weak", CANNOT_TELL: "no", CANNOT_FIND: "no"}
+
+
+def panel_classes(
+    files: Mapping[str, str | Path], csv: str | Path, md: str | Path, *, organs: Mapping[str, str], synthetic: bool
+) -> None:
+    """Lay out which classes each slide's panel can and cannot tell; the CSV has all cell types.
+
+    ``files`` maps every slide to its ``panel.csv``, best verdict first.
+    """
+    parts = [
+        pd.read_csv(file, keep_default_na=False).assign(slide=slide, organ=organs[slide])
+        for slide, file in files.items()
+    ]
+    data = pd.concat(parts, ignore_index=True)
+    data = data[["slide", "organ", *[c for c in data if c not in ("slide", "organ")]]]
+    best = data[data["class"] != ""].drop_duplicates(["slide", "class"])
+    found = best.set_index(["class", "slide"])["verdict"].map(
+        lambda verdict: next(mark for start, mark in _MARKS.items() if verdict.startswith(start))
+    )
+    rows = [
+        {"class": name, **{slide: str(found.get((name, slide), EMPTY)) for slide in files}}
+        for name in CLASSES
+        if name in set(best["class"])
+    ]
+    poor = best[best["verdict"] != CAN]
+    why = [
+        {"slide": r["slide"], "class": r["class"], "verdict": r["verdict"], "why": r["why"]}
+        for r in poor.to_dict("records")
+    ]
+    shown = [markdown(rows, ["class", *files])]
+    shown += ["## Why not", markdown(why, list(why[0]), left=4)] if why else []
+    notes = [
+        "By the markers on the panel of each slide, before any cell is labelled. Yes: 5 or more, of which the hardest "
+        f"rival lacks 3 or more. Weak: at least 3 and 2. {EMPTY}: does not occur in the organ. A class that cannot be "
+        "told gets no label from markers: its cells abstain or are taken for their nearest kin. The CSV has every cell "
+        "type with its genes.",
+    ]
+    write_table(csv, md, data, shown, title="What each panel can tell apart", notes=notes, synthetic=synthetic)
 
 
 def label_confidence(
