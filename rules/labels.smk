@@ -12,7 +12,6 @@ rule check_panel:
     params:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
         source=label_source,
-        extra_markers=CONFIG["labels"]["extra_markers"],
         leave_out=CONFIG["labels"]["leave_out"],
         code=code_hash("nuclass.labels.panel_check"),
     log:

@@ -10,7 +10,7 @@ with snakemake_job(snakemake):
     check_panel(
         bundle=Path(snakemake.input.bundle).parent,
         markers=snakemake.input.markers,
-        extra_markers=snakemake.params.extra_markers or None,
+        extra_markers=next(iter(snakemake.input.own), None),
         ontology=snakemake.input.ontology,
         organ=snakemake.params.organ,
         leave_out=snakemake.params.leave_out,

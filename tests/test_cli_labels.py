@@ -252,7 +252,9 @@ def test_a_bundle_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = tmp_path / "labels"
     command = ["label", str(bundle.folder), "--cells", str(bundle.cells_file), "--organ", "breast", "--out", str(out)]
     assert main(command) == 0
-    assert set(FILES) <= {path.name for path in out.iterdir()}
-    assert capsys.readouterr().out.endswith(f"Wrote {out}.\n")
+    assert {*FILES, "panel.csv"} <= {path.name for path in out.iterdir()}
+    printed = capsys.readouterr().out
+    assert printed.startswith("400 cells: ")
+    assert printed.endswith(f"Wrote {out}.\n")
     assert main([*command, "--labels", "given"]) == 1
     assert told(capsys).startswith("A slide's labels are to be given, and there is no file of them\n")

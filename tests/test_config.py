@@ -187,6 +187,16 @@ def test_marker_of_an_unknown_cell_type(study: Path, own: bool) -> None:
         assert part in str(caught.value)
 
 
+def test_a_misspelt_cell_type_to_leave_out(study: Path) -> None:
+    settings = merge_files([CONFIG], study)
+    settings["labels"]["leave_out"] = ["Epithelial_Malignan", "T_Cell"]
+    with pytest.raises(UserError) as caught:
+        load_study(settings, study, read_markers=load_markers)
+    for part in ("leave_out has 'Epithelial_Malignan'", "Did you mean 'Epithelial_Malignant'?"):
+        assert part in str(caught.value)
+    assert "T_Cell" not in str(caught.value)
+
+
 def test_the_last_file_is_named(study: Path) -> None:
     (study / "mine.yaml").write_text("qc:\n  min_genes: few\n", encoding="utf-8")
     assert f"{study / 'mine.yaml'}, line 2, key qc.min_genes" in message(study, Path("mine.yaml"))

@@ -103,6 +103,7 @@ def test_lint_is_clean() -> None:
         ([], {"simulate_bundle": 8, "build_slide": 8, "label_cells": 8, "split_cells": 8, "train_local": 1}),
         (["--configfile", "config/paper.yaml"], {"fetch_bundle": 11, "build_slide": 11, "label_cells": 11}),
         (["labels"], {"simulate_bundle": 8, "label_cells": 8}),
+        (["panels"], {"simulate_bundle": 8, "check_panel": 8, "tabulate_panels": 1, "total": 18}),
         (["results/figures/gradcam.pdf"], {"train_gate": 1}),
     ],
 )

@@ -36,12 +36,21 @@ one called cell_id; other columns that are no genes are left out. Columns x_um a
 counts where that can be done.
 """
 _REASONS = {
+    "no_nucleus": "no nucleus",
     "low_counts": "too few transcripts",
     "few_genes": "too few genes",
+    "control_probes": "too many control probes",
+    "too_small": "too small",
+    "too_large": "too large",
+    "off_slide": "off the H&E image",
     "unsure": "not certain enough",
     "doublet": "two cells in one",
     "other_type": "of a type without markers here",
     "markers_disagree": "its own markers speak for another type",
+    "markers_contradict": "its markers contradict the lineage that was given",
+    "no_given_label": "none was given",
+    "unmapped": "a name that the ontology does not know was given (unmapped.csv)",
+    "no_markers": "the markers cannot label this panel",
 }
 _EXAMPLES = """\
 examples:
@@ -92,6 +101,8 @@ def _label(options: argparse.Namespace) -> None:
     if options.counts is not None:
         _label_table(options)
         return
+    import pandas as pd
+
     from nuclass.labels.job import label_slide
     from nuclass.labels.panel_check import check_panel
 
@@ -123,6 +134,7 @@ def _label(options: argparse.Namespace) -> None:
         source=source,
         out=options.out / "panel.csv",
     )
+    sys.stdout.write(_summary(pd.read_parquet(options.out / "labels.parquet")))
     sys.stdout.write(f"Wrote {options.out}.\n")
 
 

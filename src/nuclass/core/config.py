@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nuclass.core.errors import UserError
+from nuclass.core.errors import UserError, closest
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
 
@@ -125,7 +125,7 @@ def load_study(
     faults += model_faults
     faults += _check_tables(root, checked, tables or {})
     if read_markers is not None:
-        faults += _check_markers(root, checked, read_markers)
+        faults += _check_markers(root, checked, read_markers, locate)
     raise_faults(faults, "The study's configuration cannot be used")
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     return Study(config=checked, slides=slides, models=models)
@@ -217,12 +217,25 @@ def _check_tables(
 
 
 def _check_markers(
-    root: Path, config: Mapping[str, Any], read: Callable[[Path, Path | None, Path], Any]
+    root: Path, config: Mapping[str, Any], read: Callable[[Path, Path | None, Path], Any], locate: Any
 ) -> list[UserError]:
-    """Read the marker tables on the ontology; a fault of the ontology itself is told by its own reader."""
+    """Read the marker tables on the ontology; a fault of the ontology itself is told by its own reader.
+
+    Types that are to be left out must be in the tables: a misspelt one would stay in.
+    """
     extra = config["labels"].get("extra_markers") or None
     try:
-        read(root / config["markers"], root / extra if extra else None, root / config["ontology"])
+        table = read(root / config["markers"], root / extra if extra else None, root / config["ontology"])
     except UserError as error:
         return [] if str(config["ontology"]) in str(error.where) else [error]
-    return []
+    known = sorted(set(table["cell_type"]))
+    return [
+        UserError(
+            f"labels.leave_out has '{name}', which is no cell type of the marker table.{closest(name, known)}",
+            where=locate(["labels", "leave_out"]),
+            expected="names of the column cell_type of the marker table",
+            fix="correct the name, or take it out",
+        )
+        for name in config["labels"].get("leave_out", [])
+        if name not in known
+    ]

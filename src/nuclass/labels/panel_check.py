@@ -68,7 +68,7 @@ def judge_panel(
         raise UserError(
             "A cell type that is to be left out has no markers",
             where="labels.leave_out",
-            found=", ".join(unknown) + closest(unknown[0], known),
+            found=", ".join(unknown) + "." + closest(unknown[0], known),
             expected="names of the marker table",
         )
     return panel_coverage(markers[~markers["cell_type"].isin(leave_out)], ontology, organ, genes)
