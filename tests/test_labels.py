@@ -159,6 +159,25 @@ def test_cells_whose_markers_prefer_another_type_are_withheld(
     assert (labels.loc[open_to_it & ~disagree, "status"] == "labelled").all()
 
 
+def test_labels_follow_from_the_posteriors(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
+    data, cells, _ = pancreas
+    result = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS)
+    labels = result.labels[result.labels["status"] != "dropped"].reset_index(drop=True)
+    table = result.posteriors.set_index("cell_id")
+    assert table.index.tolist() == labels["cell_id"].tolist()
+    named = table.drop(columns=["other", "marker_lead", "doublet_gain"])
+    np.testing.assert_allclose(named.sum(axis=1) + table["other"], 1, atol=1e-5)
+    order = np.sort(named.to_numpy(), axis=1)
+    is_other = (table["other"] > order[:, -1]).to_numpy()
+    assert (labels["raw_label"] == np.where(is_other, "", named.idxmax(axis=1))).all()
+    second = np.maximum(order[:, -2], table["other"])
+    np.testing.assert_allclose(labels["margin"], np.clip(order[:, -1] - second, 0, 1), atol=1e-6)
+    chance = order[:, -1] / (1 + np.exp(-(1.85 * table["marker_lead"] + 0.57)))
+    np.testing.assert_allclose(labels["confidence"], chance, atol=1e-5)
+    doublet = (table["doublet_gain"] > 6.0).to_numpy() & ~is_other
+    assert (labels["reason"] == "doublet").tolist() == doublet.tolist()
+
+
 def test_a_type_that_is_left_out_gets_no_cell(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
     data, cells, truth = pancreas
     result = label_cells(data, cells, MARKERS, "pancreas", ONTOLOGY, Settings(leave_out=("Acinar",)))

@@ -70,6 +70,18 @@ def test_twice_the_spill_and_doublets(seed: int) -> None:
     assert kept >= 0.85
 
 
+def test_places_keep_what_neighbours_spill_from_looking_like_doublets() -> None:
+    right, doublets = np.zeros(2), np.zeros(2)
+    for seed in (14, 31):
+        slide = simulate("pancreas", seed=seed, spill=0.36, doublets=0.0)
+        for k, cells in enumerate((slide.cells, slide.cells.drop(columns=["x_um", "y_um"]))):
+            labels = label_cells(slide.counts, cells, MARKERS, "pancreas", ONTOLOGY, Settings()).labels
+            right[k] += (labels["raw_label"].to_numpy() == slide.truth.to_numpy()).mean()
+            doublets[k] += (labels["reason"] == "doublet").sum()
+    assert right[0] > right[1]
+    assert doublets[0] < 0.75 * doublets[1]
+
+
 @pytest.mark.parametrize("seed", [16, 17])
 def test_a_panel_without_a_third_of_the_genes(seed: int) -> None:
     genes = sorted({gene for programme in PROGRAMMES.values() for gene in programme})
