@@ -21,7 +21,7 @@ def slide_pictures(name, caption, category):
         paths[shown],
         caption=f"../workflow/report/{caption}.rst",
         category=category,
-        labels={"slide": "{slide}"},
+        labels={"figure": "Slide {slide}"},
     )
     return list(paths.values())
 
