@@ -96,6 +96,22 @@ def test_csv_in_and_out_says_the_same(folder: Path) -> None:
     np.testing.assert_allclose(first["confidence"], second["confidence"], rtol=1e-5)
 
 
+def test_the_evidence_of_a_table(folder: Path, slide: Slide, capsys: pytest.CaptureFixture[str]) -> None:
+    assert label("--evidence", "why") == 0
+    labels, why = pd.read_parquet("labels.parquet"), folder / "why"
+    assert sorted(file.name for file in why.iterdir()) == [
+        "evidence.csv", "markers.csv", "posteriors.parquet", "summary.json",
+    ]  # fmt: skip
+    kept = labels.loc[labels["status"] != "dropped", "cell_id"].tolist()
+    assert pd.read_parquet(why / "posteriors.parquet")["cell_id"].tolist() == kept
+    assert set(pd.read_csv(why / "markers.csv")["cell_type"]) == set(labels["cell_type"]) - {""}
+    (folder / "sure.yaml").write_text("labels: {min_confidence: 1.0}\n", encoding="utf-8")
+    assert label("--evidence", "none", "--configfile", "sure.yaml") == 0, "nothing is certain enough"
+    capsys.readouterr()
+    assert label("--evidence", "counts.csv") == 1
+    assert told(capsys).startswith("--evidence is a file\n")
+
+
 def test_every_cell_without_a_label_is_accounted_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv("counts.csv", index_col=0)
     table.iloc[:7, :-2] = 0

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _ABOUT = """\
 Type the cells of a section from their transcripts, and abstain where the evidence is thin.
 
-With --counts, OUT is one file (.parquet or .csv). With a bundle and its cells.parquet, OUT is a folder: labels.parquet
-with the evidence beside it. Either has one row a cell:
+With --counts, OUT is one file (.parquet or .csv), and --evidence writes what speaks for each cluster, cell and type.
+With a bundle and its cells.parquet, OUT is a folder: labels.parquet with the evidence beside it. Either has one row a
+cell:
   cell_id              as in the table or the bundle
   cell_type            empty where none is certain enough
   class                the study's class of that type; empty where it has none, as for plasma cells
@@ -88,6 +89,9 @@ def add_label(commands: argparse._SubParsersAction[Any]) -> None:
         help="which labels count (default: labels.source of the settings); the others are compared with them",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, or with --counts the file")
+    parser.add_argument(
+        "--evidence", type=Path, metavar="FOLDER", help="with --counts: write what the labels rest on into this folder"
+    )
     add_settings(parser)
 
 
@@ -106,6 +110,10 @@ def _label(options: argparse.Namespace) -> None:
     from nuclass.labels.job import label_slide
     from nuclass.labels.panel_check import check_panel
 
+    if options.evidence is not None:
+        raise UserError(
+            "The evidence of a bundle lies beside its labels, in --out", found="--evidence", fix="leave it out"
+        )
     if options.cells is None:
         raise UserError(
             "The slide's table of cells is wanted with a bundle",
@@ -156,6 +164,7 @@ def _label_table(options: argparse.Namespace) -> None:
         min_transcripts=settings["qc"]["min_transcripts"],
         min_genes=settings["qc"]["min_genes"],
         out=options.out,
+        evidence=options.evidence,
     )
     sys.stdout.write(_summary(labels))
     sys.stdout.write(f"Wrote {options.out}.\n")

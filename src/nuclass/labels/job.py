@@ -155,19 +155,30 @@ def label_table(
     min_transcripts: int,
     min_genes: int,
     out: str | Path,
+    evidence: str | Path | None = None,
 ) -> pd.DataFrame:
     """Label a plain table of counts, write the labels (``.parquet`` or ``.csv``) and return them.
 
-    Places are used where the table has them (``x_um`` and ``y_um``, or ``x_centroid`` and ``y_centroid``).
+    Places are used where the table has them (``x_um`` and ``y_um``, or ``x_centroid`` and ``y_centroid``). Into the
+    folder ``evidence`` go what the labels rest on: ``posteriors.parquet evidence.csv markers.csv summary.json``.
     """
     _need_place(Path(out), Path(counts))
+    if evidence is not None and Path(evidence).exists() and not Path(evidence).is_dir():
+        raise UserError("--evidence is a file", found=evidence, expected="a folder, which is made where there is none")
     markers, ontology = tables.read()
     data = read_counts(counts, set(markers["gene"]))
     check_species(list(data.var_names), markers, counts)
     cells = cells_of(data, min_transcripts, min_genes)
     how = Settings.from_dict(settings)
     _need_cells(cells, how, counts)
-    labels = label_cells(data, cells, markers, organ, ontology, how).labels
+    result = label_cells(data, cells, markers, organ, ontology, how)
+    labels = result.labels
+    if evidence is not None:
+        folder = Path(evidence)
+        write_csv(folder / "evidence.csv", result.evidence, float_format="%.4f")
+        write_csv(folder / "markers.csv", _marker_table(data, labels, markers), float_format="%.4f")
+        write_parquet(folder / "posteriors.parquet", result.posteriors)
+        write_json(folder / "summary.json", result.summary)
     write = write_csv if Path(out).suffix == ".csv" else write_parquet
     write(out, labels)
     return labels
