@@ -103,7 +103,7 @@ def test_cells_outside_keep_their_neighbours_and_clusters(section: Section) -> N
     logged, kind, found = section
     rows = np.flatnonzero(kind >= 2)
     before = found.nearest.copy(), found.codes.copy()
-    nearest, codes = cluster_within(logged, rows, found, SETTINGS)
+    nearest, codes = cluster_within(logged, [rows], found, SETTINGS)
     assert (found.nearest == before[0]).all()
     assert found.codes.equals(before[1])
     assert nearest.shape == (500, SETTINGS.n_neighbors)
@@ -117,7 +117,7 @@ def test_cells_outside_keep_their_neighbours_and_clusters(section: Section) -> N
 def test_cells_inside_have_neighbours_and_clusters_among_themselves(section: Section) -> None:
     logged, kind, found = section
     rows = np.random.default_rng(0).permutation(500)[:160]
-    nearest, codes = cluster_within(logged, rows, found, SETTINGS)
+    nearest, codes = cluster_within(logged, [rows], found, SETTINGS)
     assert np.isin(nearest[rows], rows).all()
     assert (nearest[rows] != rows[:, None]).all()
     same = kind[nearest[rows]] == kind[rows][:, None]
@@ -135,13 +135,24 @@ def test_what_little_tells_two_kinds_apart_leads_once_they_are_alone() -> None:
         near = nearest[rows][:, : SETTINGS.n_neighbors]
         return float((kind[near] == kind[rows][:, None]).mean())
 
-    assert alike(cluster_within(logged, rows, found, SETTINGS)[0]) > alike(found.nearest)
+    assert alike(cluster_within(logged, [rows], found, SETTINGS)[0]) > alike(found.nearest)
+
+
+def test_each_group_is_clustered_by_itself(section: Section) -> None:
+    logged, kind, found = section
+    one, two = np.flatnonzero(kind == 0), np.flatnonzero(kind >= 2)
+    nearest, codes = cluster_within(logged, [one, two], found, SETTINGS)
+    for rows in (one, two):
+        alone, own = cluster_within(logged, [rows], found, SETTINGS)
+        assert (nearest[rows] == alone[rows]).all()
+        assert adjusted_rand_score(own[rows], codes[rows]) == 1
+    assert not set(codes[one]) & set(codes[two])
 
 
 @pytest.mark.parametrize("number", [0, 1, 99])
 def test_few_cells_are_not_clustered_by_themselves(section: Section, number: int) -> None:
     logged, _, found = section
-    nearest, codes = cluster_within(logged, np.arange(number), found, SETTINGS)
+    nearest, codes = cluster_within(logged, [np.arange(number)], found, SETTINGS)
     assert (nearest == found.nearest[:, : SETTINGS.n_neighbors]).all()
     assert (codes == found.finest).all()
 

@@ -15,7 +15,7 @@ from nuclass.labels.assign import Settings, _smoothed
 from nuclass.labels.confidence import confidence, marker_lead
 from nuclass.labels.malignant import CELL_CYCLE, malignant_bonus
 from nuclass.labels.markers import MarkerSet
-from nuclass.labels.scores import marker_scores, marker_support, normalised
+from nuclass.labels.scores import balanced, marker_scores, marker_support, normalised
 from nuclass.labels.seeds import Seeds, find_others, find_seeds, lead, lineage_of_clusters, without_single_genes
 
 
@@ -30,6 +30,30 @@ def test_counts_are_scaled_to_the_median_depth_and_logged() -> None:
     result = normalised(csr([[1, 1], [4, 0], [2, 6], [0, 0], [0, 4]])).toarray()
     # Depths 2, 4, 8, 0, 4: the median is 4, the scales 2, 1, 0.5.
     np.testing.assert_allclose(result, np.log1p([[2, 2], [4, 0], [1, 3], [0, 0], [0, 4]]), rtol=1e-6)
+
+
+def test_cells_without_counts_do_not_take_part_in_the_median_depth() -> None:
+    result = normalised(csr([[3, 0], [0, 0], [0, 0], [0, 0], [0, 5]])).toarray()
+    np.testing.assert_allclose(result, np.log1p([[4, 0], [0, 0], [0, 0], [0, 0], [0, 4]]), rtol=1e-6)
+    assert not normalised(csr(np.zeros((3, 2)))).toarray().any()
+
+
+def test_no_lineage_weighs_more_than_half_of_all_others() -> None:
+    weight, large = balanced(np.array(["x"] * 12 + ["y"] * 4 + ["z"] * 2))
+    # 12 against 6: x counts 3. 4 and 2 are less than half of the others.
+    np.testing.assert_allclose(weight, [0.25] * 12 + [1] * 6)
+    assert large == ["x"]
+    weight, large = balanced(np.array(["x", "x"]))
+    assert (weight.tolist(), large) == ([1, 1], [])
+
+
+def test_a_lineage_that_fills_the_slide_has_its_scores_by_the_others() -> None:
+    logged = csr([[2, 0]] * 8 + [[0, 2]] * 2)
+    one, two = MarkerSet("A", ("a",), ()), MarkerSet("B", ("b",), ())
+    score, broad = marker_scores(logged, ["a", "b"], [one, two], np.array(["x", "y"]), np.array(["x"] * 8 + ["y"] * 2))
+    # x counts 1 against the 2 of y: a has mean 2/3 and variance 8/9. The scale of b is that of all cells: 0.4, 0.64.
+    np.testing.assert_allclose(score, [[2**0.5, -0.5]] * 8 + [[-(0.5**0.5), 2]] * 2, atol=5e-3)
+    np.testing.assert_allclose(broad, score)
 
 
 GENES = ["a", "b", "c", "d", "e"]
@@ -286,19 +310,19 @@ def test_support_of_a_cluster_with_and_without_the_best_marker_by_hand() -> None
     # Two clusters of two cells; each gene has mean 1 and standard deviation 1 over the cells, but d is flat.
     logged = csr([[2, 2, 0, 1], [2, 0, 0, 1], [0, 2, 2, 1], [0, 0, 2, 1]])
     candidates = [MarkerSet("A", ("a", "b", "d"), ()), MarkerSet("B", ("b", "c"), ("a",))]
-    without, full = marker_support(logged, GENES, candidates, np.array([0, 0, 1, 1]))
+    without, full = marker_support(logged, GENES, candidates, np.array([0, 0, 1, 1]), np.array(["x", "y"]))
     # In the first cluster a is 1 above, b and d at the mean, c 1 below.
     np.testing.assert_allclose(full, [[1 / 3, -0.5], [-1 / 3, 0.5]], atol=2e-3)
     np.testing.assert_allclose(without, [[0, -1], [-0.5, 0]], atol=2e-3)
 
 
 def named(own: int, without: float, full: float) -> tuple[list[int], list[bool]]:
-    """Ten cells of a cluster, of which ``own`` are seeds of the second of the two types, candidates 3 and 5."""
-    types = np.array([1] * own + [-1] * (10 - own) + [0] * 10)
+    """Ten cells of a cluster, of which ``own`` are seeds of the last of three types, candidates 3, 4 and 5."""
+    types = np.array([2] * own + [-1] * (10 - own) + [0] * 5 + [1] * 5)
     support = [np.array([[9.0] * 5 + [value], [9.0] * 6]) for value in (without, full)]
-    seeds = Seeds(types, [3, 5], np.ones(20, bool))
+    seeds = Seeds(types, [3, 4, 5], np.ones(20, bool))
     result = without_single_genes(seeds, *support, np.repeat([0, 1], 10))
-    assert result.types[10:].tolist() == [0] * 10
+    assert result.types[10:].tolist() == [0] * 5 + [1] * 5
     assert result.known[10:].all()
     assert seeds.types.tolist() == types.tolist()
     return result.types[:own].tolist(), result.known[:own].tolist()
@@ -318,17 +342,24 @@ def named(own: int, without: float, full: float) -> tuple[list[int], list[bool]]
 )
 def test_seeds_of_a_cluster_with_one_gene_of_a_type_by_hand(own: int, without: float, full: float, stays: bool) -> None:
     types, known = named(own, without, full)
-    assert types == [1 if stays else -1] * own
+    assert types == [2 if stays else -1] * own
     assert known == [stays] * own
 
 
-@pytest.mark.xfail(strict=True, reason="a type without any seeds stays among the types found")
 def test_a_type_that_loses_all_its_seeds_is_not_there() -> None:
     types = np.repeat([0, 1, 2], 10)
     support = [np.array([[9.0, value, 9.0]] * 3) for value in (0.0, 1.0)]
     result = without_single_genes(Seeds(types, [0, 1, 2], np.ones(30, bool)), *support, types)
     assert result.present == [0, 2]
     assert result.types.tolist() == [0] * 10 + [-1] * 10 + [1] * 10
+
+
+def test_a_slide_with_one_type_left_is_refused() -> None:
+    types = np.repeat([0, 1], 10)
+    support = [np.array([[9.0, 0.0], [9.0, value]]) for value in (0.0, 1.0)]
+    with pytest.raises(UserError, match="Too few cell types") as error:
+        without_single_genes(Seeds(types, [0, 1], np.ones(20, bool)), *support, types)
+    assert "1 with more than one of its markers" in str(error.value)
 
 
 # Other types

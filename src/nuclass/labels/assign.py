@@ -1,8 +1,8 @@
 """Cell types from transcripts: marker seeds, profiles learned from them, posteriors, abstention.
 
 1. Scores (``scores``). A type's score is the mean of its positive markers, scaled by gene, less that of its negatives.
-   Epithelium is clustered once more by itself, and its malignant score weighed by how much it proliferates
-   (``malignant``).
+   Epithelium and myeloid cells are clustered once more by themselves, and the malignant score of epithelium is
+   weighed by how much it proliferates (``malignant``).
 2. Seeds (``seeds``). A cell is a seed where first its lineage, then its type within the lineage is certain: by a wide
    lead, or by a narrower one that its cluster shares. A type without enough seeds is not in the slide. Cells of one
    cluster with next to no known cells around them are another type, one without markers here: it competes and gets
@@ -18,6 +18,7 @@ Clusters vote; their numbers carry no meaning.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,11 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 _TOLD = 6
+_APART = (EPITHELIAL, "Myeloid")
+"""Lineages clustered once more by themselves: their types are many and alike, and some of them rare."""
 _MUCH, _LITTLE = 0.05, 0.01
+_HALF, _LOST, _LARGE, _MIN_TOLD = 0.5, 0.2, 0.02, 20
+"""A slide, or a large cluster, with a smaller share of labelled cells is told; how large, as a share and in cells."""
 _MIN_COMPONENT = 60
 """Seeds that a component of a type needs besides ``min_seeds``."""
 
@@ -120,15 +125,18 @@ def label_cells(
     Raises
     ------
     UserError
-        Where no type can be found with this panel, or no cell was kept.
+        Where no type can be found with this panel, no cell was kept, a cell stands twice, or none has counts.
     """
     kept = cells[cells["status"] == KEPT].reset_index(drop=True)
     if kept.empty:
         raise UserError("No cell is left to label", found="0 kept cells", fix="lower the thresholds under 'qc'")
+    _check_ids(adata, kept)
     genes = [str(gene) for gene in adata.var_names]
     candidates, absent = _candidates(markers, organ, genes, settings.leave_out)
     counts = sparse.csr_matrix(adata[kept[CELL_ID].tolist()].X, dtype=np.float32)
     counts, genes = _informative(counts, genes, candidates)
+    if not counts.nnz:
+        raise UserError("The cells have no counts", found=f"0 transcripts of {len(genes)} genes in {len(kept)} cells")
     places = kept[["x_um", "y_um"]].to_numpy(float) if {"x_um", "y_um"} <= set(kept) else None
     if places is not None and not np.isfinite(places).all():
         places = None
@@ -146,8 +154,8 @@ def label_cells(
         "seeds": {name: int((found.seeds == k).sum()) for k, name in enumerate(found.names)},
         "components": {name: int((found.component_types == k).sum()) for k, name in enumerate(found.names)},
         **{key: _counted(labels, column) for key, column in _COUNTED.items()},
+        "warnings": _warnings(labels, ontology, candidates),
     }
-    _warn_of_epithelium(labels, ontology, summary)
     return LabelResult(labels, _posteriors(kept, found), _evidence(found, candidates), found.clusters, summary)
 
 
@@ -169,21 +177,55 @@ def unlabelled(adata: AnnData, cells: pd.DataFrame, settings: Settings, why: str
     return LabelResult(labels, _posteriors(kept, found), pd.DataFrame(columns=columns), clusters, summary)
 
 
-def _warn_of_epithelium(labels: pd.DataFrame, ontology: Ontology, summary: dict[str, Any]) -> None:
-    """Warn, in the log and in the summary, where the section has epithelium and none of it is malignant."""
-    summary["warnings"] = []
-    if MALIGNANT not in summary["candidates"]:
-        return
+def _check_ids(adata: AnnData, kept: pd.DataFrame) -> None:
+    for what, ids in (("counts", adata.obs_names), ("table of cells", pd.Index(kept[CELL_ID]))):
+        if not ids.is_unique:
+            twice = ids[ids.duplicated()]
+            raise UserError(
+                f"A cell stands twice in the {what}",
+                found=f"{len(twice)} doubled, such as {twice[0]}",
+                expected="one row a cell",
+            )
+
+
+def _warnings(labels: pd.DataFrame, ontology: Ontology, candidates: list[MarkerSet]) -> list[str]:
+    """Return what a reader of the labels must know, and log it."""
+    told = [*_of_epithelium(labels, ontology, candidates), *_of_losses(labels)]
+    for text in told:
+        _log.warning(text)
+    return told
+
+
+def _of_epithelium(labels: pd.DataFrame, ontology: Ontology, candidates: list[MarkerSet]) -> Iterator[str]:
+    """Warn where the section has epithelium and none of it is malignant."""
     typed = labels.loc[labels["cell_type"] != "", "cell_type"]
     epithelium = int(typed.map(lambda name: ontology.cell_types[name].lineage == EPITHELIAL).sum())
     malignant = int((typed == MALIGNANT).sum())
-    if epithelium > _MUCH * len(typed) and malignant < _LITTLE * epithelium:
-        text = (
+    possible = any(c.name == MALIGNANT for c in candidates)
+    if possible and epithelium > _MUCH * len(typed) and malignant < _LITTLE * epithelium:
+        yield (
             f"{malignant} of {epithelium} epithelial cells are malignant: if the section holds a tumour, it grows "
             "slowly and looks like normal epithelium (raise labels.malignant_prior, or give labels)"
         )
-        summary["warnings"].append(text)
-        _log.warning(text)
+
+
+def _of_losses(labels: pd.DataFrame) -> Iterator[str]:
+    """Warn where most cells, or most cells of a large cluster, have no label: a whole kind may be lost."""
+    kept = labels[labels["status"] != DROPPED]
+    good = kept["status"] == LABELLED
+    why = kept["reason"].where(~good)
+    if good.mean() < _HALF:
+        yield (
+            f"{int(good.sum())} of {len(kept)} cells are labelled; the most frequent reason is "
+            f"{why.value_counts().index[0]} (is the organ right, and does the panel have markers of these cells?)"
+        )
+    for code, cells in kept.groupby("cluster"):
+        rows = good[cells.index]
+        if len(cells) >= max(_MIN_TOLD, _LARGE * len(kept)) and rows.mean() < _LOST:
+            yield (
+                f"cluster {code}: {int(rows.sum())} of {len(cells)} cells are labelled; the most frequent reason is "
+                f"{why[cells.index].value_counts().index[0]} (see evidence.csv)"
+            )
 
 
 _COUNTED = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
@@ -219,17 +261,21 @@ def _type(
     """Find the types of cells by clusters, scores, seeds and the mixture."""
     logged = normalised(counts)
     clusters = cluster(logged, settings, max(settings.n_neighbors, K - 1))
-    score, broad = marker_scores(logged, genes, candidates, lineages)
-    home = lineage_of_clusters(broad, lineages, clusters.finest)
+    home = None
+    for _ in range(2):
+        score, broad = marker_scores(logged, genes, candidates, lineages, home)
+        home = lineage_of_clusters(broad, lineages, clusters.finest)
     # Dividing cells of all kinds lie together by the genes of the cell cycle, and would take a tumour's rate with them.
     steady = logged[:, [k for k, gene in enumerate(genes) if gene not in CELL_CYCLE]]
-    nearest, finest = cluster_within(steady, np.flatnonzero(home == EPITHELIAL), clusters, settings)
+    groups = [np.flatnonzero(home == name) for name in _APART]
+    nearest, finest = cluster_within(steady, groups, clusters, settings)
     names = [c.name for c in candidates]
     if MALIGNANT in names:
         score[:, names.index(MALIGNANT)] += malignant_bonus(counts, genes, finest, home, settings.malignant_prior)
     smooth = _smoothed(score, nearest)
     seeds = find_seeds(smooth, _smoothed(broad, nearest), lineages, clusters.codes, nearest, settings)
-    seeds = without_single_genes(seeds, *marker_support(logged, genes, candidates, finest), finest)
+    support = marker_support(logged, genes, candidates, finest, lineages, home)
+    seeds = without_single_genes(seeds, *support, finest)
     start, n_others = find_others(seeds, finest, nearest, settings)
     part, types = components(start, finest, len(seeds.present) + n_others, max(settings.min_seeds, _MIN_COMPONENT))
     spill = settings.spill if places_um is not None else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,23 +66,25 @@ def cluster(logged: sparse.csr_matrix, settings: Settings, n_nearest: int) -> Cl
 
 
 def cluster_within(
-    logged: sparse.csr_matrix, rows: np.ndarray, clusters: Clusters, settings: Settings
+    logged: sparse.csr_matrix, groups: Iterable[np.ndarray], clusters: Clusters, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster some of the cells anew, by themselves: what tells their kinds apart then leads the components.
+    """Cluster groups of cells anew, each by itself: what tells their kinds apart then leads the components.
 
     Parameters
     ----------
-    rows
-        Indices of these cells (M,). Too few for clusters of their own stay as they are.
+    groups
+        Indices of the cells of each group (M,). Too few for clusters of their own stay as they are.
 
     Returns
     -------
-    The nearest cells (N, n_neighbors), for these cells among themselves, and codes (N,) of the clusters of the finest
-    resolution, with these cells' own.
+    The nearest cells (N, n_neighbors), for the cells of a group among themselves, and codes (N,) of the clusters of
+    the finest resolution, with the groups' own.
     """
     nearest = clusters.nearest[:, : settings.n_neighbors].copy()
     codes = clusters.finest.copy()
-    if len(rows) >= _MIN_GROUP:
+    for rows in groups:
+        if len(rows) < _MIN_GROUP:
+            continue
         near = _nearest(_components(logged[rows], settings), nearest.shape[1], settings.seed)
         found = _leiden(_shared_graph(near), max(settings.resolutions), settings.seed)
         nearest[rows] = rows[near]

@@ -184,7 +184,7 @@ def _sum_by(weight: np.ndarray, types: np.ndarray, n_types: int) -> np.ndarray:
     total = np.zeros((len(weight), n_types), np.float32)
     for column, kind in enumerate(types):
         total[:, kind] += weight[:, column]
-    return total
+    return np.minimum(total, 1)  # sums of single-precision shares may pass 1 by a little
 
 
 def _rows(matrix: sparse.csr_matrix) -> np.ndarray:

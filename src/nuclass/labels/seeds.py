@@ -49,7 +49,7 @@ def lead(score: np.ndarray) -> np.ndarray:
 
 def lineage_of_clusters(broad: np.ndarray, lineages: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return the lineage (N,) that the markers of each cell's cluster speak for most, from scores (N, L)."""
-    return np.unique(lineages)[_means(broad, codes).argmax(1)][codes]
+    return np.unique(lineages)[_sums(broad, codes).argmax(1)][codes]
 
 
 def find_seeds(
@@ -90,7 +90,7 @@ def find_seeds(
     agrees_broad, agrees = np.zeros(len(score), bool), np.zeros(len(score), bool)
     for column in clusters:
         codes = clusters[column].to_numpy()
-        agrees_broad |= _means(broad, codes).argmax(1)[codes] == home
+        agrees_broad |= _sums(broad, codes).argmax(1)[codes] == home
         agrees |= _leaders(score, broad, lineages, codes)[codes] == best
     wide, narrow = settings.seed_margin, _NARROW * settings.seed_margin
     between = lead(broad)
@@ -103,12 +103,7 @@ def find_seeds(
     present = [k for k in range(score.shape[1]) if (seeds == k).sum() >= needed]
     together = [k for k in present if _coherence(seeds == k, nearest) >= _TOGETHER]
     if len(together) < 2:
-        raise UserError(
-            "Too few cell types are found in this slide",
-            found=f"{len(together)} with at least {needed} certain cells that are alike",
-            expected="two or more",
-            fix="check that the organ in the slides sheet is right and that the counts are of this slide",
-        )
+        raise _too_few(f"{len(together)} with at least {needed} certain cells that are alike")
     place = np.full(score.shape[1] + 1, -1)
     place[present] = np.arange(len(present))
     return Seeds(place[seeds], present, known & np.isin(lineages[best], lineages[present]))
@@ -121,17 +116,17 @@ def _coherence(member: np.ndarray, nearest: np.ndarray) -> float:
 
 def _leaders(score: np.ndarray, broad: np.ndarray, lineages: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return the type that leads in each cluster's leading lineage."""
-    homes = np.unique(lineages)[_means(broad, codes).argmax(1)]
-    return np.where(homes[:, None] == lineages, _means(score, codes), -np.inf).argmax(1)
+    homes = np.unique(lineages)[_sums(broad, codes).argmax(1)]
+    return np.where(homes[:, None] == lineages, _sums(score, codes), -np.inf).argmax(1)
 
 
-def _means(score: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def _sums(score: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return the sums (clusters, C) of scores: enough to tell which column leads."""
     return np.stack([np.bincount(codes, column) for column in score.T], 1)
 
 
 def without_single_genes(seeds: Seeds, without: np.ndarray, full: np.ndarray, codes: np.ndarray) -> Seeds:
-    """Return the seeds without those of clusters that bear a type's name for one gene alone.
+    """Return the seeds without those of clusters that bear a type's name for one gene alone; types left bare go too.
 
     Parameters
     ----------
@@ -139,6 +134,11 @@ def without_single_genes(seeds: Seeds, without: np.ndarray, full: np.ndarray, co
         Support of each candidate in each cluster (clusters, C), without its best marker and with it.
     codes
         The cluster of each cell. It bears the name of the type that it has most seeds of, if these are a fifth.
+
+    Raises
+    ------
+    UserError
+        Where there are not two types left.
     """
     types, known = seeds.types.copy(), seeds.known.copy()
     for code in range(len(full)):
@@ -149,7 +149,21 @@ def without_single_genes(seeds: Seeds, without: np.ndarray, full: np.ndarray, co
         if counts[kind] > _NAMED * len(rows) and without[code, candidate] < _ONE_GENE * max(full[code, candidate], 0):
             own = rows[types[rows] == kind]
             types[own], known[own] = -1, False
-    return Seeds(types, seeds.present, known)
+    left = np.unique(types[types >= 0])
+    if len(left) < 2:
+        raise _too_few(f"{len(left)} with more than one of its markers")
+    place = np.full(len(seeds.present) + 1, -1)
+    place[left] = np.arange(len(left))
+    return Seeds(place[types], [seeds.present[k] for k in left], known)
+
+
+def _too_few(found: str) -> UserError:
+    return UserError(
+        "Too few cell types are found in this slide",
+        found=found,
+        expected="two or more",
+        fix="check that the organ in the slides sheet is right and that the counts are of this slide",
+    )
 
 
 def find_others(seeds: Seeds, codes: np.ndarray, nearest: np.ndarray, settings: Settings) -> tuple[np.ndarray, int]:
