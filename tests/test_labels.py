@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 
 import nuclass.synthetic.expression as expression_module
 from nuclass.core.errors import UserError
-from nuclass.labels.assign import Settings, label_cells
+from nuclass.labels.assign import Settings, _of_losses, label_cells
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
 from nuclass.synthetic.expression import express, make_panel
@@ -206,6 +206,45 @@ def test_the_prior_of_malignancy_moves_epithelium_and_is_warned_of(
     assert found[-6.0][0] < found[0.2][0] <= found[2.0][0]
     told = {prior: any("are malignant" in text for text in warnings) for prior, (_, warnings) in found.items()}
     assert told == {-6.0: True, 0.2: False, 2.0: False}
+
+
+def test_a_cell_that_stands_twice_is_refused(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
+    data, cells, _ = pancreas
+    double = data.copy()
+    double.obs_names = [double.obs_names[0], *double.obs_names[:-1]]
+    with pytest.raises(UserError, match="stands twice in the counts"):
+        label_cells(double, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS)
+    with pytest.raises(UserError, match="stands twice in the table of cells"):
+        label_cells(data, pd.concat([cells, cells[:1]]), MARKERS, "pancreas", ONTOLOGY, SETTINGS)
+
+
+def test_cells_without_any_counts_are_refused(pancreas: tuple[ad.AnnData, pd.DataFrame, pd.DataFrame]) -> None:
+    data, cells, _ = pancreas
+    empty = ad.AnnData(sparse.csr_matrix(data.shape, dtype=np.float32), obs=data.obs, var=data.var)
+    with pytest.raises(UserError, match="no counts"):
+        label_cells(empty, cells, MARKERS, "pancreas", ONTOLOGY, SETTINGS)
+
+
+def losses(good: list[bool], cluster: list[int]) -> list[str]:
+    status = np.where(good, "labelled", "abstained")
+    reason = np.where(good, "", "other_type")
+    return list(_of_losses(pd.DataFrame({"cluster": cluster, "status": status, "reason": reason})))
+
+
+def test_large_clusters_without_labels_are_told() -> None:
+    assert losses([True] * 980 + [False] * 20, [0] * 980 + [1] * 20) == [
+        "cluster 1: 0 of 20 cells are labelled; the most frequent reason is other_type (see evidence.csv)"
+    ]
+    assert losses([True] * 981 + [False] * 19, [0] * 981 + [1] * 19) == []
+    assert losses([True] * 980 + [True] * 4 + [False] * 16, [0] * 980 + [1] * 20) == []
+    assert losses([True] * 1981 + [False] * 39, [0] * 1981 + [1] * 39) == []  # less than a fiftieth
+
+
+def test_a_slide_with_few_labels_is_told() -> None:
+    told = losses([True] * 49 + [False] * 51, [k % 10 for k in range(100)])
+    assert len(told) == 1
+    assert told[0].startswith("49 of 100 cells are labelled; the most frequent reason is other_type")
+    assert losses([True] * 50 + [False] * 50, [k % 10 for k in range(100)]) == []
 
 
 # The synthetic study at large: five organs of a seed that nothing was tuned on, pooled.

@@ -184,3 +184,17 @@ def test_a_tumour_is_named_although_its_dividing_cells_lie_together(panel: str, 
     tumour = result.truth == "malignant"
     assert result.kept[tumour].mean() > 0.8
     assert result.right(tumour & result.kept) > 0.85
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("filling", ["T", "fibroblast", "malignant"])
+def test_a_group_that_fills_the_table_is_not_lost(filling: str, kind: str) -> None:
+    others = {"T": 0.08, "B": 0.03, "plasma": 0.02, "macrophage": 0.06, "malignant": 0.08, "epithelial": 0.04,
+              "fibroblast": 0.06, "endothelial": 0.05}  # fmt: skip
+    slide = simulate_panel("breast", N, 503, kind, shares={**others, filling: 0.7})
+    cells = slide.cells.drop(columns=["x_um", "y_um"]) if kind == "scrna" else slide.cells
+    labels = label_cells(slide.counts, cells, MARKERS, "breast", ONTOLOGY, SETTINGS).labels
+    of = (slide.coarse == filling).to_numpy() & (labels["status"] != "dropped").to_numpy()
+    kept = of & (labels["status"] == "labelled").to_numpy()
+    assert kept.sum() / of.sum() > 0.75
+    assert (grouped(labels["raw_label"])[kept] == filling).mean() > 0.75

@@ -261,10 +261,10 @@ def _type(
     """Find the types of cells by clusters, scores, seeds and the mixture."""
     logged = normalised(counts)
     clusters = cluster(logged, settings, max(settings.n_neighbors, K - 1))
-    home = None
-    for _ in range(2):
-        score, broad = marker_scores(logged, genes, candidates, lineages, home)
-        home = lineage_of_clusters(broad, lineages, clusters.finest)
+    _, broad = marker_scores(logged, genes, candidates, lineages)
+    home = lineage_of_clusters(broad, lineages, clusters.finest)
+    score, broad = marker_scores(logged, genes, candidates, lineages, home)
+    home = lineage_of_clusters(broad, lineages, clusters.finest)
     # Dividing cells of all kinds lie together by the genes of the cell cycle, and would take a tumour's rate with them.
     steady = logged[:, [k for k, gene in enumerate(genes) if gene not in CELL_CYCLE]]
     groups = [np.flatnonzero(home == name) for name in _APART]
