@@ -233,7 +233,7 @@ def losses(good: list[bool], cluster: list[int]) -> list[str]:
 
 def test_large_clusters_without_labels_are_told() -> None:
     assert losses([True] * 980 + [False] * 20, [0] * 980 + [1] * 20) == [
-        "cluster 1: 0 of 20 cells are labelled; the most frequent reason is other_type (see evidence.csv)"
+        "cluster 1: 0 of 20 cells are labelled; the most frequent reason is other_type"
     ]
     assert losses([True] * 981 + [False] * 19, [0] * 981 + [1] * 19) == []
     assert losses([True] * 980 + [True] * 4 + [False] * 16, [0] * 980 + [1] * 20) == []

@@ -10,6 +10,7 @@ import pandas as pd
 
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, LABELLED
+from nuclass.labels.given import check_same_cells
 from nuclass.labels.ontology import Ontology
 
 LEVELS = ("cell_type", "class", "lineage")
@@ -57,8 +58,7 @@ def agreement(given: pd.DataFrame, markers: pd.DataFrame, ontology: Ontology, na
     name
         The slide, for messages.
     """
-    if not np.array_equal(given["cell_id"].to_numpy(), markers["cell_id"].to_numpy()):
-        raise ValueError("the two tables are not of the same cells in the same order")
+    check_same_cells(given, markers)
     known = (given["status"] == LABELLED).to_numpy()
     left, right = given[known].reset_index(drop=True), markers[known].reset_index(drop=True)
     kept = (right["status"] == LABELLED).to_numpy()

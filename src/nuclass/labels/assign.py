@@ -224,7 +224,7 @@ def _of_losses(labels: pd.DataFrame) -> Iterator[str]:
         if len(cells) >= max(_MIN_TOLD, _LARGE * len(kept)) and rows.mean() < _LOST:
             yield (
                 f"cluster {code}: {int(rows.sum())} of {len(cells)} cells are labelled; the most frequent reason is "
-                f"{why[cells.index].value_counts().index[0]} (see evidence.csv)"
+                f"{why[cells.index].value_counts().index[0]}"
             )
 
 

@@ -218,7 +218,7 @@ def given_labels(given: pd.DataFrame, cells: pd.DataFrame, ontology: Ontology) -
     -------
     The columns ``LABEL_COLUMNS``, one row a cell. Confidence and margin are 1 where there is a label, else 0.
     """
-    _same_cells(given, cells)
+    check_same_cells(given, cells)
     raw = given[RAW].reset_index(drop=True)
     found = ontology.resolve(raw)
     dropped = cells["status"].to_numpy() == DROPPED
@@ -247,7 +247,8 @@ def given_labels(given: pd.DataFrame, cells: pd.DataFrame, ontology: Ontology) -
     )[list(LABEL_COLUMNS)]
 
 
-def _same_cells(first: pd.DataFrame, second: pd.DataFrame) -> None:
+def check_same_cells(first: pd.DataFrame, second: pd.DataFrame) -> None:
+    """Raise a :class:`ValueError` unless two tables are of the same cells in the same order."""
     if not np.array_equal(first[CELL_ID].to_numpy(), second[CELL_ID].to_numpy()):
         raise ValueError("the two tables are not of the same cells in the same order")
 
@@ -271,7 +272,7 @@ def combine(given: pd.DataFrame, markers: pd.DataFrame, ontology: Ontology) -> p
     -------
     A table of labels; ``source`` says which of the two a row is from. Clusters are those of the markers.
     """
-    _same_cells(given, markers)
+    check_same_cells(given, markers)
     taken = ((given["status"] == LABELLED) & (markers["status"] != DROPPED)).to_numpy()
     columns = [name for name in LABEL_COLUMNS if name not in (CELL_ID, "cluster")]
     combined = markers.reset_index(drop=True)[list(LABEL_COLUMNS)].copy()
