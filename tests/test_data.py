@@ -20,7 +20,6 @@ from nuclass.data import (
     InMemoryWindows,
     Vocabulary,
     WindowDataset,
-    WindowReader,
     balanced_weights,
     choose_dataset,
     funnel_table,
@@ -30,7 +29,7 @@ from nuclass.data import (
     read_features,
     write_features,
 )
-from nuclass.data.windows import shrink
+from nuclass.patches.windows import WindowReader, shrink
 from nuclass.slides.geometry import Frames, window_origin
 from nuclass.slides.writer import write_store
 
@@ -178,7 +177,7 @@ class TestWindows:
     def test_chunks_change_nothing(self, stores, frame, monkeypatch):
         reader = WindowReader(stores[0])
         whole = reader.read(frame, 64, 1, 16)
-        monkeypatch.setattr("nuclass.data.windows.CHUNK_BYTES", 32 * 32 * 3 * 7)
+        monkeypatch.setattr("nuclass.patches.windows.CHUNK_BYTES", 32 * 32 * 3 * 7)
 
         class Count:
             n = 0

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from nuclass.data.features import read_attributes, read_features, write_features
     from nuclass.data.funnel import funnel_table
     from nuclass.data.loaders import BatchLoader, BlockBatchSampler, balanced_weights, make_loader
+    from nuclass.data.study import Study
     from nuclass.data.vocabulary import Vocabulary
-    from nuclass.data.windows import WindowReader
 
 _HOME = {
     "load_cells": "cells",
@@ -30,17 +30,17 @@ _HOME = {
     "BlockBatchSampler": "loaders",
     "balanced_weights": "loaders",
     "make_loader": "loaders",
+    "Study": "study",
     "Vocabulary": "vocabulary",
-    "WindowReader": "windows",
 }
 
 __all__ = [
     "BatchLoader",
     "BlockBatchSampler",
     "InMemoryWindows",
+    "Study",
     "Vocabulary",
     "WindowDataset",
-    "WindowReader",
     "balanced_weights",
     "choose_dataset",
     "funnel_table",

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
 from nuclass.data.vocabulary import Vocabulary
-from nuclass.data.windows import WindowReader, locality_order, slide_codes
+from nuclass.patches.windows import WindowReader, frame_rows, locality_order, slide_codes
 
 Batch = dict[str, Tensor]
 Index = int | Sequence[int] | Tensor
@@ -87,7 +87,7 @@ class WindowDataset(_Columns):
     frame
         Columns slide, x_px, y_px; one row a cell.
     size, level, out_px
-        See :meth:`nuclass.data.WindowReader.read`.
+        See :meth:`nuclass.patches.windows.WindowReader.read`.
     organ, label, extra
         As for :class:`InMemoryWindows`, and items look the same. Ask for many at once: neighbours share tiles.
     """
@@ -106,6 +106,7 @@ class WindowDataset(_Columns):
         super().__init__(organ, label, extra)
         self.reader, self.size, self.level, self.out_px = reader, size, level, out_px
         self.slides, self.codes = slide_codes(frame)
+        self.frame_rows = frame_rows(frame)
         self.xy = frame[["x_px", "y_px"]].to_numpy(np.float64)
         if len(self.xy) != len(self):
             raise ValueError(f"{len(self.xy)} positions for {len(self)} cells")
@@ -118,7 +119,13 @@ class WindowDataset(_Columns):
         batch = self._rows(index)
         rows = np.atleast_1d(batch["index"].numpy())
         images = self.reader.read_positions(
-            self.slides, self.codes[rows], self.xy[rows], self.size, self.level, self.out_px
+            self.slides,
+            self.codes[rows],
+            None if self.frame_rows is None else self.frame_rows[rows],
+            self.xy[rows],
+            self.size,
+            self.level,
+            self.out_px,
         )
         tensor = torch.from_numpy(images if batch["index"].ndim else images[0])
         return {"image": tensor.movedim(-1, -3), **batch}

@@ -33,7 +33,7 @@ from nuclass.training.augment import to_unit
 if TYPE_CHECKING:
     import pandas as pd
 
-    from nuclass.data import WindowReader
+    from nuclass.patches.windows import WindowReader
     from nuclass.training.branches import Branches
 
 
@@ -201,7 +201,7 @@ def compute_maps(
     ``local_image`` (N, S, S, 3) and ``global_image`` (N, W, W, 3) uint8, ``local_cam`` (N, S, S), ``global_local_cam``
     (N, S, S), ``global_cam`` and ``gated_cam`` (N, W, W) float32 in [0, 1].
     """
-    from nuclass.data import WindowReader
+    from nuclass.patches.windows import WindowReader
     from nuclass.training.branches import Branches
     from nuclass.training.config import Predict
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import TRAIN, VAL
+from nuclass.data.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,49 +20,6 @@ if TYPE_CHECKING:
     from nuclass.data import InMemoryWindows, Vocabulary, WindowDataset
 
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Study:
-    """Where a study lies and at what scale.
-
-    Attributes
-    ----------
-    slides
-        One dictionary a slide with ``slide`` and ``organ``.
-    results
-        The results folder; stores lie at ``slides/<slide>/he.ome.zarr``.
-    mpp
-        Micrometres per pixel of the slide stores.
-    windows
-        Sides in store pixels: ``local`` and ``global``.
-    cache_mb
-        Decoded tiles kept in memory while windows are cut.
-    """
-
-    slides: list[dict[str, str]]
-    results: Path
-    mpp: float = 0.25
-    windows: dict[str, int] = field(default_factory=lambda: {"local": 224, "global": 1024})
-    cache_mb: int = 128
-
-    def store(self, slide: str) -> Path:
-        """Return the path of a slide's store."""
-        return Path(self.results) / "slides" / slide / "he.ome.zarr"
-
-    def features(self, slide: str) -> Path:
-        """Return the path of a slide's cached context features, (N, K)."""
-        return Path(self.results) / "features" / "context" / f"{slide}.h5"
-
-    def views(self, slide: str) -> Path:
-        """Return the path of the context features of train and val cells under augmentation, (N, V, K)."""
-        return Path(self.results) / "features" / "context" / f"{slide}.views.h5"
-
-    def reader(self) -> Any:
-        """Return a window reader of all slides."""
-        from nuclass.data import WindowReader
-
-        return WindowReader({row["slide"]: self.store(row["slide"]) for row in self.slides}, self.cache_mb)
 
 
 def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocabulary]:
@@ -105,7 +61,7 @@ def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocab
 
 def by_place(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows slide by slide, neighbours after each other, so that each tile is decoded about once."""
-    from nuclass.data.windows import locality_order, slide_codes
+    from nuclass.patches.windows import locality_order, slide_codes
 
     _, codes = slide_codes(frame)
     return frame.iloc[locality_order(codes, frame[["x_px", "y_px"]].to_numpy())].reset_index(drop=True)
