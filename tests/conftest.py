@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+for _variable in ("NUCLASS_DATA_DIRS", "NUCLASS_DATA_ROOT"):
+    # A user's own data sets must not become the tests' slides.
+    os.environ.pop(_variable, None)
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

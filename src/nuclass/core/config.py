@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def load_study(
     read_alignment: Callable[[Path], Any] | None = None,
     read_given: Callable[[str], Any] | None = None,
     read_markers: Callable[[Path, Path | None, Path], Any] | None = None,
+    peek_patches: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Study:
     """Check a configuration with its sheets and tables; return the study or tell every fault at once.
 
@@ -96,6 +98,8 @@ def load_study(
         Checks a file of given labels (with its sheet and columns); without it the files are only looked for.
     read_markers
         Reads the marker table, a table of one's own (or None) and the ontology that both stand on.
+    peek_patches
+        Reads the first record of an ``annotations.json``, for data sets that the environment names.
 
     Raises
     ------
@@ -118,7 +122,16 @@ def load_study(
     section = checked.get("labels")
     labels = str(section.get("source", "markers")) if isinstance(section, dict) else "markers"
     rows, sheet_faults = read_slides(
-        root, checked.get("slides"), slides_schema, str(align), read_alignment, labels=labels, read_given=read_given
+        root,
+        checked.get("slides"),
+        slides_schema,
+        str(align),
+        read_alignment,
+        labels=labels,
+        read_given=read_given,
+        windows=checked.get("windows") if not faults else None,
+        peek_patches=peek_patches,
+        environ=os.environ,
     )
     faults += sheet_faults
     models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))

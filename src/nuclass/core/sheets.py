@@ -11,10 +11,14 @@ from nuclass.core.errors import UserError, closest
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a sheet: its line in the file (from 1) and its values by column."""
+    """One row of a sheet: its line in the file (from 1) and its values by column.
+
+    ``origin`` names what gave a row that stands in no file; its line is 0.
+    """
 
     line: int
     values: dict[str, str]
+    origin: str = ""
 
 
 def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tuple[list[Row], list[UserError]]:

@@ -25,6 +25,7 @@ from nuclass.core.bundle_source import (
 )
 from nuclass.core.errors import UserError, closest
 from nuclass.core.names import ORGANS
+from nuclass.core.patch_rows import PATCHES, Peek, find_patches, rows_from_environment
 from nuclass.core.schema import check_settings
 from nuclass.core.sheets import Row, read_sheet
 
@@ -44,6 +45,9 @@ def read_slides(
     read_alignment: Reader | None = None,
     labels: str = "markers",
     read_given: Callable[[str], Any] | None = None,
+    windows: Mapping[str, int] | None = None,
+    peek_patches: Peek | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[list[Row], list[UserError]]:
     """Read the sheet of slides and check every row; return the rows and all faults.
 
@@ -66,15 +70,27 @@ def read_slides(
         Checks a file of given labels, named in the notation of the sheet (see
         :func:`nuclass.core.bundle_source.parse_given`), and raises a :class:`UserError` for a fault of it; without,
         the files are only looked for.
+    windows
+        Sides of the windows, which name the files of slides that come as patches.
+    peek_patches
+        Reads the first record of an ``annotations.json``.
+    environ
+        Environment variables that name data sets; see :mod:`nuclass.core.patch_rows`.
     """
     if not isinstance(path, str):
         return [], []
     rows, faults = read_sheet(root / path, list(schema["properties"]), list(schema["required"]))
+    windows = windows or {"local": 224, "global": 1024}
+    rows, found = rows_from_environment(rows, windows, root, peek_patches, environ or {})
+    faults += found
     for row in rows:
         faults += _row_faults(path, row, schema)
     faults += _across_rows(path, rows)
     datasets = _datasets(root)
     for row in rows:
+        if row.values["source"] == PATCHES:
+            faults += [_placed(fault, path, row) for fault in _patches_faults(root, row.values, windows)]
+            continue
         source, found = _source_faults(root, row.values, datasets, row.values["align"] or align, read_alignment)
         found += _labels_faults(root, row.values, source, datasets, labels, read_given)
         faults += [_placed(fault, path, row) for fault in found]
@@ -88,7 +104,14 @@ def _placed(fault: UserError, path: str, row: Row) -> UserError:
 
 
 def _place(path: str, row: Row) -> str:
-    return f"{path}, line {row.line} (slide '{row.values['slide']}')"
+    line = row.origin or f"{path}, line {row.line}"
+    return f"{line} (slide '{row.values['slide']}')"
+
+
+def _lines(path: str, first: Row, second: Row) -> str:
+    if first.origin or second.origin:
+        return " and ".join(row.origin or f"{path}, line {row.line}" for row in (first, second))
+    return f"{path}, lines {first.line} and {second.line}"
 
 
 def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserError]:
@@ -107,19 +130,19 @@ def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserErro
 
 def _across_rows(path: str, rows: Sequence[Row]) -> list[UserError]:
     faults = []
-    seen: dict[str, int] = {}
+    seen: dict[str, Row] = {}
     for row in rows:
         name = row.values["slide"]
         if name in seen:
             faults.append(
                 UserError(
                     f"the slide '{name}' stands twice",
-                    where=f"{path}, lines {seen[name]} and {row.line}",
+                    where=_lines(path, seen[name], row),
                     expected="each slide once",
                     fix="delete one row, or give it another name",
                 )
             )
-        seen.setdefault(name, row.line)
+        seen.setdefault(name, row)
     sides: dict[str, dict[str, Row]] = {}
     for row in rows:
         sides.setdefault(row.values["patient"], {}).setdefault(row.values["role"], row)
@@ -129,7 +152,7 @@ def _across_rows(path: str, rows: Sequence[Row]) -> list[UserError]:
             faults.append(
                 UserError(
                     f"the patient '{patient}' stands on both sides",
-                    where=f"{path}, lines {train.line} and {cohort.line}",
+                    where=_lines(path, train, cohort),
                     found=f"'{train.values['slide']}' is for training, '{cohort.values['slide']}' is a cohort",
                     expected="all slides of a patient in one role: what a model learnt is no test of it",
                     fix="give both slides the same role, or correct the patient",
@@ -217,6 +240,30 @@ def _source_faults(
         except UserError as error:
             alignment_faults.append(error)
     return found, faults + he_faults + alignment_faults
+
+
+def _patches_faults(root: Path, values: Mapping[str, str], windows: Mapping[str, int]) -> list[UserError]:
+    """Return what is wrong with a slide that comes as files of windows."""
+    faults = [
+        UserError(
+            f"a slide of patch files takes no {column}",
+            found=values[column],
+            expected="an empty field: places and labels are those of its annotations.json",
+            fix="empty it",
+        )
+        for column in ("dataset", "he", "alignment", "align", "labels", "given")
+        if values[column]
+    ]
+    if not values["path"]:
+        return [
+            *faults,
+            UserError("a slide of patch files names no folder", expected="its folder in the column 'path'"),
+        ]
+    try:
+        find_patches(root / values["path"], windows)
+    except UserError as error:
+        faults.append(error)
+    return faults
 
 
 def _labels_faults(
