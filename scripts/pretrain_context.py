@@ -5,8 +5,8 @@ from nuclass.core.jobs import snakemake_job
 with snakemake_job(snakemake):
     from pathlib import Path
 
+    from nuclass.data.study import Study
     from nuclass.training.composition import pretrain_context
-    from nuclass.training.inputs import Study
 
     study = Study(snakemake.params.slides, Path("results"), **snakemake.params.scale)
     pretrain_context(

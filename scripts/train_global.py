@@ -5,7 +5,7 @@ from nuclass.core.jobs import snakemake_job
 with snakemake_job(snakemake):
     from pathlib import Path
 
-    from nuclass.training.inputs import Study
+    from nuclass.data.study import Study
     from nuclass.training.train import train_global
 
     study = Study(snakemake.params.slides, Path("results"), **snakemake.params.scale)

@@ -15,6 +15,7 @@ import torch
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
+from nuclass.data.study import Study
 from nuclass.models.backbones import build_backbone
 from nuclass.slides.geometry import Frames
 from nuclass.slides.writer import write_store
@@ -23,7 +24,7 @@ from nuclass.training.composition import pretrain_context
 from nuclass.training.config import Local, from_plain
 from nuclass.training.context import embed_context
 from nuclass.training.gate import train_gate
-from nuclass.training.inputs import Study, load_training_cells
+from nuclass.training.inputs import load_training_cells
 from nuclass.training.predict import predict_slide
 from nuclass.training.train import train_global, train_local
 
@@ -365,7 +366,7 @@ def test_maps_of_trained_models_lie_in_their_windows(trained, study, tmp_path):
     outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
     predict_slide(MODELS, one_slide(study, "lung_h"), trained, outputs)
     cells = pd.read_parquet(outputs["gate"]).iloc[:3]
-    maps = compute_maps(cells, stores={"lung_h": study.store("lung_h")}, checkpoints=trained)
+    maps = compute_maps(cells, stores={"lung_h": one_slide(study, "lung_h").source("lung_h")}, checkpoints=trained)
     assert maps["local_image"].shape == (3, 32, 32, 3)
     assert maps["global_image"].shape == (3, 128, 128, 3)
     assert maps["local_cam"].shape == maps["global_local_cam"].shape == (3, 32, 32)
@@ -417,7 +418,7 @@ def test_a_running_state_belongs_to_its_data() -> None:
     """Another label, place or scale is another run: it must not go on from the old state."""
     import pandas as pd
 
-    from nuclass.training.inputs import Study, data_hash
+    from nuclass.training.inputs import data_hash
 
     frame = pd.DataFrame(
         {"slide": ["a"], "cell_id": ["c"], "class": ["T_Cell"], "x_px": [1.0], "y_px": [2.0], "split": ["train"]}

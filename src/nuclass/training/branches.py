@@ -12,10 +12,11 @@ from torch import Tensor
 from nuclass.core.errors import UserError
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
+from nuclass.data.study import Study
 from nuclass.training.augment import augment_images, to_unit
 from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local
 from nuclass.training.config import Augment, Predict
-from nuclass.training.inputs import Study, context_features, local_windows
+from nuclass.training.inputs import context_features, local_windows
 
 if TYPE_CHECKING:
     import pandas as pd

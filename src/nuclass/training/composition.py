@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_json
+from nuclass.data.study import Study
 from nuclass.models.backbones import Backbone, build_backbone, count_parameters
 from nuclass.training.augment import augment_images, dihedral, to_unit
 from nuclass.training.config import Context, Pretrain, parse_models, to_plain
-from nuclass.training.inputs import Study, data_hash, load_training_cells
+from nuclass.training.inputs import data_hash, load_training_cells
 from nuclass.training.optim import make_optimiser, parameter_groups, warmup_factor
 
 if TYPE_CHECKING:

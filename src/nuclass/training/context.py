@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nuclass.core.names import TEST, TRAIN, VAL
 from nuclass.core.progress import Progress
+from nuclass.data.study import Study
 from nuclass.models.backbones import Backbone, build_backbone
 from nuclass.training.augment import augment_images, to_unit
 from nuclass.training.branches import autocast, choose_device, state_hash
 from nuclass.training.config import Context, parse_models
-from nuclass.training.inputs import Study, by_place
+from nuclass.training.inputs import by_place
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,13 +17,14 @@ from torch import Tensor
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE
+from nuclass.data.study import Study
 from nuclass.models.gate import GateModel, mix
 from nuclass.models.losses import EPSILON, auto_pos_weight, gate_loss, gate_targets
 from nuclass.training.branches import Branches, BranchOutputs, state_hash
 from nuclass.training.checkpoint import new_gate
 from nuclass.training.config import Gate, Optimiser, Run, parse_models, to_plain
 from nuclass.training.fit import clear_work, fingerprint, fit
-from nuclass.training.inputs import Study, cells_by_slide, data_hash, known_classes, load_training_cells
+from nuclass.training.inputs import cells_by_slide, data_hash, known_classes, load_training_cells
 from nuclass.training.metrics import summarise
 from nuclass.training.optim import decays, make_optimiser, warmup_factor
 from nuclass.training.train import write_outputs

@@ -16,12 +16,13 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_parquet
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE, GLOBAL, LOCAL, TEST, TRAIN, VAL, probability_columns
+from nuclass.data.study import Study
 from nuclass.models.gate import mix
 from nuclass.models.losses import EPSILON
 from nuclass.training.branches import Branches, state_hash
 from nuclass.training.checkpoint import load_checkpoint, restore_gate
 from nuclass.training.config import parse_models
-from nuclass.training.inputs import Study, by_place
+from nuclass.training.inputs import by_place
 
 _log = get_logger(__name__)
 

@@ -13,13 +13,13 @@ from nuclass.core.files import write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
+from nuclass.data.study import Study
 from nuclass.models.backbones import count_parameters
 from nuclass.models.losses import effective_number_weights, fit_temperature
 from nuclass.training.branches import autocast, choose_device, feature_attributes, state_hash
 from nuclass.training.checkpoint import load_checkpoint, new_global, new_local, restore_local, save_checkpoint
 from nuclass.training.config import Models, Run, parse_models, to_plain
 from nuclass.training.inputs import (
-    Study,
     cells_by_slide,
     context_features,
     data_hash,

@@ -1,0 +1,66 @@
+"""A study's slides, where their files lie, and at what scale its windows are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nuclass.core.errors import UserError, closest
+
+if TYPE_CHECKING:
+    from nuclass.patches.windows import WindowReader
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where a study lies and at what scale.
+
+    Attributes
+    ----------
+    slides
+        One dictionary a slide with ``slide`` and ``organ``; ``windows``, where given, is the path of its slide
+        store or of its patch files' manifest ``patches.json``.
+    results
+        The results folder; slide stores lie at ``slides/<slide>/he.ome.zarr``.
+    mpp
+        Micrometres per pixel of the windows.
+    windows
+        Sides in level-0 pixels: ``local`` and ``global``.
+    cache_mb
+        Decoded tiles kept in memory while windows are cut.
+    """
+
+    slides: list[dict[str, Any]]
+    results: Path
+    mpp: float = 0.25
+    windows: dict[str, int] = field(default_factory=lambda: {"local": 224, "global": 1024})
+    cache_mb: int = 128
+
+    def source(self, slide: str) -> Path:
+        """Return where a slide's windows come from: its ``windows``, else its store below ``results``."""
+        for row in self.slides:
+            if row["slide"] == slide:
+                given = row.get("windows")
+                return Path(given) if given else Path(self.results) / "slides" / slide / "he.ome.zarr"
+        names = [str(row["slide"]) for row in self.slides]
+        raise UserError(
+            "A slide is not one of the study's",
+            found=slide + closest(slide, names),
+            expected=" | ".join(names),
+            fix="add it to the slides of the study",
+        )
+
+    def features(self, slide: str) -> Path:
+        """Return the path of a slide's cached context features, (N, K)."""
+        return Path(self.results) / "features" / "context" / f"{slide}.h5"
+
+    def views(self, slide: str) -> Path:
+        """Return the path of the context features of train and val cells under augmentation, (N, V, K)."""
+        return Path(self.results) / "features" / "context" / f"{slide}.views.h5"
+
+    def reader(self) -> WindowReader:
+        """Return a window reader of all slides."""
+        from nuclass.patches.windows import WindowReader
+
+        return WindowReader({str(row["slide"]): self.source(row["slide"]) for row in self.slides}, self.cache_mb)
