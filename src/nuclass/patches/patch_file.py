@@ -1,0 +1,397 @@
+"""Read one HDF5 file of windows, in either layout of the original.
+
+Merged: the datasets ``images`` uint8 (N, S, S, 3) and ``keys`` (N,), the cell ids. Per key: one dataset (S, S, 3) a
+cell, named by its id. A file is merged if it has both names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nuclass.core.errors import UserError
+
+Image = NDArray[np.uint8]
+Layout = Literal["merged", "per_key"]
+
+IMAGES, KEYS = "images", "keys"
+_CACHE_BYTES = 32_000_000
+_LOOKED_AT = 64
+
+
+class PatchFile:
+    """The windows of one file, by row.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Attributes
+    ----------
+    layout
+        ``merged`` or ``per_key``.
+    side
+        Side of the windows, px.
+    count
+        Number of windows.
+    notes
+        What is odd but can be read: grey windows, windows with an alpha channel.
+
+    Raises
+    ------
+    UserError
+        The file is missing, cut off, open for writing or of another layout; windows are not square uint8 pictures of
+        one size.
+
+    Pickles as what it knows and opens the file again in the process that reads. An object belongs to one thread.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.notes: list[str] = []
+        self._file: Any = None
+        self._pid = 0
+        self._map: Image | None = None
+        file = self._open()
+        self.layout: Layout = "merged" if IMAGES in file and KEYS in file else "per_key"
+        try:
+            shape = self._merged_shape(file) if self.layout == "merged" else self._per_key_shape(file)
+        except BaseException:
+            self.close()
+            raise
+        self.side = shape[0]
+        self._shape = shape
+        if len(shape) == 2 or shape[2] == 1:
+            self.notes.append("the windows are grey; their one channel is repeated")
+        elif shape[2] == 4:
+            self.notes.append("the windows have an alpha channel; they are laid over white")
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The cell ids in the order of the rows; per key: in the order of the names.
+
+        Raises
+        ------
+        UserError
+            An id is empty (the row of a worker that failed), repeats, or is no text.
+        """
+        file = self._open()
+        if self.layout == "per_key":
+            return list(file)
+        keys = self._read_keys(file[KEYS])
+        empty = [row for row, key in enumerate(keys) if not key]
+        if empty:
+            raise UserError(
+                "Windows have no cell id",
+                where=f"{self.path}, {KEYS}",
+                found=f"{len(empty)} empty ids of {len(keys)}, the first in row {empty[0]}",
+                expected="one id a window",
+                fix="the program that wrote the file failed on these cells and left black windows; write it again, "
+                "or leave those rows out",
+            )
+        if len(set(keys)) < len(keys):
+            seen: set[str] = set()
+            doubled = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+            raise UserError(
+                "Cell ids repeat in a file of windows",
+                where=f"{self.path}, {KEYS}",
+                found=f"{len(doubled)} repeats, among them {', '.join(doubled[:3])}",
+                expected="each cell once",
+                fix="write the file again with each cell once",
+            )
+        return keys
+
+    def read(self, rows: ArrayLike, keys: Sequence[str] | None = None) -> Image:
+        """Read windows by row, uint8 ``(N, S, S, 3)``, in the order asked; repeats are allowed.
+
+        Parameters
+        ----------
+        rows
+            Places in :attr:`keys`.
+        keys
+            The ids of these rows, where they are known: then a file of one dataset a cell need not list its names.
+
+        Raises
+        ------
+        UserError
+            A window is missing, damaged, or of another shape than the others.
+        """
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self.count):
+            raise IndexError(f"{self.path} has rows 0 to {self.count - 1}; asked for {wanted.min()} to {wanted.max()}")
+        file = self._open()
+        out = np.empty((len(wanted), self.side, self.side, 3), np.uint8)
+        if self.layout == "merged":
+            self._read_merged(file[IMAGES], wanted, out)
+        else:
+            names = [self.keys[row] for row in wanted] if keys is None else keys
+            for i, name in enumerate(names):
+                out[i] = _to_rgb(self._one(file, name)[None], len(self._shape) == 2)[0]
+        return out
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._file is not None and self._pid == os.getpid():
+            self._file.close()
+        self._file = self._map = None
+
+    def __enter__(self) -> PatchFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_map": None, "_pid": 0}
+
+    def __repr__(self) -> str:
+        return f"PatchFile({str(self.path)!r}, {self.layout}, {self.count} windows of {self.side} px)"
+
+    def _open(self) -> Any:
+        """Return the open file; a process that was forked opens its own."""
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._map, self._pid = open_h5(self.path), None, os.getpid()
+        return self._file
+
+    def _merged_shape(self, file: Any) -> tuple[int, ...]:
+        import h5py
+
+        images, keys = file[IMAGES], file[KEYS]
+        if not isinstance(images, h5py.Dataset) or not isinstance(keys, h5py.Dataset):
+            raise self._odd("a group is named images or keys")
+        if keys.ndim != 1 or (images.ndim and len(keys) != images.shape[0]):
+            raise UserError(
+                "A file of windows does not fit its ids",
+                where=self.path,
+                found=f"images {images.shape}, keys {keys.shape}",
+                expected="one id for each window",
+                fix="write the file again",
+            )
+        self.count = len(keys)
+        self._refuse_empty()
+        shape = self._checked(images.shape[1:], images.dtype, IMAGES)
+        if images.is_virtual:
+            self._check_source(images)
+        return shape
+
+    def _per_key_shape(self, file: Any) -> tuple[int, ...]:
+        import h5py
+
+        if IMAGES in file and isinstance(file[IMAGES], h5py.Dataset) and file[IMAGES].ndim == 4:
+            raise self._odd(f"images, but no {KEYS}")
+        self.count = len(file)
+        self._refuse_empty()
+        names = self.keys
+        step = max(self.count // _LOOKED_AT, 1)
+        shapes: dict[tuple[int, ...], str] = {}
+        for name in [*names[::step], names[-1]]:
+            item = file[name]
+            if not isinstance(item, h5py.Dataset):
+                raise self._odd(f"a group named {name!r}")
+            shapes.setdefault(self._checked(item.shape, item.dtype, name), name)
+        if len(shapes) > 1:
+            (one, first), (other, second) = list(shapes.items())[:2]
+            raise self._differing(first, one, second, other)
+        return next(iter(shapes))
+
+    def _checked(self, shape: tuple[int, ...], dtype: Any, name: str) -> tuple[int, ...]:
+        """Return the shape of one window, ``(S, S)`` or ``(S, S, channels)``, or refuse it."""
+        if dtype != np.uint8:
+            raise UserError(
+                "Windows have the wrong type of number",
+                where=f"{self.path}, {name}",
+                found=str(dtype),
+                expected="uint8, 0 to 255",
+                fix="write the windows as 8-bit pictures",
+            )
+        flat = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
+        if not flat or shape[0] != shape[1] or shape[0] < 1:
+            raise UserError(
+                "Windows have the wrong shape",
+                where=f"{self.path}, {name}",
+                found=" x ".join(map(str, shape)) or "a single number",
+                expected="S x S x 3: square, colour channels last",
+                fix="write the windows as square RGB pictures",
+            )
+        return tuple(int(n) for n in shape)
+
+    def _refuse_empty(self) -> None:
+        if not self.count:
+            raise UserError("A file of windows is empty", where=self.path, found="0 windows", fix="write it again")
+
+    def _odd(self, found: str) -> UserError:
+        return UserError(
+            "A file of windows has an unknown layout",
+            where=self.path,
+            found=found,
+            expected=f"the datasets {IMAGES} and {KEYS}, or one dataset a cell named by its id",
+            fix="docs/patches.md shows both layouts",
+        )
+
+    def _differing(self, first: str, one: tuple[int, ...], second: str, other: tuple[int, ...]) -> UserError:
+        return UserError(
+            "Windows of one file differ in size",
+            where=self.path,
+            found=f"{first}: {' x '.join(map(str, one))}; {second}: {' x '.join(map(str, other))}",
+            expected="one size for all",
+            fix="write the windows of each size to a file of their own",
+        )
+
+    def _check_source(self, images: Any) -> None:
+        """Refuse virtual windows whose slide is gone: HDF5 would give white ones without a word."""
+        name = images.id.get_create_plist().get_virtual_filename(0)
+        source = self.path if name == "." else self.path.parent / name
+        if not source.is_file():
+            raise UserError(
+                "The slide that virtual windows are cut from is missing",
+                where=source,
+                expected=f"the file beside {self.path.name}",
+                fix="move or copy the folder as a whole, or export without --virtual",
+            )
+
+    def _read_keys(self, dataset: Any) -> list[str]:
+        import h5py
+
+        if h5py.check_string_dtype(dataset.dtype) is None:
+            raise UserError(
+                "The cell ids of a file of windows are no text",
+                where=f"{self.path}, {KEYS}",
+                found=str(dataset.dtype),
+                expected="text; numbers lose leading zeros",
+                fix="write the ids as text (h5py.string_dtype())",
+            )
+        try:
+            return list(dataset.asstr()[:])
+        except UnicodeDecodeError as error:
+            raise UserError(
+                "A cell id is not UTF-8", where=f"{self.path}, {KEYS}", found=str(error), fix="write the ids again"
+            ) from error
+
+    def _read_merged(self, images: Any, wanted: NDArray[np.int64], out: Image) -> None:
+        """Fill ``out``; rows that follow each other in the file are read at once."""
+        if self._map is None:
+            self._map = _memory_map(self.path, images)
+        grey = len(self._shape) == 2
+        if self._map is not None:
+            out[:] = _to_rgb(self._map[wanted], grey)
+            return
+        rows, inverse = np.unique(wanted, return_inverse=True)
+        place = np.argsort(inverse, kind="stable")
+        start = np.searchsorted(inverse[place], np.arange(len(rows) + 1))
+        limit = max(_CACHE_BYTES // (self.side * self.side * 3), 1)
+        begin = 0
+        while begin < len(rows):
+            end = begin + 1
+            while end < len(rows) and rows[end] == rows[end - 1] + 1 and end - begin < limit:
+                end += 1
+            try:
+                got = images[int(rows[begin]) : int(rows[end - 1]) + 1]
+            except (OSError, RuntimeError) as error:
+                raise self._damaged(f"rows {rows[begin]} to {rows[end - 1]}", error) from error
+            got = _to_rgb(got, grey)
+            for k in range(begin, end):
+                out[place[start[k] : start[k + 1]]] = got[k - begin]
+            begin = end
+
+    def _one(self, file: Any, name: str) -> Image:
+        import h5py
+
+        item = file.get(name)
+        if not isinstance(item, h5py.Dataset):
+            raise UserError(
+                "A cell has no window", where=self.path, found=f"no dataset named {name!r}", fix="write the file again"
+            )
+        if item.dtype != np.uint8 or item.shape != self._shape:
+            shape = self._checked(item.shape, item.dtype, name)
+            raise self._differing(name, shape, "the first", self._shape)
+        try:
+            image: Image = item[()]
+        except (OSError, RuntimeError) as error:
+            raise self._damaged(name, error) from error
+        return image
+
+    def _damaged(self, which: str, error: Exception) -> UserError:
+        return UserError(
+            "Windows cannot be read",
+            where=f"{self.path}, {which}",
+            found=_short(error),
+            fix="copy the file again, or write it again",
+        )
+
+
+def open_h5(path: Path) -> Any:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    UserError
+        Of its own each: the file is missing, open for writing elsewhere, cut off, no HDF5, or cannot be read.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
+    except FileNotFoundError as error:
+        raise UserError("A file of windows is missing", where=path, fix="check the path, or make the file") from error
+    except IsADirectoryError as error:
+        raise UserError("A file of windows is a folder", where=path, expected="an HDF5 file") from error
+    except PermissionError:
+        raise
+    except OSError as error:
+        text = _short(error)
+        if "already open for" in text or "unable to lock" in text or error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+            raise UserError(
+                "A file of windows is open for writing",
+                where=path,
+                found=text,
+                expected="a file that is finished",
+                fix="wait for the program that writes it; if it was killed, write the file again",
+            ) from error
+        if "truncated file" in text:
+            raise UserError(
+                "A file of windows is cut off",
+                where=path,
+                found=text,
+                fix="copy the file again; if the program that wrote it was killed, write it again",
+            ) from error
+        if "signature not found" in text:
+            raise UserError("A file of windows is not HDF5", where=path, found=text, fix="check the path") from error
+        raise UserError(
+            "A file of windows cannot be read", where=path, found=text, fix="copy the file again, or write it again"
+        ) from error
+
+
+def _memory_map(path: Path, images: Any) -> Image | None:
+    """Return the windows as a memory map if they lie in the file as one block of plain numbers."""
+    if images.chunks is not None or images.is_virtual or images.external:
+        return None
+    offset = images.id.get_offset()
+    if offset is None:
+        return None
+    return np.memmap(path, np.uint8, "r", offset, images.shape)
+
+
+def _to_rgb(images: Image, grey: bool) -> Image:
+    """Bring windows ``(N, S, S)`` or ``(N, S, S, 1 | 3 | 4)`` to three channels; alpha is laid over white."""
+    if grey:
+        return np.broadcast_to(images[..., None], (*images.shape, 3))
+    channels = images.shape[-1]
+    if channels == 3:
+        return images
+    if channels == 1:
+        return np.broadcast_to(images, (*images.shape[:-1], 3))
+    alpha = images[..., 3:].astype(np.uint16)
+    mixed = (images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return mixed.astype(np.uint8)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())
