@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError, closest
+from nuclass.core.holdout import apply_holdout
+from nuclass.core.names import NO_HOLDOUT
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
+from nuclass.core.split_settings import split_faults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +30,8 @@ class Study:
     config
         The settings, with every default filled in.
     slides
-        The sheet, indexed by slide; all values are text.
+        The sheet, indexed by slide; all values are text. ``role`` is as used, with what ``splits.hold_out`` holds
+        out; ``sheet_role`` as written.
     models
         The settings of the models, with every default filled in.
     """
@@ -132,6 +136,7 @@ def load_study(
         windows=checked.get("windows") if not faults else None,
         peek_patches=peek_patches,
         environ=os.environ,
+        held_out=not faults and checked["splits"]["hold_out"] != NO_HOLDOUT,
     )
     faults += sheet_faults
     models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))
@@ -141,6 +146,7 @@ def load_study(
         faults += _check_markers(root, checked, read_markers, locate)
     raise_faults(faults, "The study's configuration cannot be used")
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
+    slides = apply_holdout(slides, checked["splits"], locate)
     return Study(config=checked, slides=slides, models=models)
 
 
@@ -157,28 +163,7 @@ def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[s
 def _check_numbers(config: Mapping[str, Any], locate: Any) -> list[UserError]:
     """Check settings, each valid by itself, against each other."""
     splits, windows, store = config["splits"], config["windows"], config["slide_store"]
-    widest = max(windows.values()) * config["mpp"]
-    faults = []
-    if splits["val"] + splits["test"] >= 0.9:
-        faults.append(
-            UserError(
-                "splits.val and splits.test leave too few cells to train on",
-                where=locate(["splits", "val"]),
-                found=f"{splits['val']} + {splits['test']}",
-                expected="a sum below 0.9",
-                fix="make one of them smaller",
-            )
-        )
-    if splits["buffer_um"] < widest and splits["protocol"] == "corrected":
-        faults.append(
-            UserError(
-                "splits.buffer_um is narrower than the largest window",
-                where=locate(["splits", "buffer_um"]),
-                found=f"{splits['buffer_um']:g} um",
-                expected=f"at least {widest:g} um (windows.global x mpp), so that no window sees two splits",
-                fix=f"set it to {widest:g}",
-            )
-        )
+    faults = split_faults(splits, max(windows.values()) * config["mpp"], config["mpp"], locate)
     if windows["local"] >= windows["global"]:
         faults.append(
             UserError(

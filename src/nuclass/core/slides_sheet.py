@@ -48,6 +48,7 @@ def read_slides(
     windows: Mapping[str, int] | None = None,
     peek_patches: Peek | None = None,
     environ: Mapping[str, str] | None = None,
+    held_out: bool = False,
 ) -> tuple[list[Row], list[UserError]]:
     """Read the sheet of slides and check every row; return the rows and all faults.
 
@@ -76,6 +77,8 @@ def read_slides(
         Reads the first record of an ``annotations.json``.
     environ
         Environment variables that name data sets; see :mod:`nuclass.core.patch_rows`.
+    held_out
+        Training slides will be held out by the settings, so the sheet needs no cohort of its own.
     """
     if not isinstance(path, str):
         return [], []
@@ -85,7 +88,7 @@ def read_slides(
     faults += found
     for row in rows:
         faults += _row_faults(path, row, schema)
-    faults += _across_rows(path, rows)
+    faults += _across_rows(path, rows, held_out)
     datasets = _datasets(root)
     for row in rows:
         if row.values["source"] == PATCHES:
@@ -128,7 +131,7 @@ def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserErro
     ]
 
 
-def _across_rows(path: str, rows: Sequence[Row]) -> list[UserError]:
+def _across_rows(path: str, rows: Sequence[Row], held_out: bool) -> list[UserError]:
     faults = []
     seen: dict[str, Row] = {}
     for row in rows:
@@ -160,7 +163,7 @@ def _across_rows(path: str, rows: Sequence[Row]) -> list[UserError]:
             )
     roles = {row.values["role"] for row in rows}
     for role, text in (("train", "nothing to learn from"), ("cohort", "nothing held out to report on")):
-        if rows and role not in roles:
+        if rows and role not in roles and not (role == "cohort" and held_out):
             faults.append(
                 UserError(
                     f"the sheet has no slide with role '{role}'",
