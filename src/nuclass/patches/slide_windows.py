@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nuclass.patches.windows import Image, read_side, shrink
+from nuclass.patches.windows import CHUNK_BYTES, Image, read_side, shrink
 from nuclass.slides.store import SlideStore
 
 
@@ -20,15 +20,26 @@ class SlideWindows:
         The folder ``he.ome.zarr``.
     cache_mb
         Decoded tiles kept in memory.
+    threads
+        So many windows are cut at a time; results do not depend on it.
     """
 
-    def __init__(self, path: str | Path, cache_mb: float = 128) -> None:
+    def __init__(self, path: str | Path, cache_mb: float = 128, threads: int = 1) -> None:
         self.store = SlideStore(path, cache_mb)
         self.mpp = self.store.mpp
+        self.threads = threads
 
     def cut(self, rows: ArrayLike | None, xy: ArrayLike, size: int, level: int, out_px: int) -> Image:
         """Return one window a centre, uint8 ``(N, out_px, out_px, 3)``; ``rows`` are not needed."""
-        return shrink(self.store.windows(xy, read_side(size, level, out_px), level), out_px)
+        side = read_side(size, level, out_px)
+        if side == out_px:
+            return self.store.windows(xy, side, level, threads=self.threads)
+        points = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
+        out = np.empty((len(points), out_px, out_px, 3), np.uint8)
+        batch = max(CHUNK_BYTES // (side * side * 3), 1)
+        for places, windows in self.store.batches(points, side, level, batch, self.threads):
+            out[places] = shrink(windows, out_px, self.threads)
+        return out
 
     def padded(self, rows: ArrayLike | None, xy: ArrayLike, size: int) -> NDArray[np.float32]:
         """Return the share of each window that lies off the slide (white), ``(N,)``."""

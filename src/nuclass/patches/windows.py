@@ -80,7 +80,7 @@ class Windows(Protocol):
         """Close the files; the next read opens them again."""
 
 
-def open_windows(path: str | Path, cache_mb: float = 128) -> Windows:
+def open_windows(path: str | Path, cache_mb: float = 128, threads: int = 1) -> Windows:
     """Open a slide store (a folder) or patch files (their manifest ``patches.json``), chosen by the path.
 
     Parameters
@@ -89,6 +89,8 @@ def open_windows(path: str | Path, cache_mb: float = 128) -> Windows:
         ``he.ome.zarr`` or ``patches.json``.
     cache_mb
         Decoded tiles of a slide store kept in memory.
+    threads
+        So many windows of a slide store are cut at a time; results do not depend on it.
     """
     if is_patches(path):
         from nuclass.patches.patch_windows import PatchWindows
@@ -96,7 +98,7 @@ def open_windows(path: str | Path, cache_mb: float = 128) -> Windows:
         return PatchWindows(path)
     from nuclass.patches.slide_windows import SlideWindows
 
-    return SlideWindows(path, cache_mb)
+    return SlideWindows(path, cache_mb, threads)
 
 
 def is_patches(path: str | Path) -> bool:
@@ -112,14 +114,18 @@ class WindowReader:
     sources
         Slide name -> its store ``he.ome.zarr`` or its manifest ``patches.json``.
     cache_mb
-        Decoded tiles kept in memory, for the slide in use.
+        Decoded tiles kept in memory, for each slide that is open.
+    threads
+        So many windows of a slide store are cut at a time; results do not depend on it. It pays for large
+        windows (1024 px), not for small ones.
 
     Pickles without open files, so it may go to a worker process.
     """
 
-    def __init__(self, sources: Mapping[str, str | Path], cache_mb: float = 128) -> None:
+    def __init__(self, sources: Mapping[str, str | Path], cache_mb: float = 128, threads: int = 1) -> None:
         self.sources = {str(slide): Path(path) for slide, path in sources.items()}
         self.cache_mb = cache_mb
+        self.threads = threads
         self._open: dict[str, Windows] = {}
 
     def windows(self, slide: str) -> Windows:
@@ -132,7 +138,7 @@ class WindowReader:
                     expected=" | ".join(sorted(self.sources)),
                     fix="build the slide, or leave its cells out",
                 )
-            self._open[slide] = open_windows(self.sources[slide], self.cache_mb)
+            self._open[slide] = open_windows(self.sources[slide], self.cache_mb, self.threads)
         return self._open[slide]
 
     def read(self, frame: pd.DataFrame, size: int, level: int, out_px: int, progress: Advances | None = None) -> Image:
@@ -215,7 +221,7 @@ class WindowReader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"sources": self.sources, "cache_mb": self.cache_mb, "_open": {}}
+        return {**self.__dict__, "_open": {}}
 
 
 def read_side(size: int, level: int, out_px: int) -> int:
@@ -251,28 +257,43 @@ def locality_order(codes: ArrayLike, xy: ArrayLike) -> NDArray[np.int64]:
     return np.lexsort((curve, np.asarray(codes))).astype(np.int64)
 
 
-def shrink(images: Image, out_px: int) -> Image:
+def shrink(images: Image, out_px: int, threads: int = 1) -> Image:
     """Bring square images ``(N, S, S, 3)`` to ``(N, out_px, out_px, 3)``.
 
-    Whole-number ratios average areas (rounded to nearest); others use Pillow's bilinear filter, whose
+    Whole-number ratios up to 16 average areas (rounded to nearest); others use Pillow's bilinear filter, whose
     support grows with the ratio, so that it does not alias.
     """
     n, side = images.shape[:2]
     if side == out_px:
         return images
+    if threads > 1 and n > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(threads) as pool:
+            return np.concatenate(list(pool.map(lambda part: shrink(part, out_px), np.array_split(images, threads))))
     factor, rest = divmod(side, out_px)
-    if rest == 0 and factor <= 16:
-        rows = np.zeros((n, out_px, side, 3), np.uint16)
-        for k in range(factor):
-            rows += images[:, k::factor]
-        total = np.zeros((n, out_px, out_px, 3), np.uint16)
-        for k in range(factor):
-            total += rows[:, :, k::factor]
-        area = factor * factor
-        return ((total + area // 2) // area).astype(np.uint8)
+    if rest == 0 and factor <= 16 and factor & (factor - 1):
+        return _area_means(images, out_px, factor)
     from PIL import Image as Pillow
 
     out = np.empty((n, out_px, out_px, 3), np.uint8)
     for i in range(n):
-        out[i] = np.asarray(Pillow.fromarray(images[i]).resize((out_px, out_px), Pillow.Resampling.BILINEAR))
+        image = Pillow.fromarray(images[i])
+        # Pillow divides the sums by a product that is exact for powers of two only.
+        if rest == 0 and factor <= 16:
+            out[i] = np.asarray(image.reduce(factor))
+        else:
+            out[i] = np.asarray(image.resize((out_px, out_px), Pillow.Resampling.BILINEAR))
     return out
+
+
+def _area_means(images: Image, out_px: int, factor: int) -> Image:
+    n, side = images.shape[:2]
+    rows = np.zeros((n, out_px, side, 3), np.uint16)
+    for k in range(factor):
+        rows += images[:, k::factor]
+    total = np.zeros((n, out_px, out_px, 3), np.uint16)
+    for k in range(factor):
+        total += rows[:, :, k::factor]
+    area = factor * factor
+    return ((total + area // 2) // area).astype(np.uint8)

@@ -27,6 +27,9 @@ from nuclass.slides.zarr_format import (
 
 Image = NDArray[np.uint8]
 _OPEN_SHARDS = 64
+# Windows of one block are cut from one picture of it where they hold this many times its pixels: the copies out of
+# one piece of memory are then cheaper than those out of each tile, by more than the picture costs.
+_WORTH_IT = 2
 
 
 class SlideStore:
@@ -41,7 +44,7 @@ class SlideStore:
         :meth:`windows`.
 
     Pickles as its path and opens its files again in the process that reads. Forking is safe. An object
-    belongs to one thread.
+    belongs to one thread; reads with ``threads`` share the work among objects of their own.
     """
 
     def __init__(self, path: str | Path, cache_mb: float = 128) -> None:
@@ -77,6 +80,8 @@ class SlideStore:
     def _reset(self) -> None:
         self._tiles: OrderedDict[tuple[int, int, int], Image] = OrderedDict()
         self._bytes = 0
+        self._memory = np.empty(0, np.uint8)
+        self._others: list[SlideStore] = []
         self._shards: OrderedDict[tuple[int, int, int], tuple[int, list[list[tuple[int, int]]]]] = OrderedDict()
         tile = self.layouts[0].tile
         self._white = np.full((tile, tile, 3), WHITE, np.uint8)
@@ -109,19 +114,35 @@ class SlideStore:
         self._fill(out, level, layout, int(y0), int(x0))
         return out, float(padded_fraction(x0, y0, size, (layout.height, layout.width)))
 
-    def windows(self, xy: ArrayLike, size: int, level: int = 0, order: str = "tile", out: Image | None = None) -> Image:
+    def windows(
+        self,
+        xy: ArrayLike,
+        size: int,
+        level: int = 0,
+        order: str = "tile",
+        out: Image | None = None,
+        threads: int = 1,
+    ) -> Image:
         """Cut many windows, ``(N, size, size, 3)``, in the order of ``xy`` ``(N, 2)``, level-0 px.
 
-        They are read in Morton order of their tiles (``order="tile"``), so that neighbours find their
-        tiles in the cache, or as given (``order="given"``). ``out`` is filled and returned if given;
-        fresh memory costs more than the copying, so reuse it where speed counts.
+        Parameters
+        ----------
+        order
+            They are read in Morton order of their tiles (``tile``), so that neighbours find their tiles in the
+            cache, or as given (``given``).
+        out
+            Filled and returned if given; fresh memory costs more than the copying, so reuse it where speed counts.
+        threads
+            The sequence is cut into so many runs that are read at a time, each beyond the first with its own
+            files and a cache of ``cache_mb / threads``. Results do not depend on it.
         """
         layout = self._layout(level)
         origins = window_origin(np.asarray(xy, dtype=np.float64).reshape(-1, 2) / 2**level, size)
         if order == "tile":
-            sequence = _tile_order(origins, size, layout.tile)
+            sequence, blocks = _tile_order(origins, size, layout.tile)
         elif order == "given":
             sequence = np.arange(len(origins))
+            blocks = sequence
         else:
             raise ValueError(f"order must be 'tile' or 'given', not {order!r}")
         shape = (len(origins), size, size, 3)
@@ -129,26 +150,35 @@ class SlideStore:
             out = np.empty(shape, np.uint8)
         elif out.shape != shape or out.dtype != np.uint8:
             raise ValueError(f"out has shape {out.shape} and type {out.dtype}; expected {shape} and uint8")
-        corners = origins.tolist()
-        for i in sequence.tolist():
-            x0, y0 = corners[i]
-            self._fill(out[i], level, layout, y0, x0)
+        threads = min(threads, len(sequence) // 2)
+        if threads <= 1:
+            self._cut(out, sequence, blocks, origins, level)
+            return out
+        from concurrent.futures import ThreadPoolExecutor
+
+        runs = zip(
+            self._readers(threads), np.array_split(sequence, threads), np.array_split(blocks, threads), strict=True
+        )
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(reader._cut, out, rows, of, origins, level) for reader, rows, of in runs]:
+                done.result()
         return out
 
     def batches(
-        self, xy: ArrayLike, size: int, level: int = 0, batch: int = 64
+        self, xy: ArrayLike, size: int, level: int = 0, batch: int = 64, threads: int = 1
     ) -> Iterator[tuple[NDArray[np.intp], Image]]:
         """Pass once over all windows, in tile order: yields ``(rows of xy, windows)`` of up to ``batch``.
 
-        The windows lie in one buffer that the next step overwrites: copy what you keep.
+        The windows lie in one buffer that the next step overwrites: copy what you keep. ``threads`` as for
+        :meth:`windows`, within a batch.
         """
         points = np.asarray(xy, dtype=np.float64).reshape(-1, 2)
         origins = window_origin(points / 2**level, size)
-        sequence = _tile_order(origins, size, self._layout(level).tile)
+        sequence, _ = _tile_order(origins, size, self._layout(level).tile)
         buffer = np.empty((min(batch, len(points)), size, size, 3), np.uint8)
         for start in range(0, len(sequence), batch):
             rows = sequence[start : start + batch]
-            yield rows, self.windows(points[rows], size, level, "given", buffer[: len(rows)])
+            yield rows, self.windows(points[rows], size, level, "tile", buffer[: len(rows)], threads)
 
     def region(self, x0: int, y0: int, width: int, height: int, level: int = 0) -> Image:
         """Cut a rectangle ``(height, width, 3)`` by its top-left pixel, in that level's own px."""
@@ -200,6 +230,8 @@ class SlideStore:
 
     def close(self) -> None:
         """Close the files and drop the cache; the next read opens them again."""
+        for other in self._others:
+            other.close()
         for descriptor, _ in self._shards.values():
             os.close(descriptor)
         self._reset()
@@ -235,6 +267,44 @@ class SlideStore:
         if not 0 <= level < len(self.layouts):
             raise ValueError(f"{self.path} has levels 0 to {len(self.layouts) - 1}; level {level} was asked for")
         return self.layouts[level]
+
+    def _readers(self, threads: int) -> list[SlideStore]:
+        """Return this store and others of the same files, one a thread."""
+        while len(self._others) < threads - 1:
+            other = SlideStore.__new__(SlideStore)
+            other.__setstate__(self.__getstate__())
+            self._others.append(other)
+        for other in self._others:
+            other.cache_mb = self.cache_mb / threads
+        return [self, *self._others[: threads - 1]]
+
+    def _cut(
+        self,
+        out: Image,
+        rows: NDArray[np.intp],
+        blocks: NDArray[Any],
+        origins: NDArray[np.int64],
+        level: int,
+    ) -> None:
+        """Fill ``out[rows]`` in this order; rows of one block (equal numbers in ``blocks``) follow each other."""
+        layout, size = self._layout(level), out.shape[1]
+        corners = origins.tolist()
+        for group in np.split(rows, np.flatnonzero(blocks[1:] != blocks[:-1]) + 1):
+            if len(group) > _WORTH_IT:
+                x0, y0 = origins[group].min(0).tolist()
+                width, height = (origins[group].max(0) + size - (x0, y0)).tolist()
+                if _WORTH_IT * width * height <= len(group) * size * size:
+                    if len(self._memory) < height * width * 3:
+                        self._memory = np.empty(height * width * 3, np.uint8)
+                    picture = self._memory[: height * width * 3].reshape(height, width, 3)
+                    self._fill(picture, level, layout, y0, x0)
+                    for i in group.tolist():
+                        x, y = corners[i]
+                        out[i] = picture[y - y0 : y - y0 + size, x - x0 : x - x0 + size]
+                    continue
+            for i in group.tolist():
+                x, y = corners[i]
+                self._fill(out[i], level, layout, y, x)
 
     def _fill(self, out: Image, level: int, layout: LevelLayout, y0: int, x0: int) -> None:
         """Copy the pixels of a rectangle into ``out``; white where it leaves the slide."""
@@ -301,9 +371,17 @@ class SlideStore:
         return entry
 
 
-def _tile_order(origins: NDArray[np.int64], size: int, tile: int) -> NDArray[np.intp]:
-    """Sort windows along a Morton curve over half tiles of their centres."""
-    return np.argsort(morton((origins + size // 2) // max(tile // 2, 1)), kind="stable")
+def _tile_order(origins: NDArray[np.int64], size: int, tile: int) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
+    """Sort windows along a Morton curve over half tiles of their centres.
+
+    Returns the order, and in this order the number of the block (half a window, at least a tile, along each side)
+    that the centre lies in.
+    """
+    half = max(tile // 2, 1)
+    curve = morton((origins + size // 2) // half)
+    order = np.argsort(curve, kind="stable")
+    steps = max((max(size // 2, tile) // half).bit_length() - 1, 0)
+    return order, curve[order] >> np.uint64(2 * steps)
 
 
 def padded_fraction(x0: Any, y0: Any, size: int, shape: tuple[int, int]) -> Any:
