@@ -50,15 +50,16 @@ rule embed_context:
         models=sections("context"),
         slides=lambda wildcards: organs_of([wildcards.slide]),
         scale=STUDY_SCALE,
+        work="work/features/context/{slide}",
         seed=MODEL_CONFIG["global"]["seed"],
         code=code_hash("nuclass.training.context"),
     log:
         "logs/embed_context/{slide}.log",
     benchmark:
         "benchmarks/embed_context/{slide}.tsv"
-    threads: 1
+    threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
-        mem_mb=mem(3000),
+        mem_mb=mem(3000 + 500 * MODEL_CONFIG["context"]["workers"]),
         runtime=240,
         gpu=wants_gpu("context"),
     conda:

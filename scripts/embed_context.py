@@ -13,6 +13,7 @@ with snakemake_job(snakemake):
         snakemake.params.models,
         study,
         Path(snakemake.output.features),
+        Path(snakemake.params.work),
         folder=Path(snakemake.input.backbone[0]).parent if snakemake.input.backbone else None,
         views_out=Path(snakemake.output.views) if snakemake.output.get("views") else None,
         seed=snakemake.params.seed,

@@ -25,9 +25,6 @@ from nuclass.data import (
     funnel_table,
     load_cells,
     make_loader,
-    read_attributes,
-    read_features,
-    write_features,
 )
 from nuclass.patches.windows import WindowReader, shrink
 from nuclass.slides.geometry import Frames, window_origin
@@ -391,37 +388,6 @@ class TestVocabulary:
             vocabulary.encode_classes(["Tcell"])
         with pytest.raises(UserError, match="different names"):
             Vocabulary(("A", "A"), ("lung",))
-
-
-class TestFeatures:
-    @pytest.mark.parametrize("shape", [(10_000, 6), (50, 8, 6)])
-    def test_round_trip_in_any_order(self, tmp_path, shape):
-        values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        ids = [f"{i:05d}" for i in range(shape[0])]
-        path = tmp_path / "a.h5"
-        write_features(path, ids, values, {"backbone": "context", "window_px": 1024, "mpp": 0.25})
-        pick = np.random.default_rng(1).integers(0, shape[0], 40)
-        found = read_features(path, [ids[i] for i in pick])
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, values[pick].astype(np.float16).astype(np.float32))
-        assert read_attributes(path) == {"backbone": "context", "window_px": 1024, "mpp": 0.25}
-        assert read_features(path, []).shape == (0, *shape[1:])
-
-    def test_mistakes(self, tmp_path):
-        path = tmp_path / "a.h5"
-        write_features(path, ["a", "b"], np.ones((2, 3)))
-        with pytest.raises(UserError, match="2 of 3 cells are not among the 2 stored, the first: c, d"):
-            read_features(path, ["c", "a", "d"])
-        with pytest.raises(UserError, match="not finite"):
-            write_features(path, ["a"], np.full((1, 3), 1e6))
-        with pytest.raises(ValueError, match="1 different"):
-            write_features(path, ["a", "a"], np.ones((2, 3)))
-        assert read_features(path, ["b"]).shape == (1, 3)
-        with pytest.raises(UserError, match="missing"):
-            read_features(tmp_path / "none.h5", ["a"])
-        path.write_bytes(b"no")
-        with pytest.raises(UserError, match="cannot be read"):
-            read_features(path, ["a"])
 
 
 class TestFunnel:

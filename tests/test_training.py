@@ -148,7 +148,8 @@ def trained(study) -> dict[str, Path]:
     for slide in ("lung_1", "colon_1", "lung_h", "liver_h"):
         single = one_slide(study, slide)
         views = single.views(slide) if slide.endswith("_1") else None
-        embed_context(MODELS, single, single.features(slide), folder=backbone, views_out=views, seed=1)
+        work = root / "work" / "features" / slide
+        embed_context(MODELS, single, single.features(slide), work, folder=backbone, views_out=views, seed=1)
     models = root / "models"
     local, wide = models / "local" / "best.ckpt", models / "global" / "best.ckpt"
     train_local(MODELS, study, local.parent, root / "work" / "local", 1)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nuclass.data.cells import load_cells
     from nuclass.data.datasets import InMemoryWindows, WindowDataset, choose_dataset
-    from nuclass.data.features import read_attributes, read_features, write_features
+    from nuclass.data.feature_cache import cache_features
+    from nuclass.data.features import FeatureKey, read_features, read_key, write_features
     from nuclass.data.funnel import funnel_table
     from nuclass.data.loaders import BatchLoader, BlockBatchSampler, balanced_weights, make_loader
     from nuclass.data.study import Study
@@ -22,8 +23,10 @@ _HOME = {
     "InMemoryWindows": "datasets",
     "WindowDataset": "datasets",
     "choose_dataset": "datasets",
-    "read_attributes": "features",
+    "cache_features": "feature_cache",
+    "FeatureKey": "features",
     "read_features": "features",
+    "read_key": "features",
     "write_features": "features",
     "funnel_table": "funnel",
     "BatchLoader": "loaders",
@@ -37,17 +40,19 @@ _HOME = {
 __all__ = [
     "BatchLoader",
     "BlockBatchSampler",
+    "FeatureKey",
     "InMemoryWindows",
     "Study",
     "Vocabulary",
     "WindowDataset",
     "balanced_weights",
+    "cache_features",
     "choose_dataset",
     "funnel_table",
     "load_cells",
     "make_loader",
-    "read_attributes",
     "read_features",
+    "read_key",
     "write_features",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
 from nuclass.data.study import Study
@@ -20,6 +22,8 @@ from nuclass.training.inputs import context_features, local_windows
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_log = get_logger(__name__)
 
 
 class BranchOutputs(NamedTuple):
@@ -47,11 +51,16 @@ def choose_device(accelerator: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context for inference: bfloat16 for ``bf16...``, or for ``auto`` on a GPU that has it."""
+    """Return the context for inference in :func:`computes_in`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in(device, precision) == "bfloat16")
+
+
+def computes_in(device: torch.device, precision: str) -> str:
+    """Return ``bfloat16`` for ``bf16...``, or for ``auto`` on a GPU that has it; else ``float32``."""
     wanted = precision.startswith("bf16")
     if precision == "auto":
         wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return "bfloat16" if wanted else "float32"
 
 
 def state_hash(module: torch.nn.Module) -> str:
@@ -150,34 +159,41 @@ class Branches:
 
 
 def feature_attributes(study: Study, slides: list[str]) -> dict[str, Any]:
-    """Return what the cached context features depend on; they must agree over ``slides``."""
-    from nuclass.data import read_attributes
+    """Return the key of the cached context features, as a checkpoint stores it; it must be one over ``slides``."""
+    from nuclass.data.features import check_key, read_key
 
-    found = {slide: read_attributes(study.features(slide)) for slide in slides}
-    first_slide, first = next(iter(found.items()))
-    for slide, attributes in found.items():
-        if attributes != first:
-            raise UserError(
-                "Context features of two slides were made in different ways",
-                where=f"{study.features(first_slide)} and {study.features(slide)}",
-                found=attributes,
-                expected=first,
-                fix="compute the features of all slides again",
-            )
-    return first
+    paths = [study.features(slide) for slide in slides]
+    first = read_key(paths[0])
+    for path in paths[1:]:
+        check_key(
+            read_key(path),
+            first,
+            "Context features of two slides were made in different ways",
+            f"{paths[0]} and {path}",
+            "compute the features of all slides again",
+        )
+    return first.to_dict()
 
 
 def check_features(study: Study, frame: pd.DataFrame, checkpoint: dict[str, Any]) -> None:
-    """Raise when the cached context features are not of the kind that the global model was trained on."""
-    attributes = feature_attributes(study, list(dict.fromkeys(frame["slide"])))
-    expected = checkpoint["features"]
-    differing = [key for key in expected if attributes.get(key) != expected[key]]
-    if differing:
-        key = differing[0]
-        raise UserError(
-            "Context features do not fit the global model",
-            where=study.features(frame["slide"].iloc[0]),
-            found=f"{key} = {attributes.get(key)}",
-            expected=f"{key} = {expected[key]}",
-            fix="compute the features of this slide again with the model's backbone",
-        )
+    """Raise when the cached context features are not of the kind that the global model was trained on.
+
+    Another precision changes features by about one part in a hundred; it is told in the log only, so that a model
+    of a GPU works on a machine without one.
+    """
+    from nuclass.data.features import FeatureKey, check_key
+
+    slides = [str(slide) for slide in dict.fromkeys(frame["slide"])]
+    where = study.features(slides[0])
+    found = FeatureKey.from_dict(feature_attributes(study, slides), where)
+    expected = FeatureKey.from_dict(checkpoint["features"], "the checkpoint of the global model")
+    if found.precision != expected.precision:
+        _log.warning("%s: features in %s, the model saw %s", where, found.precision, expected.precision)
+        found = replace(found, precision=expected.precision)
+    check_key(
+        found,
+        expected,
+        "Context features do not fit the global model",
+        where,
+        "compute the features of this slide again with the model's backbone",
+    )

@@ -15,6 +15,8 @@ from nuclass.core.names import TRAIN, VAL
 from nuclass.data.study import Study
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from nuclass.data import InMemoryWindows, Vocabulary, WindowDataset
@@ -71,7 +73,9 @@ def known_classes(frame: pd.DataFrame, vocabulary: Vocabulary, what: str) -> pd.
     """Return the rows whose class the vocabulary has; the others are counted in the log."""
     unseen = ~frame["class"].isin(vocabulary.classes)
     if unseen.any():
-        counts = ", ".join(f"{name} {n}" for name, n in frame.loc[unseen, "class"].value_counts().items())
+        counts = ", ".join(
+            f"{name} {n}" for name, n in frame.loc[unseen, "class"].astype(object).value_counts().items()
+        )
         _log.warning("Left out of %s, because no training cell has their class: %s", what, counts)
     return frame[~unseen].reset_index(drop=True)
 
@@ -106,39 +110,64 @@ def local_windows(
 def context_features(frame: pd.DataFrame, study: Study, *, views: bool) -> Tensor:
     """Return the cached context features of ``frame``'s cells as float16 (N, 1 + V, K), plain ones first.
 
-    Without ``views``, or where none were cached, V is 0.
+    Without ``views``, or where none were cached, V is 0. Beside this array only a block of one file is held.
     """
-    from nuclass.data import read_features
+    from nuclass.data.features import feature_shape, read_features
+    from nuclass.patches.windows import slide_codes
 
-    parts: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
-    slides = frame["slide"].to_numpy()
-    for slide in dict.fromkeys(slides):
-        rows = np.flatnonzero(slides == slide)
-        ids = frame["cell_id"].to_numpy()[rows].tolist()
-        features = read_features(study.features(slide), ids)[:, None]
-        if views and study.views(slide).is_file():
-            features = np.concatenate([features, read_features(study.views(slide), ids)], 1)
-        parts.append((rows, features))
-    shapes = {features.shape[1:] for _, features in parts}
-    if len(shapes) != 1:
+    slides, codes = slide_codes(frame)
+    copies = {slide: study.views(slide) for slide in slides if views and study.views(slide).is_file()}
+    check_views(study, copies)
+    shapes = {
+        slide: (
+            1 + (feature_shape(copies[slide])[1] if slide in copies else 0),
+            feature_shape(study.features(slide))[1],
+        )
+        for slide in slides
+    }
+    if len(set(shapes.values())) != 1:
         raise UserError(
             "Context features differ between slides",
             where=study.features("<slide>"),
-            found=", ".join(map(str, sorted(shapes))),
+            found=", ".join(map(str, sorted(set(shapes.values())))),
             expected="one number of views and one width",
             fix="compute the features of all slides again",
         )
-    result = np.empty((len(frame), *next(iter(shapes))), np.float16)
-    for rows, features in parts:
-        result[rows] = features
+    result = np.empty((len(frame), *next(iter(shapes.values()))), np.float16)
+    ids = frame["cell_id"].to_numpy()
+    for code, slide in enumerate(slides):
+        rows = np.flatnonzero(codes == code)
+        read_features(study.features(slide), ids[rows], out=result[:, 0], rows=rows)
+        if slide in copies:
+            read_features(copies[slide], ids[rows], out=result[:, 1:], rows=rows)
     return torch.from_numpy(result)
+
+
+def check_views(study: Study, copies: dict[str, Path]) -> None:
+    """Raise when features under augmentation are not copies of the plain ones, or were changed in two ways."""
+    from nuclass.data.features import check_key, read_key
+
+    first = None
+    for slide, path in copies.items():
+        key = read_key(path)
+        what = "Features under augmentation are not copies of the plain ones"
+        check_key(key.plain(), read_key(study.features(slide)), what, path, "compute both again")
+        first = first or key
+        what = "Features of two slides were augmented in different ways"
+        check_key(key, first, what, path, "compute the features of all slides again")
 
 
 def data_hash(study: Study, *frames: pd.DataFrame) -> str:
     """Return a hash of what a model is trained on: cells, their classes and places, scale and windows."""
+    import pandas as pd
+
     digest = hashlib.sha256(repr((study.mpp, sorted(study.windows.items()))).encode())
     for frame in frames:
-        digest.update(frame[["slide", "cell_id", "class", "x_px", "y_px", "split"]].to_csv(index=False).encode())
+        for column in ("slide", "class", "split"):
+            codes, names = pd.factorize(frame[column])
+            digest.update("\n".join((column, *map(str, names))).encode() + codes.astype(np.int64).tobytes())
+        digest.update("\n".join(frame["cell_id"]).encode())
+        digest.update(frame[["x_px", "y_px"]].to_numpy(np.float64).tobytes())
     return digest.hexdigest()
 
 
@@ -146,6 +175,6 @@ def cells_by_slide(*frames: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
     """Return ``{slide: {split: [cell ids]}}``, as a checkpoint stores it."""
     result: dict[str, dict[str, list[str]]] = {}
     for frame in frames:
-        for (slide, split), part in frame.groupby(["slide", "split"], sort=True):
+        for (slide, split), part in frame.groupby(["slide", "split"], sort=True, observed=True):
             result.setdefault(str(slide), {})[str(split)] = part["cell_id"].astype(str).tolist()
     return result
