@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from nuclass.core.errors import UserError
 from nuclass.core.names import CELL_ID, GLOBAL, LOCAL
@@ -80,7 +81,7 @@ class Trio:
     mpp: float | None
     notes: list[str] = field(default_factory=list)
 
-    def read(self, role: str, places: Any) -> Any:
+    def read(self, role: str, places: ArrayLike) -> NDArray[np.uint8]:
         """Read stored windows of cells by their place in :attr:`rows`, uint8 ``(N, S, S, 3)``, in the order asked."""
         wanted = np.asarray(places, dtype=np.int64)
         side = self.sides[role]
@@ -125,27 +126,40 @@ def open_trio(folder: str | Path, windows: Mapping[str, int], mpp: float) -> Tri
         A file is missing or cannot be read; the files are of different cells; the sizes, or the scale, are not those of
         the study; a cell has no position; a cell is in train and in test.
     """
-    import pandas as pd
-
     parts = open_parts(folder, windows)
-    cells, rows = [], []
-    for number, part in enumerate(parts):
+    frames, matched = [], []
+    for part in parts:
         frame = read_annotations(part.annotations)
         check_positions(frame, part)
-        cells.append(frame.assign(split=part.split))
-        rows.append(match_ids(frame[CELL_ID], part).assign(part=np.int8(number)))
+        frames.append(frame)
+        matched.append(match_ids(frame[CELL_ID], part))
+    check_disjoint(frames, parts)
     sides, notes = check_sides(parts, windows)
-    found = pd.concat(cells, ignore_index=True)
-    check_disjoint(cells, parts)
-    scale, said = check_scale(found, mpp, folder)
-    for part in parts:
-        notes += [f"{file.path.name}: {note}" for file in part.files.values() for note in file.notes]
-    slides = found["slide_id"].unique() if "slide_id" in found else []
+    scale, said = check_scale(frames, mpp, folder)
+    return assemble(folder, parts, frames, matched, sides, scale, notes + said)
+
+
+def assemble(
+    folder: str | Path,
+    parts: Sequence[Part],
+    frames: Sequence[pd.DataFrame],
+    matched: Sequence[pd.DataFrame],
+    sides: dict[str, int],
+    scale: float | None,
+    notes: Sequence[str],
+) -> Trio:
+    """Return a data set from what was found of each part: annotations, and rows in both files."""
+    import pandas as pd
+
+    cells = pd.concat([f.assign(split=p.split) for f, p in zip(frames, parts, strict=True)], ignore_index=True)
+    rows = pd.concat([frame.assign(part=np.int8(i)) for i, frame in enumerate(matched)], ignore_index=True)
+    told = [f"{file.path.name}: {note}" for part in parts for file in part.files.values() for note in file.notes]
+    slides = cells["slide_id"].unique() if "slide_id" in cells else []
     if len(slides) > 1:
         named = ", ".join(str(slide) for slide in slides[:_SHOWN])
-        notes.append(f"the cells are of {len(slides)} slides ({named}); their positions are taken as of one")
-    table = pd.concat(rows, ignore_index=True)[[CELL_ID, "part", *ROLES]]
-    return Trio(Path(folder), tuple(parts), found, table, sides, scale, list(dict.fromkeys(notes + said)))
+        told.append(f"the cells are of {len(slides)} slides ({named}); their positions are taken as of one")
+    told = list(dict.fromkeys([*notes, *told]))
+    return Trio(Path(folder), tuple(parts), cells, rows[[CELL_ID, "part", *ROLES]], sides, scale, told)
 
 
 def open_parts(folder: str | Path, windows: Mapping[str, int]) -> list[Part]:
@@ -260,24 +274,25 @@ def check_positions(cells: pd.DataFrame, part: Part) -> None:
         )
 
 
-def check_scale(cells: pd.DataFrame, mpp: float, where: object) -> tuple[float | None, list[str]]:
-    """Return the scale that the annotations state, None where they state none, and what is to be told of it.
+def check_scale(frames: Sequence[pd.DataFrame], mpp: float, where: object) -> tuple[float | None, list[str]]:
+    """Return the scale that annotations state, None where they state none, and what is to be told of it.
 
     Raises
     ------
     UserError
         It is not the study's to within 1 %.
     """
-    stated = cells["micron_per_pixel"].dropna() if "micron_per_pixel" in cells else cells.iloc[:0, 0]
-    if stated.empty:
+    stated = [frame["micron_per_pixel"].to_numpy(np.float64) for frame in frames if "micron_per_pixel" in frame]
+    values = np.concatenate([*stated, np.empty(0)])
+    values = values[~np.isnan(values)]
+    if not len(values):
         return None, [f"the annotations do not state micron_per_pixel; taken as {mpp:g} um/px"]
-    values = stated.to_numpy(np.float64)
     odd = ~(np.abs(values / mpp - 1) <= MPP_TOLERANCE)
     if odd.any():
         raise UserError(
             "The windows have another scale than the study",
             where=where,
-            found=f"micron_per_pixel {values[odd][0]:g} of {int(odd.sum())} of {len(cells)} cells",
+            found=f"micron_per_pixel {values[odd][0]:g} in {int(odd.sum())} cells",
             expected=f"{mpp:g} um/px, the study's mpp, to within 1 %",
             fix="set mpp in the configuration to that of the windows, or cut the windows again",
         )
