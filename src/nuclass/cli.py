@@ -14,6 +14,7 @@ from nuclass.cli_common import BASE, add_command, add_settings, settings_of
 from nuclass.cli_data import add_fetch
 from nuclass.cli_labels import add_label
 from nuclass.cli_panel import add_panel
+from nuclass.cli_patches import add_patches
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.core.errors import UserError, closest
 
@@ -79,7 +80,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     before = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
-    for add in (*before, add_panel, add_label, _add_split, _add_evaluate):
+    for add in (*before, add_panel, add_label, _add_split, add_patches, _add_evaluate):
         add(commands)
     return parser
 
@@ -109,6 +110,7 @@ def _check(options: argparse.Namespace) -> None:
     from nuclass.labels.given import check_given
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
+    from nuclass.patches.annotations import peek_annotations
     from nuclass.xenium.alignment import read_alignment
     from nuclass.xenium.fetch import check_offline
 
@@ -122,6 +124,7 @@ def _check(options: argparse.Namespace) -> None:
         read_alignment=read_alignment,
         read_given=check_given,
         read_markers=load_markers,
+        peek_patches=peek_annotations,
     )
     check_offline(study.config, study.slides, options.directory)
     sys.stdout.write(

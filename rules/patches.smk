@@ -1,0 +1,36 @@
+"""Windows as files, for programs that read those of the original: written for hand-over, taken in from others."""
+
+from nuclass.core.patch_rows import patch_names
+
+PATCH_NAMES = patch_names(CONFIG["windows"])
+
+
+rule export_patches:
+    input:
+        store="results/slides/{slide}/he.ome.zarr",
+        cells="results/slides/{slide}/cells.parquet",
+        labels="results/labels/{slide}/labels.parquet",
+    output:
+        **{role: f"results/patches/{{slide}}/{name}" for role, name in PATCH_NAMES.items()},
+    wildcard_constraints:
+        slide=slides_from("synthetic", "local", "dataset"),
+    params:
+        organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
+        patient=lambda wildcards: slide_row(wildcards.slide)["patient"],
+        windows=CONFIG["windows"],
+        mpp=CONFIG["mpp"],
+        code=code_hash("nuclass.patches.export"),
+    log:
+        "logs/export_patches/{slide}.log",
+    benchmark:
+        "benchmarks/export_patches/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(2500),
+        runtime=lambda wildcards: 30 if is_small(wildcards) else 1440,
+    conda:
+        "../envs/slides.yaml"
+    message:
+        "Slide {wildcards.slide}: windows of its labelled cells as files, {params.organ}"
+    script:
+        "../scripts/export_patches.py"
