@@ -296,6 +296,15 @@ def _lineages_of(name: str, lineages: set[str]) -> set[str]:
     return {kind for kind in lineages if short and short in (plain(kind), plain(kind.partition("_")[0]))}
 
 
+def counted(labels: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Return how many cells of a table of labels have each status, type, class and reason."""
+    columns = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
+    return {
+        key: {str(value): int(n) for value, n in labels.loc[labels[column] != "", column].value_counts().items()}
+        for key, column in columns.items()
+    }
+
+
 def given_summary(path: str | Path, given: pd.DataFrame, matched: pd.DataFrame, ontology: Ontology) -> dict[str, Any]:
     """Return what is to be told of given labels: the file and its SHA-256, and counts of ids and cells.
 

@@ -19,6 +19,7 @@ from nuclass.labels.counts_table import cells_of, read_counts
 from nuclass.labels.evidence import marker_evidence, umap_coordinates
 from nuclass.labels.given import (
     combine,
+    counted,
     given_file,
     given_labels,
     given_summary,
@@ -120,7 +121,7 @@ def label_slide(
         write_csv(folder / file, frame, float_format="%.4f")
     write_parquet(folder / "posteriors.parquet", result.posteriors)
     write_parquet(folder / "umap.parquet", umap)
-    write_json(folder / "summary.json", {**result.summary, **_counted(labels), "source": source, **told})
+    write_json(folder / "summary.json", {**result.summary, **counted(labels), "source": source, **told})
     write_parquet(folder / "labels.parquet", labels)
     _log.info("labelled %s", labels.loc[labels["cell_type"] != "", "cell_type"].value_counts().to_dict())
 
@@ -297,28 +298,19 @@ def _with_given(
     told = {
         "given": given_summary(given.file, given.rows, given.matched, ontology),
         "agreement": found.summary,
-        "markers": _counted(own),
+        "markers": counted(own),
     }
     return labels, compared, told
-
-
-def _counted(labels: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Return how many cells have each status, type, class and reason."""
-    columns = {"cells": "status", "cell_types": "cell_type", "classes": "class", "reasons": "reason"}
-    return {
-        key: {str(value): int(n) for value, n in labels.loc[labels[column] != "", column].value_counts().items()}
-        for key, column in columns.items()
-    }
 
 
 def _need_classes(labels: pd.DataFrame, bundle: str | Path) -> None:
     if (labels["class"] != "").any():
         return
-    counted = _counted(labels)
+    counts = counted(labels)
     raise UserError(
         "No cell of the slide gets a class of the study",
         where=f"step label_cells, {bundle}",
-        found="; ".join(f"{key}: {_listed(counted[key])}" for key in ("reasons", "cell_types") if counted[key]),
+        found="; ".join(f"{key}: {_listed(counts[key])}" for key in ("reasons", "cell_types") if counts[key]),
         fix="lower labels.min_confidence, or see with 'nuclass panel' which types the panel can tell",
     )
 

@@ -74,6 +74,25 @@ class PatchFile:
         elif shape[2] == 4:
             self.notes.append("the windows have an alpha channel; they are laid over white")
 
+    @classmethod
+    def known(cls, path: str | Path, shape: tuple[int, ...], count: int) -> PatchFile:
+        """Return a file of one dataset a cell that was looked at before; its names are not listed again.
+
+        Parameters
+        ----------
+        shape, count
+            What :attr:`shape` and :attr:`count` were. Give :meth:`read` the ids, or the names are listed after all.
+        """
+        file = cls.__new__(cls)
+        file.path, file.notes, file._file, file._pid, file._map = Path(path), [], None, 0, None
+        file.layout, file._shape, file.side, file.count = "per_key", shape, shape[0], count
+        return file
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one window as stored: ``(S, S)`` or ``(S, S, channels)``."""
+        return self._shape
+
     @cached_property
     def keys(self) -> list[str]:
         """The cell ids in the order of the rows; per key: in the order of the names.

@@ -74,7 +74,7 @@ class Windows(Protocol):
         """
 
     def padded(self, rows: ArrayLike | None, xy: ArrayLike, size: int) -> NDArray[np.float32]:
-        """Return the share of each window that lies off the slide (white), ``(N,)`` in [0, 1]."""
+        """Return the share of each window that lies off the slide (white), ``(N,)`` in [0, 1]; NaN if not known."""
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
@@ -193,14 +193,16 @@ class WindowReader:
                 continue
             slide = slides[int(codes[group[0]])]
             windows = self.windows(slide)
-            if rows is None and is_patches(self.sources[slide]):
-                raise UserError(
-                    "Windows from patch files need the rows of the cells",
-                    where=self.sources[slide],
-                    found="a table without the column 'row'",
-                    expected="row = row of the cell in the slide's cells.parquet",
-                    fix="read the cells with nuclass.data.load_cells",
-                )
+            if is_patches(self.sources[slide]):
+                if rows is None:
+                    raise UserError(
+                        "Windows from patch files need the rows of the cells",
+                        where=self.sources[slide],
+                        found="a table without the column 'row'",
+                        expected="row = row of the cell in the slide's cells.parquet",
+                        fix="read the cells with nuclass.data.load_cells",
+                    )
+                group = group[np.argsort(rows[group], kind="stable")]
             for start in range(0, len(group), chunk):
                 part = group[start : start + chunk]
                 out[part] = windows.cut(None if rows is None else rows[part], xy[part], size, level, out_px)

@@ -142,7 +142,7 @@ class SlideStore:
             sequence, blocks = _tile_order(origins, size, layout.tile)
         elif order == "given":
             sequence = np.arange(len(origins))
-            blocks = sequence
+            blocks = sequence.astype(np.uint64)
         else:
             raise ValueError(f"order must be 'tile' or 'given', not {order!r}")
         shape = (len(origins), size, size, 3)
@@ -282,7 +282,7 @@ class SlideStore:
         self,
         out: Image,
         rows: NDArray[np.intp],
-        blocks: NDArray[Any],
+        blocks: NDArray[np.uint64],
         origins: NDArray[np.int64],
         level: int,
     ) -> None:
