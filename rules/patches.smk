@@ -34,3 +34,36 @@ rule export_patches:
         "Slide {wildcards.slide}: windows of its labelled cells as files, {params.organ}"
     script:
         "../scripts/export_patches.py"
+
+
+rule import_patches:
+    input:
+        files=patch_files,
+        ontology=CONFIG["ontology"],
+    output:
+        cells="results/slides/{slide}/cells.parquet",
+        manifest="results/slides/{slide}/patches.json",
+        rows="results/slides/{slide}/patches.parquet",
+        labels="results/labels/{slide}/labels.parquet",
+        summary="results/labels/{slide}/summary.json",
+    wildcard_constraints:
+        slide=slides_from("patches"),
+    params:
+        folder=lambda wildcards: slide_row(wildcards.slide)["path"],
+        windows=CONFIG["windows"],
+        mpp=CONFIG["mpp"],
+        code=code_hash("nuclass.patches.importing", "nuclass.labels.named"),
+    log:
+        "logs/import_patches/{slide}.log",
+    benchmark:
+        "benchmarks/import_patches/{slide}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(4000),
+        runtime=120,
+    conda:
+        "../envs/slides.yaml"
+    message:
+        "Slide {wildcards.slide}: its cells, labels and files of windows, from {params.folder}"
+    script:
+        "../scripts/import_patches.py"
