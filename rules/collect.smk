@@ -1,11 +1,17 @@
 """Named goals: `snakemake --cores 4 figures` makes every figure and what it needs, nothing else."""
 
-FIGURES = ("gradcam dataset_composition confusion per_class_f1 branches calibration alignment labelling funnel").split()
+LABEL_TABLES = ["panels", "label_agreement", "label_confidence"]
+# What is known of bundles only is left out of a study of patch files.
+OF_BUNDLES = BUNDLE_SLIDES != []
+FIGURES = [
+    *"gradcam dataset_composition confusion per_class_f1 branches calibration funnel".split(),
+    *(["alignment", "labelling"] if OF_BUNDLES else []),
+]
 TABLES = [
-    *"holdout_comparison branches dataset panels label_quality label_agreement label_confidence funnel alignment".split(),
+    *"holdout_comparison branches dataset splits label_quality funnel".split(),
+    *([*LABEL_TABLES, "alignment"] if OF_BUNDLES else []),
     *(["synthetic_truth"] if TRUTH_KNOWN else []),
 ]
-LABEL_TABLES = ["panels", "label_agreement", "label_confidence"]
 
 
 rule alignment:
@@ -17,9 +23,9 @@ rule alignment:
 
 rule patches:
     input:
-        expand("results/slides/{slide}/he.ome.zarr", slide=ALL_SLIDES),
+        [windows_of(slide) for slide in ALL_SLIDES],
         expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
-        expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
+        expand("results/slides/{slide}/alignment.json", slide=BUNDLE_SLIDES),
 
 
 rule panels:
@@ -35,7 +41,7 @@ rule labels:
 
 rule labelling:
     input:
-        expand("results/labels/{slide}/labelling.{ending}", slide=ALL_SLIDES, ending=[*FORMATS, "csv"]),
+        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=[*FORMATS, "csv"]),
         expand("results/figures/labelling.{ending}", ending=[*FORMATS, "csv"]),
         expand("results/tables/{name}.{ending}", name=LABEL_TABLES, ending=["csv", "md"]),
 
@@ -57,7 +63,7 @@ rule evaluation:
 rule figures:
     input:
         expand("results/figures/{name}.{ending}", name=FIGURES, ending=[*CONFIG["figures"]["formats"], "csv"]),
-        expand("results/labels/{slide}/labelling.{ending}", slide=ALL_SLIDES, ending=[*FORMATS, "csv"]),
+        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=[*FORMATS, "csv"]),
 
 
 rule tables:

@@ -19,9 +19,11 @@ from nuclass.core.code import code_hash
 from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
 from nuclass.core.bundle_source import parse_given
+from nuclass.core.patch_rows import PATCHES, find_patches
 from nuclass.labels.given import check_given
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
+from nuclass.patches.annotations import peek_annotations
 from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.fetch import check_offline, needs_image
 from nuclass.xenium.slide_folder import local_inputs
@@ -37,6 +39,7 @@ try:
         read_alignment=read_alignment,
         read_given=check_given,
         read_markers=load_markers,
+        peek_patches=peek_annotations,
     )
     check_offline(STUDY.config, STUDY.slides)
 except UserError as error:
@@ -50,6 +53,8 @@ SLIDES = STUDY.slides
 TRAIN_SLIDES = STUDY.train_slides
 COHORTS = STUDY.cohorts
 ALL_SLIDES = list(SLIDES.index)
+# Slides with a bundle and an H&E; the others come as files of windows.
+BUNDLE_SLIDES = list(SLIDES.index[SLIDES["source"] != PATCHES])
 MODELS = ["local", "global", "gate"]
 OWN_MARKERS = [table for table in [CONFIG["labels"]["extra_markers"]] if table]
 
@@ -79,6 +84,9 @@ def slides_from(*sources):
     return "|".join(SLIDES.index[SLIDES["source"].isin(sources)]) or "(?!)"
 
 
+WITH_BUNDLE = slides_from("synthetic", "local", "dataset")
+
+
 def fetch_inputs(wildcards):
     """Return what a slide is fetched from: local files, or the table of public data sets."""
     row = slide_row(wildcards.slide)
@@ -88,6 +96,21 @@ def fetch_inputs(wildcards):
         files["registry"] = ancient("resources/datasets.tsv")
         files["registry_files"] = ancient("resources/dataset_files.tsv")
     return files
+
+
+def patch_files(wildcards):
+    """Return the files of a slide that comes as files of windows."""
+    return [str(path) for path in find_patches(SLIDES.loc[wildcards.slide, "path"], CONFIG["windows"]).paths]
+
+
+def windows_of(slide):
+    """Return what the windows of a slide's cells are read from: its store, or the list of its patch files."""
+    return f"results/slides/{slide}/" + ("he.ome.zarr" if slide in BUNDLE_SLIDES else "patches.json")
+
+
+def windows_of_slide(wildcards):
+    """Return what the windows of the slide of a job are read from."""
+    return windows_of(wildcards.slide)
 
 
 def own_label_files(wildcards):

@@ -138,7 +138,8 @@ rule compute_gradcam:
     input:
         cells="results/interpret/cells.csv",
         checkpoints=expand("results/models/{model}/best.ckpt", model=["local", "global"]),
-        stores=expand("results/slides/{slide}/he.ome.zarr", slide=COHORTS),
+        windows=[windows_of(slide) for slide in COHORTS],
+        tables=expand("results/slides/{slide}/cells.parquet", slide=COHORTS),
         context=CONTEXT_FILES,
     output:
         maps="results/interpret/gradcam.npz",

@@ -173,14 +173,14 @@ rule draw_calibration:
 rule draw_alignment:
     input:
         **SHEETS,
-        alignments=expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
-        transforms=expand("results/slides/{slide}/transform.json", slide=ALL_SLIDES),
-        bundles=expand("resources/bundles/{slide}/bundle.json", slide=ALL_SLIDES),
+        alignments=expand("results/slides/{slide}/alignment.json", slide=BUNDLE_SLIDES),
+        transforms=expand("results/slides/{slide}/transform.json", slide=BUNDLE_SLIDES),
+        bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
     output:
         pictures=drawn("alignment", "Data", "Alignment"),
         csv="results/figures/alignment.csv",
     params:
-        slides=ALL_SLIDES,
+        slides=BUNDLE_SLIDES,
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.figures.alignment"),
     log:
@@ -238,16 +238,16 @@ rule draw_labels:
 rule draw_labelling:
     input:
         **LABEL_SHEETS,
-        labels=expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
-        cells=expand("results/slides/{slide}/cells.parquet", slide=ALL_SLIDES),
-        umaps=expand("results/labels/{slide}/umap.parquet", slide=ALL_SLIDES),
+        labels=expand("results/labels/{slide}/labels.parquet", slide=BUNDLE_SLIDES),
+        cells=expand("results/slides/{slide}/cells.parquet", slide=BUNDLE_SLIDES),
+        umaps=expand("results/labels/{slide}/umap.parquet", slide=BUNDLE_SLIDES),
     output:
         pictures=drawn("labelling", "Labels", "All slides"),
         csv="results/figures/labelling.csv",
     params:
-        slides=ALL_SLIDES,
-        organs={slide: slide_row(slide)["organ"] for slide in ALL_SLIDES},
-        min_confidence=dict.fromkeys(ALL_SLIDES, MARKED),
+        slides=BUNDLE_SLIDES,
+        organs={slide: slide_row(slide)["organ"] for slide in BUNDLE_SLIDES},
+        min_confidence=dict.fromkeys(BUNDLE_SLIDES, MARKED),
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.figures.labelling_study"),
     log:

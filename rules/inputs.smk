@@ -8,8 +8,8 @@ STUDY_SCALE = {"mpp": CONFIG["mpp"], "windows": CONFIG["windows"], "cache_mb": C
 
 
 def organs_of(slides):
-    """Return what the library wants to know of slides: their names and organs."""
-    return [{"slide": slide, "organ": SLIDES.loc[slide, "organ"]} for slide in slides]
+    """Return what the library wants to know of slides: their names and organs, and where their windows are read."""
+    return [{"slide": slide, "organ": SLIDES.loc[slide, "organ"], "windows": windows_of(slide)} for slide in slides]
 
 
 def sections(*names):
@@ -26,7 +26,7 @@ def wants_gpu(*names):
 def cells_of(slides):
     """Return the files that tell where cells lie, what they are, and which split they are in."""
     return {
-        "stores": expand("results/slides/{slide}/he.ome.zarr", slide=slides),
+        "windows": [windows_of(slide) for slide in slides],
         "cells": expand("results/slides/{slide}/cells.parquet", slide=slides),
         "labels": expand("results/labels/{slide}/labels.parquet", slide=slides),
         "splits": expand("results/splits/{slide}.parquet", slide=slides),

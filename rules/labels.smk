@@ -9,6 +9,8 @@ rule check_panel:
         own=OWN_MARKERS,
     output:
         panel="results/labels/{slide}/panel.csv",
+    wildcard_constraints:
+        slide=WITH_BUNDLE,
     params:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
         source=label_source,
@@ -47,6 +49,8 @@ rule label_cells:
         scores="results/labels/{slide}/scores.csv",
         unmapped="results/labels/{slide}/unmapped.csv",
         summary="results/labels/{slide}/summary.json",
+    wildcard_constraints:
+        slide=WITH_BUNDLE,
     params:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
         source=label_source,

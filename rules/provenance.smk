@@ -16,7 +16,8 @@ localrules:
 rule record_provenance:
     input:
         tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], *OWN_MARKERS, CONFIG["models"]],
-        bundles=expand("resources/bundles/{slide}/bundle.json", slide=ALL_SLIDES),
+        bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
+        patches=expand("results/slides/{slide}/patches.json", slide=[s for s in ALL_SLIDES if s not in BUNDLE_SLIDES]),
         results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
     output:
         run=report(
@@ -40,7 +41,8 @@ rule record_provenance:
     params:
         code=code_hash("nuclass.core.provenance"),
         config=json.dumps(CONFIG, sort_keys=True),
-        slides=ALL_SLIDES,
+        slides=BUNDLE_SLIDES,
+        sheet=SLIDES.to_csv(sep="\t"),
     log:
         "logs/record_provenance.log",
     benchmark:

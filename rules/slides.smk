@@ -6,6 +6,8 @@ rule align_slide:
         bundle="resources/bundles/{slide}/bundle.json",
     output:
         transform="results/slides/{slide}/transform.json",
+    wildcard_constraints:
+        slide=WITH_BUNDLE,
     params:
         align=align_of,
         mpp=CONFIG["mpp"],
@@ -34,6 +36,8 @@ rule check_alignment:
     output:
         verdict="results/slides/{slide}/alignment.json",
         overlay="results/slides/{slide}/alignment.png",
+    wildcard_constraints:
+        slide=WITH_BUNDLE,
     params:
         alignment={key: value for key, value in CONFIG["alignment"].items() if key not in ("align", "robust", "accept")},
         code=code_hash("nuclass.slides.verdict", "nuclass.slides.overlay"),
@@ -63,6 +67,8 @@ rule build_slide:
         store=directory("results/slides/{slide}/he.ome.zarr"),
         cells="results/slides/{slide}/cells.parquet",
         checks="results/slides/{slide}/checks.csv",
+    wildcard_constraints:
+        slide=WITH_BUNDLE,
     params:
         mpp=CONFIG["mpp"],
         window=CONFIG["windows"]["local"],
@@ -87,8 +93,8 @@ rule build_slide:
 
 rule tabulate_alignment:
     input:
-        verdicts=expand("results/slides/{slide}/alignment.json", slide=ALL_SLIDES),
-        overlays=expand("results/slides/{slide}/alignment.png", slide=ALL_SLIDES),
+        verdicts=expand("results/slides/{slide}/alignment.json", slide=BUNDLE_SLIDES),
+        overlays=expand("results/slides/{slide}/alignment.png", slide=BUNDLE_SLIDES),
     output:
         csv=report(
             "results/tables/alignment.csv",

@@ -78,13 +78,13 @@ rule tabulate_dataset:
 
 rule tabulate_panels:
     input:
-        panels=expand("results/labels/{slide}/panel.csv", slide=ALL_SLIDES),
+        panels=expand("results/labels/{slide}/panel.csv", slide=BUNDLE_SLIDES),
     output:
         csv=laid_out("panels", "Labels", "What each panel can tell"),
         md="results/tables/panels.md",
     params:
-        slides=ALL_SLIDES,
-        organs={slide: slide_row(slide)["organ"] for slide in ALL_SLIDES},
+        slides=BUNDLE_SLIDES,
+        organs={slide: slide_row(slide)["organ"] for slide in BUNDLE_SLIDES},
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.tables.labelling"),
     log:
@@ -131,13 +131,13 @@ rule tabulate_label_quality:
 
 rule tabulate_label_agreement:
     input:
-        summaries=expand("results/labels/{slide}/summary.json", slide=ALL_SLIDES),
-        scores=expand("results/labels/{slide}/scores.csv", slide=ALL_SLIDES),
+        summaries=expand("results/labels/{slide}/summary.json", slide=BUNDLE_SLIDES),
+        scores=expand("results/labels/{slide}/scores.csv", slide=BUNDLE_SLIDES),
     output:
         csv=laid_out("label_agreement", "Labels", "Markers against given labels"),
         md="results/tables/label_agreement.md",
     params:
-        slides=ALL_SLIDES,
+        slides=BUNDLE_SLIDES,
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.tables.labelling"),
     log:
@@ -158,14 +158,14 @@ rule tabulate_label_agreement:
 
 rule tabulate_label_confidence:
     input:
-        labels=expand("results/labels/{slide}/labels.parquet", slide=ALL_SLIDES),
+        labels=expand("results/labels/{slide}/labels.parquet", slide=BUNDLE_SLIDES),
         ontology=CONFIG["ontology"],
-        truths=expand("resources/truth/{slide}/truth.parquet", slide=ALL_SLIDES) if TRUTH_KNOWN else [],
+        truths=expand("resources/truth/{slide}/truth.parquet", slide=BUNDLE_SLIDES) if TRUTH_KNOWN else [],
     output:
         csv=laid_out("label_confidence", "Labels", "Confidence, ours and the original's"),
         md="results/tables/label_confidence.md",
     params:
-        slides=ALL_SLIDES,
+        slides=BUNDLE_SLIDES,
         min_confidence=CONFIG["labels"]["min_confidence"],
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.tables.labelling", "nuclass.labels.measures"),

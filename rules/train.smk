@@ -37,7 +37,7 @@ if OWN_CONTEXT:
 
 rule embed_context:
     input:
-        store="results/slides/{slide}/he.ome.zarr",
+        windows=windows_of_slide,
         cells="results/slides/{slide}/cells.parquet",
         labels="results/labels/{slide}/labels.parquet",
         splits="results/splits/{slide}.parquet",
@@ -190,7 +190,7 @@ rule train_gate:
 
 rule predict:
     input:
-        store="results/slides/{slide}/he.ome.zarr",
+        windows=windows_of_slide,
         cells="results/slides/{slide}/cells.parquet",
         labels="results/labels/{slide}/labels.parquet",
         splits="results/splits/{slide}.parquet",

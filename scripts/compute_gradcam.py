@@ -18,7 +18,8 @@ with snakemake_job(snakemake):
     if len(cells):
         maps = compute_maps(
             cells,
-            stores=dict(zip(snakemake.params.slides, found.stores, strict=True)),
+            windows=dict(zip(snakemake.params.slides, found.windows, strict=True)),
+            tables=dict(zip(snakemake.params.slides, found.tables, strict=True)),
             checkpoints={"local": local, "global": wide},
             cache_mb=snakemake.params.cache_mb,
             context_folder=Path(found.context[0]).parent if found.context else None,

@@ -18,4 +18,4 @@ with snakemake_job(snakemake):
     with atomic_path(snakemake.output.config) as path:
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     with atomic_path(snakemake.output.slides) as path:
-        path.write_bytes(Path(settings["slides"]).read_bytes())
+        path.write_text(snakemake.params.sheet, encoding="utf-8")

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nuclass.core.errors import UserError
+from nuclass.data.augment import to_unit
 from nuclass.models.backbones import Backbone
-from nuclass.training.augment import to_unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +178,8 @@ def global_context_maps(
 def compute_maps(
     cells: pd.DataFrame,
     *,
-    stores: Mapping[str, str | Path],
+    windows: Mapping[str, str | Path],
+    tables: Mapping[str, str | Path],
     checkpoints: Mapping[str, str | Path],
     cache_mb: int = 128,
     context_folder: str | Path | None = None,
@@ -187,10 +189,12 @@ def compute_maps(
     Parameters
     ----------
     cells
-        One row a cell: ``slide organ x_px y_px gate``; with ``local_prediction`` and ``global_prediction`` the
+        One row a cell: ``slide cell_id organ x_px y_px gate``; with ``local_prediction`` and ``global_prediction`` the
         classes to explain, else each branch's own prediction.
-    stores
-        Store of each slide.
+    windows
+        What the windows of each slide are read from: its store, or the list of its patch files.
+    tables
+        ``cells.parquet`` of each slide.
     checkpoints
         ``best.ckpt`` of ``local`` and ``global``.
     context_folder
@@ -206,7 +210,8 @@ def compute_maps(
     from nuclass.training.config import Predict
 
     branches = Branches(Path(checkpoints["local"]), Path(checkpoints["global"]), Predict())
-    reader = WindowReader(stores, cache_mb)
+    reader = WindowReader(windows, cache_mb)
+    cells = cells.assign(row=_rows(cells, tables))
     sides = branches.local["windows"]
     maps = explain(cells, branches, reader, Path(context_folder) if context_folder else None)
     return {
@@ -217,6 +222,25 @@ def compute_maps(
         "global_cam": maps.global_context,
         "gated_cam": maps.gated,
     }
+
+
+def _rows(cells: pd.DataFrame, tables: Mapping[str, str | Path]) -> NDArray[np.int32]:
+    """Return the row of each cell in the table of its slide."""
+    import pandas as pd
+
+    rows = np.full(len(cells), -1, np.int32)
+    for slide, part in cells.reset_index(drop=True).groupby("slide"):
+        known = pd.Index(pd.read_parquet(tables[str(slide)], columns=["cell_id"])["cell_id"].astype(str))
+        rows[part.index] = known.get_indexer(part["cell_id"].astype(str))
+    if (rows < 0).any():
+        first = cells.iloc[int(np.flatnonzero(rows < 0)[0])]
+        raise UserError(
+            "A cell to explain is not in the table of its slide",
+            where=tables[str(first["slide"])],
+            found=f"{int((rows < 0).sum())} cells, the first: {first['cell_id']}",
+            fix="choose the cells again",
+        )
+    return rows
 
 
 def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, context_folder: Path | None = None) -> Maps:
