@@ -17,18 +17,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_features import KEY, VIEWS
 
 from nuclass.core.errors import UserError
 from nuclass.data import feature_cache
 from nuclass.data.feature_cache import Output, cache_features, part_size
 from nuclass.data.features import read_key
+from test_features import KEY, VIEWS, names
 
 N, PART, BATCH = 75, 20, 5
 IDS = [f"{i:03d}-1" for i in range(N)]
 CHOSEN = np.random.default_rng(3).random(N) < 0.4
 CHOSEN[20:40] = False
-STARTS: list[int] = []
+starts_seen: list[int] = []
 
 
 class StopError(Exception):
@@ -37,7 +37,7 @@ class StopError(Exception):
 
 def batches(start: int, die_at: int | None = None, kill: bool = False) -> Iterator[dict[str, np.ndarray]]:
     """Features that depend on the row alone."""
-    STARTS.append(start)
+    starts_seen.append(start)
     for row in range(start, N, BATCH):
         if die_at is not None and row >= die_at:
             if kill:
@@ -66,13 +66,13 @@ def whole(tmp_path) -> dict[str, bytes]:
     """The files of a pass that nothing disturbed."""
     (tmp_path / "whole").mkdir()
     run(tmp_path / "whole")
-    STARTS.clear()
+    starts_seen.clear()
     return content(tmp_path / "whole")
 
 
 def test_one_pass_writes_both_files_and_leaves_nothing(tmp_path):
     run(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["a.h5", "a.views.h5"]
+    assert names(tmp_path) == ["a.h5", "a.views.h5"]
     expected = np.sin(np.arange(N)[:, None] + np.arange(4)).astype(np.float32)
     with h5py.File(tmp_path / "a.h5") as file:
         assert file["cell_id"].asstr()[:].tolist() == IDS
@@ -89,10 +89,10 @@ def test_an_exception_loses_one_part_at_most(tmp_path, whole, caplog, die_at, st
     with pytest.raises(StopError):
         run(tmp_path, lambda first: batches(first, die_at))
     assert not list(tmp_path.glob("*.h5"))
-    STARTS.clear()
+    starts_seen.clear()
     with caplog.at_level(logging.INFO, "nuclass"):
         run(tmp_path)
-    assert STARTS == [start]
+    assert starts_seen == [start]
     assert f"Going on from cell {start} of {N}" in caplog.text
     assert content(tmp_path) == whole
     assert not (tmp_path / "work").exists()
@@ -107,8 +107,7 @@ def test_a_killed_process_loses_one_part_at_most(tmp_path, whole):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    kept = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert kept == [
+    assert names(tmp_path / "work") == [
         "part-00000.features.npy",
         "part-00000.views.npy",
         "part-00001.features.npy",
@@ -117,7 +116,7 @@ def test_a_killed_process_loses_one_part_at_most(tmp_path, whole):
     ]
     (tmp_path / "work" / ".123.part-00002.features.npy").write_bytes(b"half of it")
     run(tmp_path)
-    assert STARTS == [40]
+    assert starts_seen == [40]
     assert content(tmp_path) == whole
     assert not (tmp_path / "work").exists()
 
@@ -134,9 +133,9 @@ def test_a_kill_between_the_two_files_computes_nothing_again(tmp_path, whole, mo
     with pytest.raises(StopError):
         run(tmp_path)
     monkeypatch.setattr(feature_cache, "write_parts", real)
-    STARTS.clear()
+    starts_seen.clear()
     run(tmp_path)
-    assert STARTS == []
+    assert starts_seen == []
     assert content(tmp_path) == whole
 
 
@@ -151,9 +150,9 @@ def test_a_part_that_is_not_whole_is_computed_again(tmp_path, whole, damage):
         part.unlink()
     else:
         np.save(part, np.zeros((3, 4), np.float16))
-    STARTS.clear()
+    starts_seen.clear()
     run(tmp_path)
-    assert STARTS == [20]
+    assert starts_seen == [20]
     assert content(tmp_path) == whole
 
 
@@ -171,11 +170,11 @@ def test_a_part_that_is_not_whole_is_computed_again(tmp_path, whole, damage):
 def test_the_state_of_another_pass_is_thrown_away(tmp_path, whole, caplog, other, told):
     with pytest.raises(StopError):
         run(tmp_path, lambda first: batches(first, 55), **({"depends": {"places": 0}} | other))
-    STARTS.clear()
+    starts_seen.clear()
     with caplog.at_level(logging.WARNING, "nuclass"):
         run(tmp_path, depends={"places": 0})
     assert f"is of another pass ({told}" in caplog.text
-    assert STARTS == [0]
+    assert starts_seen == [0]
     assert content(tmp_path) == whole
 
 
@@ -184,12 +183,12 @@ def test_a_broken_state_is_thrown_away_and_foreign_files_are_not(tmp_path, whole
         run(tmp_path, lambda first: batches(first, 55))
     (tmp_path / "work" / "state.json").write_text("{")
     (tmp_path / "work" / "mine.txt").write_text("mine")
-    STARTS.clear()
+    starts_seen.clear()
     run(tmp_path)
     assert "cannot be read" in caplog.text
-    assert STARTS == [0]
+    assert starts_seen == [0]
     assert content(tmp_path) == whole
-    assert os.listdir(tmp_path / "work") == ["mine.txt"]
+    assert names(tmp_path / "work") == ["mine.txt"]
 
 
 def test_what_is_not_finite_is_told_with_its_cells_and_earlier_parts_stay(tmp_path):
@@ -219,9 +218,9 @@ def test_a_full_disk_is_told_and_whole_parts_stay(tmp_path, whole, monkeypatch):
     with pytest.raises(UserError, match=r"The disk is full[\s\S]*part-00002\.features\.npy[\s\S]*free space or quota"):
         run(tmp_path)
     monkeypatch.setattr(Path, "write_bytes", real)
-    STARTS.clear()
+    starts_seen.clear()
     run(tmp_path)
-    assert STARTS == [40]
+    assert starts_seen == [40]
     assert content(tmp_path) == whole
 
 
@@ -231,9 +230,9 @@ def test_a_disk_without_room_for_the_file_keeps_all_parts(tmp_path, whole, monke
     with pytest.raises(UserError, match="The disk is full"):
         run(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", real)
-    STARTS.clear()
+    starts_seen.clear()
     run(tmp_path)
-    assert STARTS == []
+    assert starts_seen == []
     assert content(tmp_path) == whole
 
 

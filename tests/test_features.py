@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import namedtuple
 from dataclasses import fields, replace
@@ -50,6 +50,10 @@ OTHER = {
 }
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 @pytest.mark.parametrize("shape", [(10_000, 6), (50, 8, 6)])
 def test_round_trip_in_any_order(tmp_path, shape):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -63,7 +67,16 @@ def test_round_trip_in_any_order(tmp_path, shape):
     np.testing.assert_array_equal(read_features(path, ids), values.astype(np.float16))
     assert read_features(path, []).shape == (0, *shape[1:])
     assert feature_shape(path) == shape
-    assert os.listdir(path.parent) == ["a.h5"]
+    assert names(path.parent) == ["a.h5"]
+
+
+def test_a_file_is_the_same_whenever_it_is_written(tmp_path):
+    content = []
+    for name in ("a.h5", "b.h5"):
+        write_features(tmp_path / name, ["a", "b"], np.ones((2, 3)), KEY)
+        content.append((tmp_path / name).read_bytes())
+        time.sleep(1.1)
+    assert content[0] == content[1]
 
 
 def test_features_of_several_slides_fill_one_array(tmp_path):
@@ -213,7 +226,7 @@ class TestFullDisk:
         with pytest.raises(UserError, match=r"The disk is full[\s\S]*3\.1 MB are needed, 1\.5 MB are free"):
             write_features(path, [str(i) for i in range(1000)], np.zeros((1000, 1024)), KEY)
         assert read_features(path, ["a"]).tolist() == [[1, 1, 1]]
-        assert os.listdir(tmp_path) == ["a.h5"]
+        assert names(tmp_path) == ["a.h5"]
 
     @pytest.mark.skipif(not shutil.which("unshare"), reason="needs a disk of its own")
     def test_it_is_seen_while_writing(self, tmp_path):

@@ -206,6 +206,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any = "
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
     kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
     dataset = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(shape), creation)
     return int(dataset.get_offset() or 0)
