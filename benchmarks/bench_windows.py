@@ -46,39 +46,49 @@ def halve(window: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(window).reduce(2))
 
 
+def write_jpeg(he: Path, image: np.ndarray) -> None:
+    """Write an H&E as a tiled TIFF: JPEG of quality 90, tiles of 256 px."""
+    tifffile.imwrite(he, image, photometric="rgb", tile=(256, 256), compression="jpeg", compressionargs={"level": 90})
+
+
+def box_of(xy: np.ndarray, size: int) -> tuple[slice, slice]:
+    x, y = window_origin(xy, size).tolist()
+    return slice(y, y + size), slice(x, x + size)
+
+
+def by_tifffile(he: Path) -> Cut:
+    pages = zarr.open(tifffile.TiffFile(he).aszarr(level=0), mode="r")
+    return lambda xy, size: pages[box_of(xy, size)]
+
+
+def by_openslide(he: Path) -> Cut | None:
+    """Return how openslide cuts a window; None where it is not installed."""
+    try:
+        import openslide
+    except ImportError:
+        return None
+    slide = openslide.OpenSlide(he)
+    return lambda xy, size: np.asarray(slide.read_region(tuple(window_origin(xy, size).tolist()), 0, (size, size)))[
+        ..., :3
+    ]
+
+
 def ways(store: Path, he: Path) -> dict[str, dict[str, Cut]]:
     """Return, by way, how to cut ``(x, y)`` at full and at half resolution."""
     group = zarr.open_group(store, mode="r")
     full, half = group["0"], group["1"]
-    pages = zarr.open(tifffile.TiffFile(he).aszarr(level=0), mode="r")
-
-    def slices(xy: np.ndarray, size: int) -> tuple[slice, slice]:
-        x, y = window_origin(xy, size).tolist()
-        return slice(y, y + size), slice(x, x + size)
-
     found: dict[str, dict[str, Cut]] = {
         "zarr-python, the same store": {
-            "full": lambda xy, size: np.moveaxis(full[(slice(None), *slices(xy, size))], 0, -1),
-            "half": lambda xy, size: np.moveaxis(half[(slice(None), *slices(xy / 2, size // 2))], 0, -1),
-        },
-        "tifffile as zarr, H&E TIFF": {
-            "full": lambda xy, size: pages[slices(xy, size)],
-            "half": lambda xy, size: halve(pages[slices(xy, size)]),
+            "full": lambda xy, size: np.moveaxis(full[(slice(None), *box_of(xy, size))], 0, -1),
+            "half": lambda xy, size: np.moveaxis(half[(slice(None), *box_of(xy / 2, size // 2))], 0, -1),
         },
     }
-    try:
-        import openslide
-    except ImportError:
-        return found
-    slide = openslide.OpenSlide(he)
-
-    def region(xy: np.ndarray, size: int) -> np.ndarray:
-        return np.asarray(slide.read_region(tuple(window_origin(xy, size).tolist()), 0, (size, size)))[..., :3]
-
-    found["openslide, H&E TIFF"] = {
-        "full": region,
-        "half": lambda xy, size: halve(np.ascontiguousarray(region(xy, size))),
-    }
+    for name, cut in (("tifffile as zarr, H&E TIFF", by_tifffile(he)), ("openslide, H&E TIFF", by_openslide(he))):
+        if cut is not None:
+            found[name] = {
+                "full": cut,
+                "half": lambda xy, size, cut=cut: halve(np.ascontiguousarray(cut(xy, size))),
+            }
     return found
 
 
@@ -92,7 +102,7 @@ def rate_of_cut(cut: Cut, xy: np.ndarray, size: int, seconds: float) -> float:
 
 def rate_of_store(path: Path, xy: np.ndarray, size: int, level: int, seconds: float, random: bool = False) -> float:
     store = SlideStore(path)
-    buffer = np.empty((64, size, size, 3), np.uint8)
+    buffer = np.full((64, size, size, 3), 255, np.uint8)
     start, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds and done + 64 <= len(xy):
         store.windows(xy[done : done + 64], size, level, "given" if random else "tile", buffer)
@@ -108,9 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         he, path = Path(folder) / "he.tif", Path(folder) / "he.ome.zarr"
         image = he_like(options.side)
-        tifffile.imwrite(
-            he, image, photometric="rgb", tile=(256, 256), compression="jpeg", compressionargs={"level": 90}
-        )
+        write_jpeg(he, image)
         del image
         start = time.perf_counter()
         write_store(he, Frames(np.eye(3), 0.25), path)
