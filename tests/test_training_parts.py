@@ -14,7 +14,7 @@ from nuclass.training.augment import augment_images, blur, dihedral, jitter_stai
 from nuclass.training.checkpoint import load_checkpoint, save_checkpoint
 from nuclass.training.composition import neighbourhoods, soft_cross_entropy
 from nuclass.training.config import Augment, Local, Optimiser, from_plain, load_models, parse_models, to_plain
-from nuclass.training.context import pool_context
+from nuclass.training.embedding import pool_tokens
 from nuclass.training.gate import auroc, select_blocks
 from nuclass.training.metrics import calibration_error, f1_per_class, macro_f1
 from nuclass.training.optim import decays, parameter_groups, warmup_factor
@@ -41,10 +41,10 @@ def test_soft_cross_entropy_by_hand():
 
 def test_pooling_leaves_registers_out():
     tokens = torch.arange(1 + 2 + 16).float()[None, :, None].expand(1, -1, 3)
-    assert pool_context(tokens, 3, "cls")[0].tolist() == [0, 0, 0]
-    assert pool_context(tokens, 3, "mean")[0, 0] == np.arange(3, 19).mean()
-    assert pool_context(tokens, 3, "center")[0, 0] == 3 + np.mean([5, 6, 9, 10])
-    assert pool_context(tokens, 3, "cls+mean").shape == (1, 6)
+    assert pool_tokens(tokens, 3, "cls")[0].tolist() == [0, 0, 0]
+    assert pool_tokens(tokens, 3, "mean")[0, 0] == np.arange(3, 19).mean()
+    assert pool_tokens(tokens, 3, "center")[0, 0] == 3 + np.mean([5, 6, 9, 10])
+    assert pool_tokens(tokens, 3, "cls+mean").shape == (1, 6)
 
 
 def test_blocks_are_cut_by_place_and_by_slide():

@@ -166,11 +166,11 @@ def global_context_maps(
 
     ``neighbourhood`` (B, 3, W, W) in [0, 1] goes through the context network here; cached features have no gradient.
     """
-    from nuclass.training.context import pool_context
+    from nuclass.training.embedding import pool_tokens
 
     def forward() -> Tensor:
         tokens = context_net.spatial(neighbourhood)
-        return model(images, pool_context(tokens, context_net.prefix_tokens, pooling)).logits
+        return model(images, pool_tokens(tokens, context_net.prefix_tokens, pooling)).logits
 
     return class_activation(context_net, forward, target)
 
@@ -246,7 +246,8 @@ def _rows(cells: pd.DataFrame, tables: Mapping[str, str | Path]) -> NDArray[np.i
 def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, context_folder: Path | None = None) -> Maps:
     """Return the maps of a few cells; parameters as in :func:`compute_maps`."""
     from nuclass.training.config import Context, from_plain
-    from nuclass.training.context import context_backbone, pool_context
+    from nuclass.training.context import context_backbone
+    from nuclass.training.embedding import pool_tokens
 
     settings = from_plain(Context, branches.global_["context"], "the global checkpoint")
     folder = context_folder or branches.context_folder
@@ -258,7 +259,7 @@ def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, conte
     around = reader.read(cells, sides["global"], settings.read_level, context_net.input_px)
     images, neighbourhood = (to_unit(torch.from_numpy(x).movedim(-1, 1)).to(device) for x in (seen, around))
     with torch.no_grad():
-        context = pool_context(context_net.spatial(neighbourhood), context_net.prefix_tokens, settings.pooling)
+        context = pool_tokens(context_net.spatial(neighbourhood), context_net.prefix_tokens, settings.pooling)
     targets = {
         model: torch.tensor([names.index(name) for name in cells[f"{model}_prediction"]], device=device)
         if f"{model}_prediction" in cells

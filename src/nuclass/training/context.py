@@ -10,9 +10,7 @@ from nuclass.core.names import TEST, TRAIN, VAL
 from nuclass.data.study import Study
 from nuclass.models.backbones import Backbone, build_backbone
 from nuclass.training.config import Context, parse_models
-from nuclass.training.embedding import Embedding, embed_slide, pool_tokens
-
-pool_context = pool_tokens
+from nuclass.training.embedding import Embedding, embed_slide
 
 
 def context_backbone(settings: Context, folder: Path | None) -> Backbone:
