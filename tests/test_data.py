@@ -90,7 +90,7 @@ def change(path, edit):
 class TestLoadCells:
     def test_columns_and_order(self, results):
         frame = load_cells(SLIDES, results)
-        assert list(frame.columns) == ["slide", "organ", "cell_id", "x_px", "y_px", "class", "split"]
+        assert list(frame.columns) == ["slide", "organ", "cell_id", "row", "x_px", "y_px", "class", "split"]
         assert len(frame) == 60
         assert list(frame["slide"].unique()) == ["lung_1", "colon_1"]
         assert list(frame["organ"].unique()) == ["lung", "colon"]

@@ -16,6 +16,7 @@ import torch
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
 from nuclass.data.study import Study
+from nuclass.data.training_cells import load_training_cells
 from nuclass.models.backbones import build_backbone
 from nuclass.slides.geometry import Frames
 from nuclass.slides.writer import write_store
@@ -24,7 +25,6 @@ from nuclass.training.composition import pretrain_context
 from nuclass.training.config import Local, from_plain
 from nuclass.training.context import embed_context
 from nuclass.training.gate import train_gate
-from nuclass.training.inputs import load_training_cells
 from nuclass.training.predict import predict_slide
 from nuclass.training.train import train_global, train_local
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_holds_all_that_its_use_needs(trained, study):
     assert float(restore_global(data).alpha) == data["alpha"]
     train, val, _ = load_training_cells(study)
     for split, frame in (("train", train), ("val", val)):
-        for slide, part in frame.groupby("slide"):
+        for slide, part in frame.groupby("slide", observed=True):
             assert data["cells"][slide][split] == part["cell_id"].tolist()
 
 
@@ -367,7 +367,12 @@ def test_maps_of_trained_models_lie_in_their_windows(trained, study, tmp_path):
     outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
     predict_slide(MODELS, one_slide(study, "lung_h"), trained, outputs)
     cells = pd.read_parquet(outputs["gate"]).iloc[:3]
-    maps = compute_maps(cells, stores={"lung_h": one_slide(study, "lung_h").source("lung_h")}, checkpoints=trained)
+    maps = compute_maps(
+        cells,
+        windows={"lung_h": one_slide(study, "lung_h").source("lung_h")},
+        tables={"lung_h": study.results / "slides" / "lung_h" / "cells.parquet"},
+        checkpoints=trained,
+    )
     assert maps["local_image"].shape == (3, 32, 32, 3)
     assert maps["global_image"].shape == (3, 128, 128, 3)
     assert maps["local_cam"].shape == maps["global_local_cam"].shape == (3, 32, 32)

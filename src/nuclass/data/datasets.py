@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
+from nuclass.data.study import Study
 from nuclass.data.vocabulary import Vocabulary
 from nuclass.patches.windows import WindowReader, frame_rows, locality_order, slide_codes
 
@@ -22,28 +24,66 @@ Index = int | Sequence[int] | Tensor
 _log = get_logger(__name__)
 
 
-class _Columns(Dataset[Batch]):
-    """What both kinds of dataset hold a cell: organ, label and further tensors."""
+class Rows(Dataset[Batch]):
+    """Tensors of equal length by name, such as cached outputs of models; any rows of them at once.
 
-    def __init__(self, organ: Any, label: Any, extra: dict[str, Any] | None) -> None:
-        self.organ = torch.as_tensor(np.asarray(organ, dtype=np.int64))
-        self.label = torch.as_tensor(np.asarray(label, dtype=np.int64))
-        self.extra = {name: torch.as_tensor(value) for name, value in (extra or {}).items()}
-        for name, values in {"label": self.label, **self.extra}.items():
-            if len(values) != len(self.organ):
-                raise ValueError(f"{len(values)} rows of {name} for {len(self.organ)} cells")
-        taken = {"image", "organ", "label", "index"} & self.extra.keys()
-        if taken:
-            raise ValueError(f"Extra columns may not be called {', '.join(sorted(taken))}")
+    ``dataset[[i, j, ...]]`` is a dict of their rows.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.n = len(next(iter(tensors.values())))
+        if any(len(values) != self.n for values in tensors.values()):
+            lengths = ", ".join(f"{name} {len(values)}" for name, values in tensors.items())
+            raise ValueError(f"Columns of different lengths: {lengths}")
 
     def __len__(self) -> int:
-        return len(self.organ)
+        return self.n
+
+    def __getitem__(self, index: Index) -> Batch:
+        rows = torch.as_tensor(index, dtype=torch.int64)
+        return {name: values[rows] for name, values in self.tensors.items()}
+
+
+class _Columns(Dataset[Batch]):
+    """What both kinds of windows hold a cell: organ and label in two bytes each, and further tensors."""
+
+    def __init__(self, organ: Any, label: Any, extra: dict[str, Any] | None) -> None:
+        self._organ = np.asarray(organ, dtype=np.int16)
+        self._label = np.asarray(label, dtype=np.int16)
+        self.extra: dict[str, Tensor] = {}
+        if len(self._label) != len(self):
+            raise ValueError(f"{len(self._label)} rows of label for {len(self)} cells")
+        for name, values in (extra or {}).items():
+            self.add(name, values)
+
+    def add(self, name: str, values: Any) -> None:
+        """Add a column, first axis N, that every item brings along."""
+        if len(values) != len(self):
+            raise ValueError(f"{len(values)} rows of {name} for {len(self)} cells")
+        if name in {"image", "organ", "label", "index"}:
+            raise ValueError(f"Extra columns may not be called {name}")
+        self.extra[name] = torch.as_tensor(values)
+
+    @property
+    def organ(self) -> Tensor:
+        """Return the organs' numbers, int64 (N,)."""
+        return torch.from_numpy(self._organ.astype(np.int64))
+
+    @property
+    def label(self) -> Tensor:
+        """Return the classes' numbers, int64 (N,); -1 where there is none."""
+        return torch.from_numpy(self._label.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self._organ)
 
     def _rows(self, index: Index) -> Batch:
         rows = torch.as_tensor(index, dtype=torch.int64)
+        where = rows.numpy()
         return {
-            "organ": self.organ[rows],
-            "label": self.label[rows],
+            "organ": torch.as_tensor(self._organ[where].astype(np.int64)),
+            "label": torch.as_tensor(self._label[where].astype(np.int64)),
             "index": rows,
             **{name: values[rows] for name, values in self.extra.items()},
         }
@@ -78,14 +118,14 @@ class InMemoryWindows(_Columns):
 
 
 class WindowDataset(_Columns):
-    """Windows cut from the slide stores when asked for; holds positions only.
+    """Windows cut when asked for; holds 26 bytes a cell, in arrays alone.
 
     Parameters
     ----------
     reader
-        Where the windows come from; every worker process opens the stores for itself.
+        Where the windows come from; every worker process opens the files for itself.
     frame
-        Columns slide, x_px, y_px; one row a cell.
+        Columns slide, x_px, y_px, and row where a slide is read from patch files; one row a cell.
     size, level, out_px
         See :meth:`nuclass.patches.windows.WindowReader.read`.
     organ, label, extra
@@ -105,8 +145,10 @@ class WindowDataset(_Columns):
     ) -> None:
         super().__init__(organ, label, extra)
         self.reader, self.size, self.level, self.out_px = reader, size, level, out_px
-        self.slides, self.codes = slide_codes(frame)
-        self.frame_rows = frame_rows(frame)
+        slides, codes = slide_codes(frame)
+        self.slides, self.codes = slides, codes.astype(np.int16)
+        rows = frame_rows(frame)
+        self.cell_rows = None if rows is None else rows.astype(np.int32)
         self.xy = frame[["x_px", "y_px"]].to_numpy(np.float64)
         if len(self.xy) != len(self):
             raise ValueError(f"{len(self.xy)} positions for {len(self)} cells")
@@ -115,13 +157,17 @@ class WindowDataset(_Columns):
         """Return row numbers in an order in which neighbours follow each other."""
         return locality_order(self.codes, self.xy)
 
+    def open_anew(self) -> None:
+        """Forget files that another process opened; called in every worker."""
+        self.reader = copy.copy(self.reader)
+
     def __getitem__(self, index: Index) -> Batch:
         batch = self._rows(index)
         rows = np.atleast_1d(batch["index"].numpy())
         images = self.reader.read_positions(
             self.slides,
-            self.codes[rows],
-            None if self.frame_rows is None else self.frame_rows[rows],
+            self.codes[rows].astype(np.int64),
+            None if self.cell_rows is None else self.cell_rows[rows].astype(np.int64),
             self.xy[rows],
             self.size,
             self.level,
@@ -154,5 +200,30 @@ def choose_dataset(
         with Progress(len(frame), description, "windows") as progress:
             images = reader.read(frame, size, level, out_px, progress)
         return InMemoryWindows(images, organ, label, extra)
-    _log.info("%s: %.0f MB, more than %.0f MB; they are cut from the slides when needed", description, need, memory_mb)
+    _log.info("%s: %.0f MB, more than %.0f MB; they are cut when needed", description, need, memory_mb)
     return WindowDataset(reader, frame, size, level, out_px, organ, label, extra)
+
+
+def local_windows(
+    frame: pd.DataFrame,
+    study: Study,
+    vocabulary: Vocabulary,
+    *,
+    read_level: int,
+    input_px: int,
+    memory_mb: float,
+    extra: dict[str, Any] | None = None,
+    description: str = "local windows",
+) -> InMemoryWindows | WindowDataset:
+    """Return the local windows of ``frame`` as a dataset, in memory where they fit."""
+    return choose_dataset(
+        frame,
+        study.reader(),
+        vocabulary,
+        size=study.windows["local"],
+        level=read_level,
+        out_px=input_px,
+        memory_mb=memory_mb,
+        extra=extra,
+        description=description,
+    )

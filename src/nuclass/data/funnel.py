@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from nuclass.core.errors import UserError
 from nuclass.core.names import BUFFER, CELL_ID, KEPT, LABELLED
-from nuclass.data.cells import align_ids, cells_file, labels_file, read_table, splits_file
+from nuclass.data.cells import align_ids, cells_file, check_ids, labels_file, read_table, splits_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 STEPS = ("in the bundle", "kept by quality control", "labelled", "of a class of the study", "in train, val or test")
 COLUMNS = ("slide", "step", "cells", "dropped", "reasons")
@@ -43,23 +45,29 @@ def funnel_table(slides: Sequence[dict[str, Any]], results: str | Path) -> pd.Da
 
 
 def _slide_rows(slide: str, results: Path) -> list[tuple[str, str, int, int, str]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     cells_path, labels_path, split_path = (f(results, slide) for f in (cells_file, labels_file, splits_file))
     cells = read_table(cells_path, (CELL_ID, "status", "reason"))
+    check_ids(cells, cells_path)
     labels = align_ids(cells, cells_path, read_table(labels_path, (CELL_ID, "class", "status", "reason")), labels_path)
-    split = align_ids(cells, cells_path, read_table(split_path, (CELL_ID, "split")), split_path)
-    steps: list[tuple[str, NDArray[np.bool_], NDArray[np.object_], Path]] = [
-        (STEPS[0], np.ones(len(cells), bool), np.full(len(cells), "", dtype=object), cells_path),
-        (STEPS[1], (cells["status"] == KEPT).to_numpy(), _reason(cells), cells_path),
-        (STEPS[2], (labels["status"] == LABELLED).to_numpy(), _reason(labels), labels_path),
-        (STEPS[3], (labels["class"].fillna("") != "").to_numpy(), _reason(labels), labels_path),
-        (STEPS[4], (split["split"] != BUFFER).to_numpy(), split["split"].to_numpy(dtype=object), split_path),
+    split = align_ids(cells, cells_path, read_table(split_path, (CELL_ID, "split")), split_path)["split"]
+    everything = pa.chunked_array([pa.array(np.ones(cells.num_rows, bool))])
+    steps: list[tuple[str, pa.ChunkedArray, pa.ChunkedArray, Path]] = [
+        (STEPS[0], everything, split, cells_path),
+        (STEPS[1], pc.equal(cells["status"], KEPT), _reason(cells), cells_path),
+        (STEPS[2], pc.equal(labels["status"], LABELLED), _reason(labels), labels_path),
+        (STEPS[3], pc.not_equal(labels["class"], ""), _reason(labels), labels_path),
+        (STEPS[4], pc.not_equal(split, BUFFER), split, split_path),
     ]
     rows = []
-    left = np.ones(len(cells), bool)
-    for step, passes, reason, path in steps:
+    left = np.ones(cells.num_rows, bool)
+    for step, passed, reason, path in steps:
+        passes = passed.to_numpy()
         lost = left & ~passes
         left = left & passes
-        counts = pd.Series(reason[lost]).value_counts()
+        counts = reason.filter(pa.array(lost)).to_pandas().value_counts()
         reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
         if not left.any():
             raise UserError(
@@ -73,7 +81,8 @@ def _slide_rows(slide: str, results: Path) -> list[tuple[str, str, int, int, str
     return rows
 
 
-def _reason(table: pd.DataFrame) -> NDArray[np.object_]:
+def _reason(table: pa.Table) -> pa.ChunkedArray:
     """Return each row's reason, or its status where none is given."""
-    reason = table["reason"].fillna("").astype(str)
-    return reason.where(reason != "", table["status"].astype(str)).to_numpy(dtype=object)
+    import pyarrow.compute as pc
+
+    return pc.if_else(pc.equal(table["reason"], ""), table["status"], table["reason"])

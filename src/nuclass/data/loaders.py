@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 
-from nuclass.data.datasets import Batch, InMemoryWindows, WindowDataset
+from nuclass.core.errors import UserError
+from nuclass.data.datasets import Batch, InMemoryWindows, Rows, WindowDataset
 
 BLOCK_CELLS = 256
 POOL_BLOCKS = 16
+PREFETCH = 2
 
 
 class BlockBatchSampler(Sampler[list[int]]):
@@ -36,7 +38,13 @@ class BlockBatchSampler(Sampler[list[int]]):
     order
         Rows in an order in which neighbours follow each other. Given this, shuffling permutes blocks of
         256 neighbours, takes them in pools of 16 and permutes within a pool: not a uniform shuffle, but
-        the tiles of a pool fit into a cache. Without it the shuffle is uniform.
+        the tiles of a pool fit into a cache. A batch is a fair draw from 16 places, wherever these are: shares of
+        slides and classes scatter in it at most as those of 16 cells drawn at random. Without it the shuffle is
+        uniform.
+    rank, world_size
+        This process and their number. All agree on an epoch's rows; rank ``r`` takes batches ``r, r + world_size,
+        ...``. Shuffled, all ranks get equally many: what is left over is dropped with ``drop_last``, else the first
+        batches come again. In order, every row comes once over all ranks, and each rank has a batch.
 
     Lightning and DistributedSampler-style loops call :meth:`set_epoch`; if nobody does, every pass over
     the sampler is the next epoch.
@@ -51,7 +59,9 @@ class BlockBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         drop_last: bool = False,
         weights: ArrayLike | None = None,
-        order: NDArray[np.int64] | None = None,
+        order: NDArray[Any] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -59,9 +69,20 @@ class BlockBatchSampler(Sampler[list[int]]):
             raise ValueError("Weighted sampling needs shuffle=True")
         if order is not None and len(order) != n:
             raise ValueError(f"An order of {len(order)} for {n} rows")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"Rank {rank} of {world_size} processes")
+        if 0 < n < world_size:
+            raise UserError(
+                "There are fewer cells than processes",
+                found=f"{n} cells for {world_size} processes",
+                fix="use fewer devices",
+            )
         self.n, self.batch_size, self.shuffle, self.seed, self.drop_last = n, batch_size, shuffle, seed, drop_last
-        self.order = order
+        self.rank, self.world_size = rank, world_size
+        self.order = None if order is None else np.asarray(order, _smallest(n))
         self.epoch = 0
+        self._start = 0
+        self._edges = self._cut()
         self.weights: NDArray[np.float64] | None = None
         if weights is not None:
             values = np.asarray(weights, dtype=np.float64)
@@ -70,28 +91,48 @@ class BlockBatchSampler(Sampler[list[int]]):
             self.weights = values / values.sum()
 
     def __len__(self) -> int:
-        full, rest = divmod(self.n, self.batch_size)
-        return full + int(rest > 0 and not (self.drop_last and full > 0))
+        return len(self._batches())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next pass shows."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rows = self.rows(self.epoch)
-        self.epoch += 1
-        for k in range(len(self)):
-            yield rows[k * self.batch_size : (k + 1) * self.batch_size].tolist()
+    def start_at(self, batch: int) -> None:
+        """Let the next pass, and it alone, leave out this rank's batches before number ``batch``."""
+        self._start = batch
 
-    def rows(self, epoch: int) -> NDArray[np.int64]:
+    def __iter__(self) -> Iterator[list[int]]:
+        rows, batches = self.rows(self.epoch), self._batches()[self._start :]
+        self.epoch += 1
+        self._start = 0
+        for k in batches:
+            yield rows[self._edges[k] : self._edges[k + 1]].tolist()
+
+    def _cut(self) -> NDArray[np.int64]:
+        """Return where batches begin and end among the rows of an epoch."""
+        full, rest = divmod(self.n, self.batch_size)
+        count = full + int(rest > 0 and not (self.drop_last and full > 0))
+        if 0 < count < self.world_size:
+            return np.linspace(0, self.n, self.world_size + 1).astype(np.int64)
+        return np.minimum(np.arange(count + 1) * self.batch_size, self.n)
+
+    def _batches(self) -> NDArray[np.int64]:
+        """Return the numbers of this rank's batches."""
+        count = len(self._edges) - 1
+        if not self.shuffle:
+            return np.arange(self.rank, count, self.world_size)
+        each = count // self.world_size if self.drop_last else -(-count // self.world_size)
+        return (self.rank + self.world_size * np.arange(each)) % max(count, 1)
+
+    def rows(self, epoch: int) -> NDArray[Any]:
         """Return all rows of an epoch, one after the other."""
-        base = np.arange(self.n) if self.order is None else self.order
+        base = np.arange(self.n, dtype=_smallest(self.n)) if self.order is None else self.order
         if not self.shuffle:
             return base
         rng = np.random.default_rng((self.seed, epoch))
         if self.weights is not None:
-            drawn = rng.choice(self.n, size=self.n, p=self.weights)
-            base = drawn if self.order is None else base[np.sort(self._ranks()[drawn])]
+            drawn = rng.choice(self.n, size=self.n, p=self.weights).astype(base.dtype)
+            base = drawn if self.order is None else base[np.sort(self._places()[drawn])]
         if self.order is None:
             return rng.permutation(base)
         first = int(rng.integers(1, BLOCK_CELLS + 1))
@@ -103,11 +144,11 @@ class BlockBatchSampler(Sampler[list[int]]):
         ]
         return np.concatenate([rng.permutation(pool) for pool in pools])
 
-    def _ranks(self) -> NDArray[np.int64]:
+    def _places(self) -> NDArray[Any]:
         assert self.order is not None
-        ranks = np.empty(self.n, np.int64)
-        ranks[self.order] = np.arange(self.n)
-        return ranks
+        places = np.empty_like(self.order)
+        places[self.order] = np.arange(self.n)
+        return places
 
 
 class BatchLoader:
@@ -116,9 +157,11 @@ class BatchLoader:
     Parameters
     ----------
     dataset
-        Windows in memory.
-    batch_size, shuffle, seed, drop_last, weights
+        Windows or other rows in memory.
+    batch_size, shuffle, seed, drop_last, weights, rank, world_size
         See :class:`BlockBatchSampler`; the shuffle is uniform.
+    pin_memory
+        Give batches in page-locked memory, from which a GPU copies while it computes.
 
     Lightning takes it as a data loader: it has a length and ``sampler.set_epoch``, and looks for
     ``batch_sampler``.
@@ -127,20 +170,12 @@ class BatchLoader:
     batch_sampler = None
 
     def __init__(
-        self,
-        dataset: InMemoryWindows,
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        drop_last: bool = False,
-        weights: ArrayLike | None = None,
+        self, dataset: InMemoryWindows | Rows, batch_size: int, *, pin_memory: bool = False, **sampling: Any
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
-        self.sampler = BlockBatchSampler(
-            len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, weights=weights
-        )
+        self.pin_memory = pin_memory
+        self.sampler = BlockBatchSampler(len(dataset), batch_size, **sampling)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -151,11 +186,12 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.sampler:
-            yield self.dataset[rows]
+            batch = self.dataset[rows]
+            yield {name: values.pin_memory() for name, values in batch.items()} if self.pin_memory else batch
 
 
 def make_loader(
-    dataset: InMemoryWindows | WindowDataset,
+    dataset: InMemoryWindows | WindowDataset | Rows,
     batch_size: int,
     *,
     shuffle: bool = False,
@@ -164,15 +200,21 @@ def make_loader(
     weights: ArrayLike | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> BatchLoader | DataLoader[Any]:
     """Return the loader that suits the dataset; both yield the same dicts of tensors.
 
-    Windows in memory get a :class:`BatchLoader`. Windows that are cut when needed get a torch DataLoader
-    with ``num_workers`` processes and locality-aware shuffling. Unshuffled loaders keep the rows' order.
+    What lies in memory gets a :class:`BatchLoader`. Windows that are cut when needed get a torch DataLoader
+    with ``num_workers`` processes and locality-aware shuffling; what they give does not depend on how many there
+    are. Unshuffled loaders keep the rows' order.
     """
-    options: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "drop_last": drop_last, "weights": weights}
-    if isinstance(dataset, InMemoryWindows):
-        return BatchLoader(dataset, batch_size, **options)
+    options: dict[str, Any] = {
+        "shuffle": shuffle, "seed": seed, "drop_last": drop_last, "weights": weights,
+        "rank": rank, "world_size": world_size,
+    }  # fmt: skip
+    if not isinstance(dataset, WindowDataset):
+        return BatchLoader(dataset, batch_size, pin_memory=pin_memory, **options)
     order = dataset.locality_order() if shuffle else None
     sampler = BlockBatchSampler(len(dataset), batch_size, order=order, **options)
     return DataLoader(
@@ -182,7 +224,21 @@ def make_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        prefetch_factor=PREFETCH if num_workers > 0 else None,
+        worker_init_fn=_open_anew,
+        # Of its own, or starting a pass would move the random numbers of dropout.
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _open_anew(_: int) -> None:
+    worker = get_worker_info()
+    assert worker is not None
+    worker.dataset.open_anew()  # type: ignore[attr-defined]
+
+
+def _smallest(n: int) -> type[np.int32] | type[np.int64]:
+    return np.int32 if n < 2**31 else np.int64
 
 
 def balanced_weights(labels: ArrayLike, power: float = 1.0) -> NDArray[np.float64]:

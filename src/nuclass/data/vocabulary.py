@@ -55,8 +55,15 @@ class Vocabulary:
         """Return plain lists, for a checkpoint or JSON."""
         return {"classes": list(self.classes), "organs": list(self.organs)}
 
+    def only_known(self, names: pd.Series) -> pd.Series:
+        """Return the classes with ``""`` in place of those that are not listed, as a categorical column."""
+        return names.astype(pd.CategoricalDtype([*self.classes, ""])).fillna("")
+
     def encode_classes(self, names: Iterable[str]) -> NDArray[np.int64]:
-        """Return the number of each class; -1 for the empty name (a cell without a label)."""
+        """Return the number of each class; -1 for the empty name (a cell without a label).
+
+        A column of :func:`nuclass.data.load_cells` takes no Python object a cell.
+        """
         return self._encode(names, self.classes, "class", {"": NO_LABEL})
 
     def encode_organs(self, names: Iterable[str]) -> NDArray[np.int64]:
@@ -77,7 +84,9 @@ class Vocabulary:
     def _encode(
         names: Iterable[str], known: tuple[str, ...], what: str, extra: dict[str, int], default: int | None = None
     ) -> NDArray[np.int64]:
-        codes, uniques = pd.factorize(np.asarray(list(names), dtype=object))
+        if not isinstance(names, pd.Series | pd.Categorical):
+            names = np.asarray(list(names), dtype=object)
+        codes, uniques = pd.factorize(names)
         numbers = {name: i for i, name in enumerate(known)} | extra
         bad = sorted(str(name) for name in uniques if name not in numbers)
         if (bad and default is None) or (len(codes) and codes.min() < 0):

@@ -14,11 +14,12 @@ from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
+from nuclass.data.augment import Augment, augment_images, to_unit
+from nuclass.data.datasets import local_windows
 from nuclass.data.study import Study
-from nuclass.training.augment import augment_images, to_unit
 from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local
-from nuclass.training.config import Augment, Predict
-from nuclass.training.inputs import context_features, local_windows
+from nuclass.training.config import Predict
+from nuclass.training.inputs import context_features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +120,7 @@ class Branches:
         check_features(study, frame, self.global_)
         source = self.local["input"]
         return local_windows(
-            frame.assign(**{"class": frame["class"].where(frame["class"].isin(self.vocabulary.classes), "")}),
+            frame.assign(**{"class": self.vocabulary.only_known(frame["class"])}),
             study,
             self.vocabulary,
             read_level=source["read_level"],
@@ -146,12 +147,13 @@ class Branches:
         generator = torch.Generator().manual_seed(seed)
         parts: list[tuple[Tensor, ...]] = []
         with Progress(len(dataset), description, "cells") as progress:
-            for batch in make_loader(dataset, self.settings.batch_size):
-                image = batch["image"].to(self.device)
+            on_gpu = self.device.type == "cuda"
+            for batch in make_loader(dataset, self.settings.batch_size, pin_memory=on_gpu):
+                image, organ = (batch[key].to(self.device, non_blocking=True) for key in ("image", "organ"))
                 pixels = augment_images(image, augment, generator) if augment else to_unit(image)
                 context = batch["context"][:, view].to(self.device)
                 with autocast(self.device, self.settings.precision):
-                    a = self.model_a(pixels, batch["organ"].to(self.device))
+                    a = self.model_a(pixels, organ)
                     b = self.model_b(pixels, context)
                 parts.append(tuple(x.float().cpu() for x in (a.features, b.features, a.logits, b.logits)))
                 progress.advance(len(image))

@@ -6,6 +6,7 @@ The demo makes its own weights this way; a real study takes published ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_json
+from nuclass.data.augment import Augment, augment_images, to_unit
+from nuclass.data.image_ops import dihedral
 from nuclass.data.study import Study
+from nuclass.data.training_cells import load_training_cells
 from nuclass.models.backbones import Backbone, build_backbone, count_parameters
-from nuclass.training.augment import augment_images, dihedral, to_unit
 from nuclass.training.config import Context, Pretrain, parse_models, to_plain
-from nuclass.training.inputs import data_hash, load_training_cells
+from nuclass.training.inputs import data_hash
 from nuclass.training.optim import make_optimiser, parameter_groups, warmup_factor
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ class CompositionModule(pl.LightningModule):
         if augment.dihedral:
             turn = torch.randint(0, 8, (len(images),), generator=generator)
             images, tokens = dihedral(images, turn), dihedral(tokens, turn)
-        pixels = augment_images(images, _without_turns(augment), generator)
+        pixels = augment_images(images, _in_place(augment), generator)
         loss = self.loss(pixels, tokens, batch["around"].float())
         if not torch.isfinite(loss):
             raise UserError("The loss is not a finite number", where=f"epoch {self.current_epoch}, batch {batch_idx}")
@@ -124,10 +127,9 @@ class CompositionModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _without_turns(augment: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(augment, dihedral=False)
+def _in_place(augment: Augment) -> Augment:
+    """Return what leaves every cell where it is: the targets are counts of places."""
+    return replace(augment, dihedral=False, rotate=0, shift=0, zoom=0)
 
 
 def neighbourhoods(
@@ -176,6 +178,7 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     ``config.json``, ``model.safetensors`` (``save_pretrained``) and ``metrics.json`` to ``folder`` at once.
     """
     from nuclass.data import balanced_weights, make_loader
+    from nuclass.data.modules import GivenLoaders
     from nuclass.training.fit import clear_work, fingerprint, fit
 
     context = parse_models(models).context
@@ -196,8 +199,9 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     draw = WeightedDraw(balanced_weights(train_set.label, 0.5), settings.samples_per_epoch, seed)
     result = fit(
         CompositionModule(model, settings, root_weights(train_set.label, len(vocabulary.classes)), seed),
-        DrawnBatches(train_set, settings.run.batch_size, draw),
-        make_loader(val_set, settings.run.batch_size),
+        GivenLoaders(
+            DrawnBatches(train_set, settings.run.batch_size, draw), make_loader(val_set, settings.run.batch_size)
+        ),
         settings.run,
         work=work,
         identity=fingerprint("context", to_plain(context), data_hash(study, train, val), vocabulary.to_dict(), seed),

@@ -10,19 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nuclass.core.errors import UserError, closest
-
-
-@dataclass(frozen=True)
-class Augment:
-    """Augmentation of a batch on the device it is trained on; see :mod:`nuclass.training.augment`."""
-
-    dihedral: bool = True
-    stain_scale: float = 0.25
-    stain_shift: float = 0.05
-    stain_mix: float = 0.05
-    brightness: float = 0.1
-    blur: float = 0.5
-    noise: float = 0.01
+from nuclass.data.augment import Augment
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,7 @@ class Run:
     compile: bool = False
     workers: int = 0
     memory_mb: int = 2048
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)

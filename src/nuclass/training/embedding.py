@@ -16,11 +16,10 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import sha256
 from nuclass.core.names import CELL_ID
 from nuclass.core.progress import Progress
+from nuclass.data.augment import Augment, augment_images, to_unit
+from nuclass.data.training_cells import by_place
 from nuclass.models.backbones import Backbone
-from nuclass.training.augment import augment_images, to_unit
 from nuclass.training.branches import autocast, choose_device, computes_in, state_hash
-from nuclass.training.config import Augment
-from nuclass.training.inputs import by_place
 
 if TYPE_CHECKING:
     import pandas as pd

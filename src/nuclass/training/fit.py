@@ -8,7 +8,6 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +118,7 @@ def fingerprint(*parts: Any) -> str:
 
 def fit(
     module: pl.LightningModule,
-    train: Iterable[Any],
-    val: Iterable[Any],
+    data: pl.LightningDataModule,
     run: Run,
     *,
     work: Path,
@@ -134,8 +132,8 @@ def fit(
 
     Parameters
     ----------
-    train, val
-        Iterables of batches.
+    data
+        Gives training and validation batches (see :mod:`nuclass.data.modules`).
     work
         Folder for the running state (``last.ckpt``, ``best.ckpt``); a run that was killed goes on from there if
         its ``identity`` is the same. Cleared after success by the caller.
@@ -166,6 +164,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
         default_root_dir=work,
     )
     if trainer.world_size > 1:
@@ -178,7 +177,7 @@ def fit(
         )
     start = time.monotonic()
     try:
-        trainer.fit(module, train, val, ckpt_path=resume, weights_only=False)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "The accelerator's memory is not enough",

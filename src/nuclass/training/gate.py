@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,22 @@ from torch import Tensor
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE
+from nuclass.data.modules import GateData
 from nuclass.data.study import Study
+from nuclass.data.training_cells import known_classes, load_training_cells
 from nuclass.models.gate import GateModel, mix
 from nuclass.models.losses import EPSILON, auto_pos_weight, gate_loss, gate_targets
 from nuclass.training.branches import Branches, BranchOutputs, state_hash
 from nuclass.training.checkpoint import new_gate
 from nuclass.training.config import Gate, Optimiser, Run, parse_models, to_plain
 from nuclass.training.fit import clear_work, fingerprint, fit
-from nuclass.training.inputs import cells_by_slide, data_hash, known_classes, load_training_cells
+from nuclass.training.inputs import cells_by_slide, data_hash
 from nuclass.training.metrics import summarise
 from nuclass.training.optim import decays, make_optimiser, warmup_factor
 from nuclass.training.train import write_outputs
 
 _log = get_logger(__name__)
 MONITOR = "val_log_loss"
-
-
-class TensorBatches:
-    """Shuffled batches of tensors of equal length, by seed and epoch; a loader for the trainer."""
-
-    batch_sampler = None
-
-    def __init__(self, tensors: dict[str, Tensor], batch_size: int, seed: int | None = None) -> None:
-        from nuclass.data import BlockBatchSampler
-
-        self.tensors = tensors
-        n = len(next(iter(tensors.values())))
-        self.sampler = BlockBatchSampler(n, batch_size, shuffle=seed is not None, seed=seed or 0)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for rows in self.sampler:
-            index = torch.tensor(rows)
-            yield {key: value[index] for key, value in self.tensors.items()}
 
 
 class GateModule(pl.LightningModule):
@@ -170,8 +150,7 @@ def train_gate(
     parents = {"local": state_hash(branches.model_a), "global": state_hash(branches.model_b)}
     result = fit(
         module,
-        TensorBatches(fit_part, run.batch_size, seed),
-        TensorBatches(select_part, 4096),
+        GateData(fit_part, select_part, batch_size=run.batch_size, seed=seed),
         run,
         work=work,
         identity=fingerprint(GATE, to_plain(section), data_hash(study, val), parents, seed),

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nuclass.core.errors import UserError
+from nuclass.data.augment import Augment, augment_images, to_unit
 from nuclass.models.global_ import GlobalModel, alpha_schedule
 from nuclass.models.local import LocalModel, Output
 from nuclass.models.losses import guided_loss, uncertainty_weight
-from nuclass.training.augment import augment_images, to_unit
-from nuclass.training.config import Augment, Global, Local, Optimiser
+from nuclass.training.config import Global, Local, Optimiser
 from nuclass.training.metrics import macro_f1
 from nuclass.training.optim import make_optimiser, parameter_groups, warmup_factor
 
@@ -52,7 +52,8 @@ class Skeleton(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Augment on the device and compute the loss; a loss that is not finite ends the run by name."""
-        generator = torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch) * 1_000_003 + batch_idx)
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        generator = torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch) * 1_000_003 + number)
         images = augment_images(batch["image"], self.augment_settings, generator)
         loss = self.loss(batch, images, generator)
         if not torch.isfinite(loss):

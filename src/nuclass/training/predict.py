@@ -17,12 +17,12 @@ from nuclass.core.files import atomic_path, write_parquet
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE, GLOBAL, LOCAL, TEST, TRAIN, VAL, probability_columns
 from nuclass.data.study import Study
+from nuclass.data.training_cells import by_place
 from nuclass.models.gate import mix
 from nuclass.models.losses import EPSILON
 from nuclass.training.branches import Branches, state_hash
 from nuclass.training.checkpoint import load_checkpoint, restore_gate
 from nuclass.training.config import parse_models
-from nuclass.training.inputs import by_place
 
 _log = get_logger(__name__)
 
@@ -111,14 +111,14 @@ def predict_slide(
     predictor = Predictor(models, checkpoints)
     for name, prediction in predictor.predict(frame, study).items():
         write_prediction(outputs[name], frame, prediction, predictor.classes)
-    return {str(key): int(n) for key, n in frame["split"].value_counts().items()}
+    return {str(key): int(n) for key, n in frame["split"].astype(object).value_counts().items()}
 
 
 def check_unseen(frame: pd.DataFrame, checkpoint: dict[str, Any]) -> None:
     """Raise when any cell of ``frame`` is among the checkpoint's training cells."""
-    for slide, part in frame.groupby("slide"):
-        fitted = set(checkpoint["cells"].get(str(slide), {}).get(TRAIN, ()))
-        both = [cell for cell in part["cell_id"].astype(str) if cell in fitted]
+    for slide, part in frame.groupby("slide", observed=True):
+        fitted = checkpoint["cells"].get(str(slide), {}).get(TRAIN, ())
+        both = part["cell_id"][part["cell_id"].isin(fitted)].tolist()
         if both:
             raise UserError(
                 "Cells to predict were used in training",
@@ -132,7 +132,9 @@ def check_unseen(frame: pd.DataFrame, checkpoint: dict[str, Any]) -> None:
 def prediction_table(frame: pd.DataFrame, prediction: Prediction, classes: list[str]) -> pd.DataFrame:
     """Return one row a cell: who it is, where, its label, the prediction and every class's probability."""
     p = prediction.probabilities.double().numpy()
-    table = frame[["cell_id", "slide", "organ", "split", "x_px", "y_px"]].reset_index(drop=True)
+    table = pd.DataFrame(
+        {name: frame[name].to_numpy() for name in ("cell_id", "slide", "organ", "split", "x_px", "y_px")}
+    )
     table["label"] = frame["class"].to_numpy()
     table["prediction"] = np.array(classes, dtype=object)[p.argmax(1)]
     table["confidence"] = p.max(1)

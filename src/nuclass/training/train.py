@@ -13,19 +13,15 @@ from nuclass.core.files import write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
+from nuclass.data.augment import to_unit
+from nuclass.data.modules import GlobalData, Loading, LocalData
 from nuclass.data.study import Study
-from nuclass.models.backbones import count_parameters
+from nuclass.models.backbones import build_backbone, count_parameters
 from nuclass.models.losses import effective_number_weights, fit_temperature
 from nuclass.training.branches import autocast, choose_device, feature_attributes, state_hash
 from nuclass.training.checkpoint import load_checkpoint, new_global, new_local, restore_local, save_checkpoint
 from nuclass.training.config import Models, Run, parse_models, to_plain
-from nuclass.training.inputs import (
-    cells_by_slide,
-    context_features,
-    data_hash,
-    load_training_cells,
-    local_windows,
-)
+from nuclass.training.inputs import cells_by_slide, context_features, data_hash
 from nuclass.training.metrics import calibration_error, summarise
 
 _log = get_logger(__name__)
@@ -49,48 +45,43 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
     -------
     The content of ``metrics.json``.
     """
-    from nuclass.data import make_loader
     from nuclass.training.fit import clear_work, fingerprint, fit
     from nuclass.training.modules import MONITOR, LocalModule
 
     settings = parse_models(models)
     section, run = settings.local, settings.local.run
-    train, val, vocabulary = load_training_cells(study)
+    side = input_side(section.backbone)
+    data = LocalData(study, read_level=section.read_level, input_px=side, loading=loading(run, seed))
+    data.setup("fit")
+    vocabulary, labels = data.known, data.train_set.label
     torch.manual_seed(seed)
     model = new_local(section, len(vocabulary.organs), len(vocabulary.classes))
-    shape: dict[str, Any] = {
-        "read_level": section.read_level,
-        "input_px": model.backbone.input_px,
-        "memory_mb": run.memory_mb,
-    }
-    train_set = local_windows(train, study, vocabulary, **shape, description="train windows")
-    val_set = local_windows(val, study, vocabulary, **shape, description="val windows")
     speed_up(model, run)
-    module = LocalModule(model, section, class_weights(train_set.label, vocabulary, section.loss.beta), seed)
-    val_loader = make_loader(val_set, run.batch_size, num_workers=run.workers)
+    module = LocalModule(model, section, class_weights(labels, vocabulary, section.loss.beta), seed)
     result = fit(
         module,
-        make_loader(train_set, run.batch_size, shuffle=True, seed=seed, drop_last=True, num_workers=run.workers),
-        val_loader,
+        data,
         run,
         work=work,
-        identity=fingerprint(LOCAL, to_plain(section), data_hash(study, train, val), vocabulary.to_dict(), seed),
+        identity=fingerprint(
+            LOCAL, to_plain(section), data_hash(study, data.train, data.val), vocabulary.to_dict(), seed
+        ),
         description="local model",
         monitor=MONITOR,
         grad_clip=section.optimiser.grad_clip,
     )
-    logits = predict_logits(module, val_loader, run.precision)
+    logits = predict_logits(module, data.val_dataloader(), run.precision)
     payload = {
         "model": LOCAL,
         "config": to_plain(section),
-        **common_payload(study, vocabulary, train, val),
+        **common_payload(study, vocabulary, data.train, data.val),
         "input": {
             "size": study.windows["local"],
             "read_level": section.read_level,
             "input_px": model.backbone.input_px,
         },
     }
-    metrics = write_outputs(out, payload, model, logits, val_set.label, result, {"n_train": len(train)})
+    metrics = write_outputs(out, payload, model, logits, data.val_set.label, result, {"n_train": len(data.train)})
     clear_work(work)
     return metrics
 
@@ -116,66 +107,76 @@ def train_global(
 
     Other parameters and the result are those of :func:`train_local`.
     """
-    from nuclass.data import make_loader
     from nuclass.training.fit import clear_work, fingerprint, fit
     from nuclass.training.modules import MONITOR, GlobalModule
 
     settings = parse_models(models)
     section, run = settings.global_, settings.global_.run
-    train, val, vocabulary = load_training_cells(study)
     teacher_ckpt = load_checkpoint(local_checkpoint, LOCAL)
-    same_vocabulary(teacher_ckpt, vocabulary, local_checkpoint)
     teacher = restore_local(teacher_ckpt)
-    context, val_context = context_features(train, study, views=True), context_features(val, study, views=False)
+    data = GlobalData(
+        study,
+        read_level=teacher_ckpt["input"]["read_level"],
+        input_px=teacher_ckpt["input"]["input_px"],
+        loading=loading(run, seed),
+        context=lambda frame, views: context_features(frame, study, views=views),
+        teacher=lambda windows: teacher_logits(teacher, windows, run, settings),
+    )
+    data.read_cells()
+    vocabulary = data.known
+    same_vocabulary(teacher_ckpt, vocabulary, local_checkpoint)
+    data.setup("fit")
+    context_dim = int(data.train_set.extra["context"].shape[2])
     torch.manual_seed(seed)
-    model = new_global(section, teacher_ckpt["config"]["backbone"], context.shape[2], len(vocabulary.classes))
+    model = new_global(section, teacher_ckpt["config"]["backbone"], context_dim, len(vocabulary.classes))
     model.backbone.load_state_dict(teacher.backbone.state_dict())
-    shape: dict[str, Any] = {
-        "read_level": teacher_ckpt["input"]["read_level"],
-        "input_px": teacher_ckpt["input"]["input_px"],
-        "memory_mb": run.memory_mb,
-    }
-    train_set = local_windows(train, study, vocabulary, **shape, description="train windows")
-    train_set.extra = {"context": context, "teacher": teacher_logits(teacher, train_set, run, settings)}
-    val_set = local_windows(val, study, vocabulary, **shape, extra={"context": val_context}, description="val windows")
     speed_up(model, run)
-    module = GlobalModule(model, section, class_weights(train_set.label, vocabulary, section.loss.beta), seed)
-    val_loader = make_loader(val_set, run.batch_size, num_workers=run.workers)
+    module = GlobalModule(model, section, class_weights(data.train_set.label, vocabulary, section.loss.beta), seed)
     result = fit(
         module,
-        make_loader(train_set, run.batch_size, shuffle=True, seed=seed, drop_last=True, num_workers=run.workers),
-        val_loader,
+        data,
         run,
         work=work,
         identity=fingerprint(
             GLOBAL,
             to_plain(section),
-            data_hash(study, train, val),
+            data_hash(study, data.train, data.val),
             vocabulary.to_dict(),
             seed,
             state_hash(teacher),
-            tensor_hash(val_context),
+            tensor_hash(data.val_set.extra["context"]),
         ),
         description="global model",
         monitor=MONITOR,
         grad_clip=section.optimiser.grad_clip,
     )
-    logits = predict_logits(module, val_loader, run.precision)
+    logits = predict_logits(module, data.val_dataloader(), run.precision)
     payload = {
         "model": GLOBAL,
         "config": to_plain(section),
-        **common_payload(study, vocabulary, train, val),
+        **common_payload(study, vocabulary, data.train, data.val),
         "input": dict(teacher_ckpt["input"]),
         "backbone": teacher_ckpt["config"]["backbone"],
         "context": to_plain(settings.context),
         "context_folder": str(context_folder) if context_folder else None,
         "features": feature_attributes(study, [row["slide"] for row in study.slides]),
-        "context_dim": int(context.shape[2]),
+        "context_dim": context_dim,
         "alpha": float(model.alpha),
     }
-    metrics = write_outputs(out, payload, model, logits, val_set.label, result, {"n_train": len(train)})
+    metrics = write_outputs(out, payload, model, logits, data.val_set.label, result, {"n_train": len(data.train)})
     clear_work(work)
     return metrics
+
+
+def loading(run: Run, seed: int) -> Loading:
+    """Return how batches are made by the settings of a run."""
+    return Loading(run.batch_size, run.workers, run.memory_mb, run.balance, seed)
+
+
+def input_side(backbone: dict[str, Any]) -> int:
+    """Return the side of the images that a backbone takes, without building its weights."""
+    with torch.device("meta"):
+        return build_backbone(backbone, load_weights=False).input_px
 
 
 def class_weights(labels: Tensor, vocabulary: Any, beta: float) -> Tensor:
@@ -205,12 +206,10 @@ def speed_up(model: Any, run: Run) -> None:
 @torch.inference_mode()
 def predict_logits(module: Any, loader: Any, precision: str) -> Tensor:
     """Return the logits (N, C) of a fitted module over a loader, float32 on the CPU."""
-    from nuclass.training.augment import to_unit
-
     device = _device_of(module)
     parts = []
     for batch in loader:
-        moved = {key: value.to(device) for key, value in batch.items()}
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         with autocast(device, precision):
             logits = module.logits(moved, to_unit(moved["image"]))
         parts.append(logits.float().cpu())
@@ -221,15 +220,16 @@ def predict_logits(module: Any, loader: Any, precision: str) -> Tensor:
 def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Run, settings: Models) -> Tensor:
     """Return the frozen local model's logits (N, C) of a dataset's plain windows, computed once."""
     from nuclass.data import make_loader
-    from nuclass.training.augment import to_unit
 
     device = choose_device(settings.predict.accelerator)
     teacher = teacher.to(device).eval()
     parts = []
     with Progress(len(dataset), "the local model's opinion", "cells") as progress:
-        for batch in make_loader(dataset, settings.predict.batch_size, num_workers=run.workers):
+        on_gpu = device.type == "cuda"
+        for batch in make_loader(dataset, settings.predict.batch_size, num_workers=run.workers, pin_memory=on_gpu):
             with autocast(device, settings.predict.precision):
-                logits = teacher(to_unit(batch["image"].to(device)), batch["organ"].to(device)).logits
+                image, organ = (batch[key].to(device, non_blocking=True) for key in ("image", "organ"))
+                logits = teacher(to_unit(image), organ).logits
             parts.append(logits.float().cpu())
             progress.advance(len(logits))
     return torch.cat(parts)

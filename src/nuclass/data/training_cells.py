@@ -1,0 +1,71 @@
+"""Which cells a model is trained on and chosen by, in the order they are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
+from nuclass.core.names import TRAIN, VAL
+from nuclass.data.cells import load_cells
+from nuclass.data.study import Study
+from nuclass.data.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_log = get_logger(__name__)
+
+
+def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocabulary]:
+    """Return the labelled train cells, the labelled val cells, and the vocabulary of the train cells.
+
+    Cells of val whose class no training cell has are left out and counted in the log.
+
+    Raises
+    ------
+    UserError
+        When a split is empty or training has fewer than two classes.
+    """
+    frame = by_place(load_cells(study.slides, study.results, (TRAIN, VAL)))
+    names = ", ".join(row["slide"] for row in study.slides)
+    for split in (TRAIN, VAL):
+        if not (frame["split"] == split).any():
+            raise UserError(
+                f"There is no labelled cell in the split '{split}'",
+                where=f"slides {names}",
+                fix="check the labels' summary and the fractions under 'splits'",
+            )
+    train = frame[frame["split"] == TRAIN].reset_index(drop=True)
+    vocabulary = Vocabulary.from_frame(train, unknown_organ=True)
+    if len(vocabulary.classes) < 2:
+        raise UserError(
+            "Training needs at least two classes",
+            where=f"slides {names}",
+            found=f"only {vocabulary.classes[0]}",
+            fix="check the labels' summary of these slides",
+        )
+    val = known_classes(frame[frame["split"] == VAL], vocabulary, "val")
+    if val.empty:
+        raise UserError("No val cell has a class that training saw", where=f"slides {names}")
+    _log.info("%d train and %d val cells, %d classes", len(train), len(val), len(vocabulary.classes))
+    return train, val, vocabulary
+
+
+def by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows slide by slide, neighbours after each other, so that each tile is decoded about once."""
+    from nuclass.patches.windows import locality_order, slide_codes
+
+    _, codes = slide_codes(frame)
+    return frame.iloc[locality_order(codes, frame[["x_px", "y_px"]].to_numpy())].reset_index(drop=True)
+
+
+def known_classes(frame: pd.DataFrame, vocabulary: Vocabulary, what: str) -> pd.DataFrame:
+    """Return the rows whose class the vocabulary has; the others are counted in the log."""
+    unseen = ~frame["class"].isin(vocabulary.classes)
+    if unseen.any():
+        counts = ", ".join(
+            f"{name} {n}" for name, n in frame.loc[unseen, "class"].astype(object).value_counts().items()
+        )
+        _log.warning("Left out of %s, because no training cell has their class: %s", what, counts)
+    return frame[~unseen].reset_index(drop=True)
