@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,8 +269,6 @@ def test_geometry_is_exact(tmp_path, mpp_he, pyramid):
 
 
 def test_damage_to_the_store_is_told(tmp_path, built):
-    import shutil
-
     copy = tmp_path / "copy.zarr"
     shutil.copytree(built[0], copy)
     shard = copy / "0" / "c" / "0" / "1" / "1"
@@ -290,6 +290,74 @@ def test_damage_to_the_store_is_told(tmp_path, built):
 def test_tiles_must_fit_shards(tmp_path):
     with pytest.raises(UserError, match="do not fit"):
         write_store(tmp_path / "he.tif", frames_for(0.25), tmp_path / "o", tile=100, shard=256)
+
+
+@pytest.mark.parametrize("size", [48, 100, 300])
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_crowded_windows_and_threads_give_the_same_pixels(built, size, threads):
+    """Crowded windows are cut from one picture of their block, single ones from the tiles."""
+    path, image, _ = built
+    rng = np.random.default_rng(size)
+    crowded = [rng.normal(centre, 25, (60, 2)) for centre in ((450, 350), (895, 690), (5, 3))]
+    xy = np.concatenate([*crowded, rng.uniform((-400, -400), (1300, 1100), (40, 2))])
+    xy = xy[rng.permutation(len(xy))]
+    expected = np.stack(
+        [
+            reference_window(
+                np.pad(image, ((800, 800), (800, 800), (0, 0)), constant_values=255), x + 800, y + 800, size
+            )
+            for x, y in xy
+        ]
+    )
+    store = SlideStore(path, cache_mb=1)
+    for order in ("tile", "given"):
+        np.testing.assert_array_equal(store.windows(xy, size, order=order, threads=threads), expected)
+    seen = np.zeros(len(xy), int)
+    for rows, windows in store.batches(xy, size, batch=77, threads=threads):
+        np.testing.assert_array_equal(windows, expected[rows])
+        seen[rows] += 1
+    assert (seen == 1).all()
+    assert len(store._others) == threads - 1
+    coarse = [SlideStore(path).windows(xy, size, 1, threads=n) for n in (1, threads)]
+    np.testing.assert_array_equal(*coarse)
+
+
+def test_crowded_windows_read_each_tile_about_once(built, monkeypatch):
+    read = []
+    decode = SlideStore._decode
+    monkeypatch.setattr(SlideStore, "_decode", lambda self, *key: (read.append(key), decode(self, *key))[1])
+    xy = np.random.default_rng(0).uniform((100, 100), (800, 600), (2000, 2))
+    with SlideStore(built[0], cache_mb=64 * 64 * 3 * 40 / 1e6) as store:
+        for _ in store.batches(xy, 100, batch=64):
+            pass
+    tiles = len(set(read))
+    assert tiles > 90
+    assert len(read) < 2 * tiles
+
+
+def test_files_of_threads_are_closed(built):
+    def descriptors():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    store = SlideStore(built[0])
+    xy = np.random.default_rng(0).uniform((0, 0), (900, 700), (200, 2))
+    store.windows(xy, 64, threads=4)
+    assert descriptors() > before + 4
+    assert len(pickle.dumps(store)) < 5000
+    store.close()
+    assert descriptors() == before
+    store.windows(xy, 64, threads=4)
+    del store
+    assert descriptors() == before
+
+
+def test_damage_is_told_from_threads(tmp_path, built):
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(built[0], copy)
+    (copy / "0" / "c" / "0" / "1" / "1").unlink()
+    with pytest.raises(UserError, match="missing"):
+        SlideStore(copy).windows([[300, 300]] * 8, 8, threads=4)
 
 
 def test_wrong_arguments(built):

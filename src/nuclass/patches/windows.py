@@ -7,9 +7,9 @@ read in one of two ways:
   pixel of the result is the mean of its area, rounded to nearest. The same cell always gives the same pixels,
   wherever they are stored.
 - *fast* (``level`` k): the window is cut from pyramid level k, whose pixels lie on a fixed grid of ``2**k`` px.
-  It is the exact window where the window's origin is a multiple of ``2**k`` on both axes (level 1 to the bit;
-  beyond that to within 1 grey level, because every level rounds), and elsewhere the same tissue shifted by less
-  than ``2**k`` level-0 px.
+  It is the exact window where the window's origin is a multiple of ``2**k`` on both axes (level 1 to the bit, level
+  2 to within 1 grey level, level 3 to within 2: every level rounds), and elsewhere the same tissue shifted by less
+  than ``2**k`` level-0 px. Reducing a fast window further rounds once more.
 
 Patch files hold windows cut at full resolution: from them every read is exact.
 """
