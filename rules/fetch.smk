@@ -9,7 +9,8 @@ rule simulate_bundle:
     wildcard_constraints:
         slide=slides_from("synthetic"),
     params:
-        slide=lambda wildcards: slide_row(wildcards.slide, "slide", "organ", "role"),
+        slide=lambda wildcards: slide_row(wildcards.slide, "slide", "organ")
+        | {"role": slide_row(wildcards.slide)["sheet_role"]},
         seed=CONFIG["synthetic"]["seed"],
         code=code_hash("nuclass.synthetic"),
     log:

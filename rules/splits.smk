@@ -1,4 +1,6 @@
-"""Each training slide in train, validation and test, with a buffer between them."""
+"""Each training slide in train, validation and test, with a buffer between them; one table of all slides."""
+
+from nuclass.core.split_settings import within_slide
 
 
 rule split_cells:
@@ -11,7 +13,7 @@ rule split_cells:
         picture="results/splits/{slide}.png",
     params:
         role=lambda wildcards: slide_row(wildcards.slide)["role"],
-        splits=CONFIG["splits"],
+        splits=within_slide(CONFIG["splits"]),
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
         code=code_hash("nuclass.splits"),
@@ -29,3 +31,33 @@ rule split_cells:
         "Slide {wildcards.slide}: cells to train, validation and test ({params.role})"
     script:
         "../scripts/split_cells.py"
+
+
+rule tabulate_splits:
+    input:
+        reports=expand("results/splits/{slide}.json", slide=ALL_SLIDES),
+    output:
+        csv=report(
+            "results/tables/splits.csv",
+            caption="../workflow/report/table_splits.rst",
+            category="Data",
+            labels={"table": "Splits"},
+        ),
+        md="results/tables/splits.md",
+    params:
+        synthetic=lambda wildcards: SYNTHETIC,
+        code=code_hash("nuclass.tables.splits"),
+    log:
+        "logs/tabulate_splits/all.log",
+    benchmark:
+        "benchmarks/tabulate_splits/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table splits: how each slide is divided, and how far apart its splits lie"
+    script:
+        "../scripts/tabulate_splits.py"

@@ -1,4 +1,4 @@
-"""Cut one slide into train, validation and test bands whose windows share no pixel; a cohort is all test."""
+"""Divide one slide into train, validation and test whose windows share no pixel; a cohort is all test."""
 
 from nuclass.core.jobs import snakemake_job
 
@@ -6,11 +6,11 @@ with snakemake_job(snakemake):
     import pandas as pd
 
     from nuclass.core.files import write_json, write_parquet
-    from nuclass.splits import SplitConfig, split_cells
+    from nuclass.splits import SplitConfig, read_cells, split_cells
     from nuclass.splits.picture import draw_split
 
     config = SplitConfig.from_config(snakemake.params)
-    cells = pd.read_parquet(snakemake.input.cells, columns=["cell_id", "x_px", "y_px"])
+    cells = read_cells(snakemake.input.cells)
     labels = pd.read_parquet(snakemake.input.labels, columns=["cell_id", "class", "status"])
 
     split = split_cells(cells, labels, config, snakemake.params.role, snakemake.wildcards.slide)

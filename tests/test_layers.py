@@ -11,7 +11,7 @@ import pytest
 LIBRARY = Path(__file__).parent.parent / "src" / "nuclass"
 LAYERS = (
     ("cli",),
-    ("cli_data", "cli_labels", "cli_panel", "cli_patches", "cli_slides"),
+    ("cli_data", "cli_labels", "cli_panel", "cli_patches", "cli_slides", "cli_splits"),
     ("cli_common",),
     ("figures", "tables"),
     ("evaluation", "interpret"),

@@ -213,9 +213,9 @@ def test_short_slide_names_the_millimetres():
     ("change", "message"),
     [
         ({"buffer_um": 100}, "narrower than the largest window"),
-        ({"val": 0.0}, "do not leave room"),
-        ({"val": 0.6, "test": 0.4}, "do not leave room"),
-        ({"protocol": "new"}, "protocol is not known"),
+        ({"val": 0.0}, "leave too few cells to train on"),
+        ({"val": 0.6, "test": 0.4}, "leave too few cells to train on"),
+        ({"protocol": "new"}, "value of splits.protocol is not known"),
     ],
 )
 def test_bad_configuration(change, message):

@@ -16,6 +16,7 @@ from nuclass.cli_labels import add_label
 from nuclass.cli_panel import add_panel
 from nuclass.cli_patches import add_patches
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
+from nuclass.cli_splits import add_split
 from nuclass.core.errors import UserError, closest
 
 _EXAMPLES = """\
@@ -80,7 +81,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     before = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
-    for add in (*before, add_panel, add_label, _add_split, add_patches, _add_evaluate):
+    for add in (*before, add_panel, add_label, add_split, add_patches, _add_evaluate):
         add(commands)
     return parser
 
@@ -162,37 +163,6 @@ def _simulate(options: argparse.Namespace) -> None:
         truth_folder=options.out / "truth",
     )
     sys.stdout.write(f"Wrote {options.out / 'bundle'} and {options.out / 'truth'}.\n")
-
-
-def _add_split(commands: _Commands) -> None:
-    parser = _command(
-        commands,
-        "split",
-        _split,
-        "Cut one slide into train, validation and test so that no window sees two of them.\n"
-        "Reads cells.parquet and labels.parquet; writes split.parquet and split.json.",
-    )
-    parser.add_argument("--cells", type=Path, required=True, help="cells.parquet of the slide")
-    parser.add_argument("--labels", type=Path, required=True, help="labels.parquet of the slide")
-    parser.add_argument("--role", choices=("train", "cohort"), default="train", help="a cohort is all test")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    add_settings(parser)
-
-
-def _split(options: argparse.Namespace) -> None:
-    import pandas as pd
-
-    from nuclass.core.files import write_json, write_parquet
-    from nuclass.splits import SplitConfig, split_cells
-
-    cells = pd.read_parquet(options.cells, columns=["cell_id", "x_px", "y_px"])
-    labels = pd.read_parquet(options.labels, columns=["cell_id", "class", "status"])
-    split = split_cells(
-        cells, labels, SplitConfig.from_config(settings_of(options)), options.role, options.cells.parent.name
-    )
-    write_parquet(options.out / "split.parquet", split.frame)
-    write_json(options.out / "split.json", split.report)
-    _done(options.out)
 
 
 def _add_evaluate(commands: _Commands) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError, closest
 from nuclass.core.holdout import apply_holdout
-from nuclass.core.names import NO_HOLDOUT
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
-from nuclass.core.split_settings import split_faults
+from nuclass.core.split_settings import NO_HOLDOUT, split_faults
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError, closest
-from nuclass.core.names import NO_HOLDOUT
+from nuclass.core.split_settings import NO_HOLDOUT
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,12 +7,6 @@ KEPT, DROPPED = "kept", "dropped"
 LABELLED, ABSTAINED = "labelled", "abstained"
 TRAIN, VAL, TEST, BUFFER = "train", "val", "test", "buffer"
 SPLITS = (TRAIN, VAL, TEST, BUFFER)
-CORRECTED, RELEASED = "corrected", "released"
-PROTOCOLS = (CORRECTED, RELEASED)
-AUTO, BANDS, BLOCKS = "auto", "bands", "blocks"
-LAYOUTS = (AUTO, BANDS, BLOCKS)
-NO_HOLDOUT = "none"
-HOLDOUTS = (NO_HOLDOUT, "slide", "patient", "organ")
 
 LOCAL, GLOBAL, GATE = "local", "global", "gate"
 MODELS = (LOCAL, GLOBAL, GATE)

@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nuclass.core.errors import UserError, closest
-from nuclass.core.names import AUTO, BLOCKS, CORRECTED, LAYOUTS, NO_HOLDOUT, PROTOCOLS, RELEASED
 
+CORRECTED, RELEASED = "corrected", "released"
+PROTOCOLS = (CORRECTED, RELEASED)
+AUTO, BANDS, BLOCKS = "auto", "bands", "blocks"
+LAYOUTS = (AUTO, BANDS, BLOCKS)
+NO_HOLDOUT = "none"
 _WHOLE_SLIDES = ("hold_out", "leave_out")
 
 
@@ -167,7 +171,7 @@ def _holdout_faults(splits: Mapping[str, Any], fault: _Fault) -> list[UserError]
                 + ("names and folds both say which" if named else f"nothing says which {by}"),
                 f"leave_out {list(named)}, folds {folds}",
                 "either leave_out with names, or folds and fold",
-                f"leave out one of them, or name a {by}" if named else f"set leave_out: [NAME], or folds and fold: 1",
+                "leave out one of the two" if named else "set leave_out: [NAME], or folds: 3 and fold: 1",
             )
         ]
     return []
