@@ -7,8 +7,7 @@ the size.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,8 +23,9 @@ from nuclass.core.patch_rows import PARTS, patch_names
 from nuclass.core.progress import Progress, readable_bytes
 from nuclass.patches.annotations import write_annotations
 from nuclass.patches.patch_file import IMAGES, KEYS, Layout
+from nuclass.patches.sink import written_h5
 from nuclass.patches.stale import check_store_fits, same_cells
-from nuclass.patches.virtual import LIBVER, SLIDE_FILE, add_virtual_images, refuse_many, slide_bytes, write_slide
+from nuclass.patches.virtual import SLIDE_FILE, add_virtual_images, refuse_many, slide_bytes, write_slide
 from nuclass.slides.geometry import window_origin
 from nuclass.slides.store import SlideStore
 
@@ -40,6 +40,7 @@ _BATCH_BYTES = 64_000_000
 _SAMPLED = 16
 _RECORD_BYTES = 600
 _VIRTUAL_BYTES = 200
+_DATASET_BYTES = 2600
 _log = get_logger(__name__)
 
 
@@ -136,12 +137,13 @@ def export_patches(
     for name, part in parts.items():
         if part.empty:
             raise UserError("No cell is left to export", where=slide, found=f"0 cells for {name}/", fix=_EMPTY_FIX)
-    _check_space(folder, store, chosen, windows, compression, virtual)
+    needed = _bytes_needed(store, chosen, windows, layout, compression, virtual)
+    _check_space(folder, needed, len(chosen))
     from nuclass.slides.writer import remove_stale
 
     remove_stale(folder)
     steps = len(windows) * len(chosen)
-    with _full_disk(folder), atomic_path(folder) as root, Progress(steps, f"Windows of {slide}", "windows") as progress:
+    with atomic_path(folder) as root, Progress(steps, f"Windows of {slide}", "windows") as progress:
         root.mkdir()
         if virtual:
             write_slide(store, root / SLIDE_FILE)
@@ -227,22 +229,25 @@ def _check_target(folder: Path, replace: bool) -> None:
         )
 
 
-def _check_space(
-    folder: Path,
+def _bytes_needed(
     store: SlideStore,
     cells: pd.DataFrame,
     windows: Mapping[str, int],
+    layout: Layout,
     compression: Compression,
     virtual: bool,
-) -> None:
-    """Refuse to begin what the disk has no space for; what compression saves is measured on a few windows."""
-    needed = _RECORD_BYTES * len(cells)
+) -> int:
+    """Return about how many bytes an export takes; what compression saves is measured on a few windows."""
     if virtual:
-        needed += slide_bytes(store.shape) + _VIRTUAL_BYTES * len(cells) * len(windows)
-    else:
-        some = cells.iloc[np.linspace(0, len(cells) - 1, min(_SAMPLED, len(cells))).astype(int)]
-        for size in windows.values():
-            needed += int(_bytes_a_window(store, some, size, compression) * len(cells))
+        return slide_bytes(store.shape) + (_VIRTUAL_BYTES * len(windows) + _RECORD_BYTES) * len(cells)
+    some = cells.iloc[np.linspace(0, len(cells) - 1, min(_SAMPLED, len(cells))).astype(int)]
+    each = sum(_bytes_a_window(store, some, size, compression) for size in windows.values())
+    beside = _DATASET_BYTES * len(windows) if layout == "per_key" else 0
+    return int((each + beside + _RECORD_BYTES) * len(cells))
+
+
+def _check_space(folder: Path, needed: int, cells: int) -> None:
+    """Refuse to begin what the disk has no space for."""
     disk = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(disk).free
     _log.info("about %s are needed, %s are free", readable_bytes(needed), readable_bytes(free))
@@ -251,7 +256,7 @@ def _check_space(
             "The disk has too little space for the windows",
             where=folder,
             found=f"{readable_bytes(free)} free",
-            expected=f"about {readable_bytes(needed)} for {len(cells)} cells",
+            expected=f"about {readable_bytes(needed)} for {cells} cells",
             fix="free space, export to another disk, or use --virtual for up to 100,000 cells",
         )
 
@@ -290,13 +295,11 @@ class _Job:
 
     def write(self, path: Path) -> None:
         """Write windows as pixels, cut in tile order."""
-        import h5py
-
         options = _options(self.size, self.compression)
         shape = (self.size, self.size, 3)
         ids = self.cells[CELL_ID].tolist()
         batch = max(_BATCH_BYTES // (self.size * self.size * 3), 1)
-        with h5py.File(path, "w", libver=LIBVER) as file:
+        with written_h5(path) as (file, sink):
             if self.layout == "merged":
                 options["chunks"] = (1, *shape)
                 images = file.create_dataset(IMAGES, (len(ids), *shape), np.uint8, **options)
@@ -307,14 +310,13 @@ class _Job:
                         images[row] = image
                     else:
                         file.create_dataset(ids[row], data=image, **options)
+                    sink.check()
                     self.progress.advance()
 
     def write_virtual(self, path: Path, source: str) -> None:
         """Write where in the file ``source`` the windows lie."""
-        import h5py
-
-        with h5py.File(path, "w", libver=LIBVER) as file:
-            origins = window_origin(self.xy, self.size)
+        origins = window_origin(self.xy, self.size)
+        with written_h5(path) as (file, _):
             add_virtual_images(file, source, self.store.shape, origins, self.size, self.progress.advance)
             self._write_keys(file)
 
@@ -350,19 +352,3 @@ def _annotations(
             "micron_y_centroid": cells["y_um"].astype("float64"),
         }
     )
-
-
-@contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
-    """Tell a full disk or quota in words; HDF5 wraps the system's error in its own."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if not any(words in str(error) for words in ("No space left", "File too large", "quota", "errno = 28")):
-            raise
-        raise UserError(
-            "The disk is full",
-            where=folder,
-            found=" ".join(str(error).split()),
-            fix="free space or quota on that disk and start again; nothing was kept of this export",
-        ) from error

@@ -97,9 +97,7 @@ class Trio:
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
-        for part in self.parts:
-            for file in part.files.values():
-                file.close()
+        close_parts(self.parts)
 
     def __enter__(self) -> Trio:
         return self
@@ -127,16 +125,20 @@ def open_trio(folder: str | Path, windows: Mapping[str, int], mpp: float) -> Tri
         the study; a cell has no position; a cell is in train and in test.
     """
     parts = open_parts(folder, windows)
-    frames, matched = [], []
-    for part in parts:
-        frame = read_annotations(part.annotations)
-        check_positions(frame, part)
-        frames.append(frame)
-        matched.append(match_ids(frame[CELL_ID], part))
-    check_disjoint(frames, parts)
-    sides, notes = check_sides(parts, windows)
-    scale, said = check_scale(frames, mpp, folder)
-    return assemble(folder, parts, frames, matched, sides, scale, notes + said)
+    try:
+        frames, matched = [], []
+        for part in parts:
+            frame = read_annotations(part.annotations)
+            check_positions(frame, part)
+            frames.append(frame)
+            matched.append(match_ids(frame[CELL_ID], part))
+        check_disjoint(frames, parts)
+        sides, notes = check_sides(parts, windows)
+        scale, said = check_scale(frames, mpp, folder)
+        return assemble(folder, parts, frames, matched, sides, scale, notes + said)
+    except BaseException:
+        close_parts(parts)
+        raise
 
 
 def assemble(
@@ -170,16 +172,24 @@ def open_parts(folder: str | Path, windows: Mapping[str, int]) -> list[Part]:
     UserError
         See :func:`nuclass.core.patch_rows.find_patches` and :class:`nuclass.patches.patch_file.PatchFile`.
     """
-    found = find_patches(folder, windows)
-    return [
-        Part(
-            folder=paths["annotations"].parent,
-            split=split,
-            annotations=paths["annotations"],
-            files={role: PatchFile(paths[role]) for role in ROLES},
-        )
-        for split, paths in found.files.items()
-    ]
+    parts: list[Part] = []
+    try:
+        for split, paths in find_patches(folder, windows).files.items():
+            files: dict[str, PatchFile] = {}
+            parts.append(Part(paths["annotations"].parent, split, paths["annotations"], files))
+            for role in ROLES:
+                files[role] = PatchFile(paths[role])
+    except BaseException:
+        close_parts(parts)
+        raise
+    return parts
+
+
+def close_parts(parts: Sequence[Part]) -> None:
+    """Close the files of windows; a read opens them again."""
+    for part in parts:
+        for file in part.files.values():
+            file.close()
 
 
 def match_ids(ids: pd.Series[Any], part: Part) -> pd.DataFrame:
@@ -206,9 +216,7 @@ def match_ids(ids: pd.Series[Any], part: Part) -> pd.DataFrame:
         _refuse_lost_zeros(wanted, index, part, names[role])
     counts = ", ".join(f"{len(known[role])} in {names[role]}" for role in known)
     told = [_some(f"not in {name}", gone) for name, gone in lacking.items() if len(gone)]
-    told += [
-        _some(f"only in {name}, not in {part.annotations.name}", more) for name, more in extra.items() if len(more)
-    ]
+    told += [_some(f"only in {name}", more) for name, more in extra.items() if len(more)]
     raise UserError(
         "The three files are of different cells",
         where=part.folder,

@@ -23,6 +23,7 @@ from nuclass.patches.trio import (
     check_positions,
     check_scale,
     check_sides,
+    close_parts,
     match_ids,
     open_parts,
 )
@@ -40,6 +41,7 @@ Image = NDArray[np.uint8]
 SAMPLE = 1000
 _BATCH_BYTES = 64_000_000
 _SAME_PLACE_PX = 0.01
+_WHOLE = "square uint8 windows and their ids, finished and readable"
 _SAME = "the same cell ids in all three files"
 _SHOWN = 3
 
@@ -111,15 +113,26 @@ def _attempt(
 
 
 def _open(folder: str | Path, windows: Mapping[str, int], mpp: float, checks: list[Check]) -> Trio | None:
-    """Open a data set, rule by rule."""
-    whole = "square uint8 windows and their ids, finished and readable"
-    parts = _attempt(checks, "files", whole, open_parts, folder, windows)
+    """Open a data set, rule by rule; None if it cannot be used."""
+    parts = _attempt(checks, "files", _WHOLE, open_parts, folder, windows)
     if parts is None:
         return None
-    described = [f"{file.path.name} {file.layout}, {file.count}" for part in parts for file in part.files.values()]
+    trio = _matched(folder, parts, windows, mpp, checks)
+    if trio is None:
+        close_parts(parts)
+    return trio
+
+
+def _matched(
+    folder: str | Path, parts: list[Part], windows: Mapping[str, int], mpp: float, checks: list[Check]
+) -> Trio | None:
+    """Check open files against each other, rule by rule."""
+    described = [
+        f"{file.path.relative_to(folder)} {file.layout}, {file.count}" for part in parts for file in part.files.values()
+    ]
     notes = [note for part in parts for file in part.files.values() for note in file.notes]
     verdict: Verdict = "warn" if notes else "pass"
-    checks.append(Check("files", verdict, "; ".join(described), whole, "; ".join(dict.fromkeys(notes))))
+    checks.append(Check("files", verdict, "; ".join(described), _WHOLE, "; ".join(dict.fromkeys(notes))))
     frames: list[pd.DataFrame] = []
     matched: list[pd.DataFrame] = []
     for part in parts:

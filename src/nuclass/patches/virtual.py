@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.progress import Progress
 from nuclass.patches.patch_file import IMAGES
+from nuclass.patches.sink import written_h5
 from nuclass.slides.store import SlideStore
 from nuclass.slides.zarr_format import WHITE
 
 SLIDE_FILE, SLIDE = "slide.h5", "slide"
 MAX_VIRTUAL = 100_000
-# Files that HDF5 1.10 and later open, which is the first with virtual datasets.
-LIBVER = ("earliest", "v110")
 _CHUNK = 256
 
 
@@ -59,21 +58,18 @@ def write_slide(store: SlideStore, path: Path) -> None:
     path
         The file to write.
     """
-    import h5py
-
     height, width = store.shape
-    chunk = (_CHUNK, _CHUNK, 3)
-    rows = range(0, height, chunk[0])
-    with h5py.File(path, "w", libver=LIBVER) as file, Progress(len(rows), "Copy of the slide", "rows") as progress:
-        slide = file.create_dataset(SLIDE, (height, width, 3), np.uint8, chunks=chunk, fillvalue=WHITE)
+    rows = range(0, height, _CHUNK)
+    with written_h5(path) as (file, sink), Progress(len(rows), "Copy of the slide", "rows") as progress:
+        slide = file.create_dataset(SLIDE, (height, width, 3), np.uint8, chunks=(_CHUNK, _CHUNK, 3), fillvalue=WHITE)
         slide.attrs["mpp"] = store.mpp
         for y0 in rows:
-            high = min(chunk[0], height - y0)
-            band = store.region(0, y0, width, high)
-            for x0 in range(0, width, chunk[1]):
-                part = band[:, x0 : x0 + chunk[1]]
+            band = store.region(0, y0, width, min(_CHUNK, height - y0))
+            for x0 in range(0, width, _CHUNK):
+                part = band[:, x0 : x0 + _CHUNK]
                 if (part != WHITE).any():
-                    slide[y0 : y0 + high, x0 : x0 + part.shape[1]] = part
+                    slide[y0 : y0 + part.shape[0], x0 : x0 + part.shape[1]] = part
+            sink.check()
             progress.advance()
 
 
