@@ -69,6 +69,12 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
+def before_mb() -> float:
+    """Forget the peak so far; return the resident size now in MB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return memory_mb()["Rss"]
+
+
 def memory_mb(pid: int | str = "self") -> dict[str, float]:
     """Return the memory of a process in MB: ``Rss``, ``Pss`` (shared pages by shares) and ``Private``."""
     values: dict[str, float] = {}

@@ -7,7 +7,8 @@ full size made of four tiles. Each step is a process of its own, imports include
 unless said otherwise:
 
 split      all slides after each other, as their jobs do it: tables read, cut, proof of no overlap, table written.
-register   nuclass.data.load_cells of all slides, dataset and loader.
+register   nuclass.data.load_cells of all slides, dataset and loader; the same by the data module of training, which
+           leaves out the buffer between the splits and holds the tables of its cells.
 start      the same from the start of Python to the first batch of a loader with two workers, imports included.
 index      all batches of row numbers of one epoch, by one rank and by four.
 read       windows of 20,000 cells by the two workers, in training order, and from these an epoch, extrapolated: the
@@ -32,7 +33,7 @@ from typing import Any
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
-from bench_common import machine, memory_mb, peak_mb, publish, step, table, verdict
+from bench_common import before_mb, machine, memory_mb, peak_mb, publish, step, table, verdict
 
 BATCH, READ = 64, 20_000
 VIEWS = {"224 px": (224, 0, 224), "1024 px seen at 512": (1024, 1, 512)}
@@ -52,7 +53,7 @@ def split(results: Path, layout: str) -> dict[str, Any]:
     from nuclass.core.files import write_parquet
     from nuclass.splits import SplitConfig, split_cells
 
-    base, start = peak_mb(), time.perf_counter()
+    base, start = before_mb(), time.perf_counter()
     config, counts = SplitConfig(layout=layout), []
     for row in study_of(results).slides:
         slide = row["slide"]
@@ -77,15 +78,25 @@ def make_dataset(results: Path, view: str) -> Any:
 
 
 def register(results: Path) -> dict[str, Any]:
-    import torch  # noqa: F401
-
     from nuclass.data import WindowDataset, load_cells, make_loader  # noqa: F401
 
-    base, start = peak_mb(), time.perf_counter()
+    base, start = before_mb(), time.perf_counter()
     dataset = make_dataset(results, "224 px")
     make_loader(dataset, BATCH, shuffle=True)
-    held = memory_mb()["Rss"]
-    return {"s": time.perf_counter() - start, "base": base, "peak": peak_mb(), "held": held, "cells": len(dataset)}
+    return {"s": time.perf_counter() - start, "base": base, "peak": peak_mb(), "cells": len(dataset)}
+
+
+def module(results: Path) -> dict[str, Any]:
+    """Set up the data module of the local model, as training does: the cells of train and val."""
+    from nuclass.data.modules import Loading, LocalData
+
+    base, start = before_mb(), time.perf_counter()
+    loading = Loading(batch_size=BATCH, memory_mb=0)
+    data = LocalData(study_of(results), read_level=0, input_px=224, loading=loading)
+    data.setup("fit")
+    data.train_dataloader(), data.val_dataloader()
+    cells = len(data.train_set) + len(data.val_set)
+    return {"s": time.perf_counter() - start, "base": base, "peak": peak_mb(), "cells": cells}
 
 
 def index(results: Path, ranks: int) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def index(results: Path, ranks: int) -> dict[str, Any]:
     from nuclass.data import make_loader
 
     dataset = make_dataset(results, "224 px")
-    base, seconds, seen, batches = memory_mb()["Rss"], [], np.zeros(len(dataset), np.uint8), 0
+    base, seconds, seen, batches = before_mb(), [], np.zeros(len(dataset), np.uint8), 0
     for rank in range(ranks):
         start = time.perf_counter()
         loader = make_loader(dataset, BATCH, shuffle=True, rank=rank, world_size=ranks)
@@ -128,7 +139,7 @@ def read(results: Path, view: str, cells: int, began: float) -> dict[str, Any]:
     return {**told, "main": memory_mb()["Rss"], **worst}
 
 
-STEPS: dict[str, Any] = {"split": split, "register": register, "index": index, "read": read}
+STEPS: dict[str, Any] = {"split": split, "register": register, "module": module, "index": index, "read": read}
 
 
 def run_step(name: str, results: Path, *arguments: str) -> None:
@@ -147,7 +158,8 @@ def measure(results: Path, slides: int, cells: int, read_cells: int) -> tuple[li
     def cost(name: str, got: dict[str, Any], held: float = millions) -> list[str]:
         """``held`` is how many million cells the step holds at a time."""
         grown = (got["peak"] - got["base"]) / held
-        return [name, f"{got['s']:.2f}", f"{got['s'] / millions:.2f}", f"{got['peak']:,.0f}", f"{grown:,.0f}"]
+        seconds = got["s"] / got.get("cells", slides * cells) * 1e6
+        return [name, f"{got['s']:.2f}", f"{seconds:.2f}", f"{got['peak']:,.0f}", f"{grown:,.0f}"]
 
     costs = []
     for layout in ("blocks", "bands"):
@@ -155,7 +167,9 @@ def measure(results: Path, slides: int, cells: int, read_cells: int) -> tuple[li
         costs.append(cost(f"split all slides, {layout} ({got['buffer']:.0%} in the buffer)", got, one))
     got = step(__file__, "register", results)
     assert got["cells"] == slides * cells
-    costs.append(cost("register: cells, dataset, loader", got))
+    costs.append(cost("register all cells: tables, dataset, loader", got))
+    got = step(__file__, "module", results)
+    costs.append(cost(f"data module, {got['cells']:,} cells of train and val", got, got["cells"] / 1e6))
     for ranks in (1, 4):
         got = step(__file__, "index", results, ranks)
         name = f"row numbers of an epoch, {got['batches']:,} batches" + (
