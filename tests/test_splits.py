@@ -9,81 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuclass.core.errors import UserError
-from nuclass.slides.geometry import window_origin
 from nuclass.splits import SplitConfig, check_no_overlap, count_overlaps, split_cells
+from split_example import make_slide, share_pixel
 
 STUDY = {"splits": {"val": 0.2, "test": 0.1, "buffer_um": 256, "seed": 42}, "windows": {"local": 224, "global": 1024}}
-
-
-def make_slide(n=2000, width=9600.0, height=2400.0, classes=6, seed=0, patchy=True):
-    rng = np.random.default_rng(seed)
-    xy = rng.uniform((0, 0), (width, height), (n, 2))
-    if patchy:
-        centres = rng.uniform((0, 0), (width, height), (40, 2))
-        nearest = ((xy[:, None] - centres[None]) ** 2).sum(-1).argmin(1)
-        code = rng.integers(0, classes, 40)[nearest]
-        code = np.where(rng.random(n) < 0.3, rng.integers(0, classes, n), code)
-    else:
-        code = rng.integers(0, classes, n)
-    ids = [f"c{i:05d}-1" for i in range(n)]
-    status = np.where(rng.random(n) < 0.85, "labelled", "abstained")
-    names = np.where(status == "labelled", np.char.add("K", code.astype(str)), "")
-    cells = pd.DataFrame({"cell_id": ids, "x_px": xy[:, 0], "y_px": xy[:, 1]})
-    return cells, pd.DataFrame({"cell_id": ids, "class": names, "status": status})
-
-
-def share_pixel(cells, split, size):
-    """Paint every split's windows on a raster and look for a pixel in two of them."""
-    origins = window_origin(cells[["x_px", "y_px"]].to_numpy(), size)
-    low = origins.min(axis=0)
-    shape = origins.max(axis=0) - low + size
-    seen = np.zeros(tuple(shape[::-1]), np.int8)
-    for name in ("train", "val", "test"):
-        mask = np.zeros_like(seen, bool)
-        for x, y in origins[(split == name).to_numpy()] - low:
-            mask[y : y + size, x : x + size] = True
-        seen += mask.astype(np.int8)
-    return bool((seen > 1).any())
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    n=st.integers(60, 400),
-    window=st.integers(2, 24).map(lambda k: 4 * k),
-    aspect=st.floats(0.05, 1.0),
-    clusters=st.integers(0, 5),
-    test=st.sampled_from([0.0, 0.1, 0.2]),
-    turn=st.booleans(),
-    whole=st.booleans(),
-)
-def test_windows_of_different_splits_share_no_pixel(seed, n, window, aspect, clusters, test, turn, whole):
-    rng = np.random.default_rng(seed)
-    length = rng.uniform(4.5, 12) * window
-    xy = rng.uniform((0, 0), (length, length * aspect), (n, 2))
-    if clusters:
-        # Points on top of each other and on the very edges are the hard cases.
-        xy[: n // 2] = xy[rng.integers(0, clusters, n // 2)]
-    xy[-1], xy[-2] = (0, 0), (length, length * aspect)
-    xy = np.round(xy) if whole else xy
-    xy = xy[:, ::-1] if turn else xy
-    cells = pd.DataFrame({"cell_id": np.arange(n).astype(str), "x_px": xy[:, 0], "y_px": xy[:, 1]})
-    labels = pd.DataFrame({"cell_id": cells["cell_id"], "class": "K", "status": "labelled"})
-    config = SplitConfig(0.2, test, window * 0.25, seed % 1000, window)
-    try:
-        split = split_cells(cells, labels, config, "train").frame["split"]
-    except UserError as error:
-        # Points may lie in so few clusters that no cut leaves cells on both sides.
-        assert clusters or "too short" in str(error)  # noqa: PT017
-        return
-    assert not share_pixel(cells, split, window)
-    used = split != "buffer"
-    for a, b in [("train", "val"), ("train", "test"), ("val", "test")]:
-        p = cells.loc[used & (split == a), ["x_px", "y_px"]].to_numpy()
-        q = cells.loc[used & (split == b), ["x_px", "y_px"]].to_numpy()
-        if len(p) and len(q):
-            assert np.abs(p[:, None] - q[None]).max(-1).min() >= window + 1
-    assert {"train", "val"} <= set(split)
 
 
 @settings(max_examples=40, deadline=None)
