@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nuclass.cli_common import BASE, add_command, add_settings, settings_of
+from nuclass.cli_common import BASE, add_command, add_settings, settings_of, study_file
 
 if TYPE_CHECKING:
     from nuclass.xenium.checks import Check
@@ -19,7 +19,7 @@ patches_1024x1024.h5 and annotations.json. This study itself reads windows from 
 examples:
   nuclass patches export --slide ovary_1 --out handover/ovary_1
   nuclass patches verify handover/ovary_1 --slide ovary_1
-  nuclass patches import /data/Ovarian_wsi --slide ovary_wsi --out results/slides/ovary_wsi
+  nuclass patches import /data/Ovarian_wsi --slide ovary_wsi
   nuclass patches export --help
 """
 _EXPORT = """\
@@ -34,12 +34,13 @@ examples:
       --name mine --organ ovary --patient donor_7 --out handover/mine
 """
 _IMPORT = """\
-Check a data set of three files (in one folder, or in train/ and test/ below it) and write its table of cells and the
-list of its files: cells.parquet, patches.json, patches.parquet. No pixel is copied. A study does this by itself for
-slides with source 'patches'; the command shows beforehand whether a data set can be used.
+Check a data set of three files (in one folder, or in train/ and test/ below it) and write what a study needs of it:
+cells.parquet, patches.json and patches.parquet to RESULTS/slides/SLIDE, labels.parquet and summary.json to
+RESULTS/labels/SLIDE. No pixel is copied. A study does this by itself for slides with source 'patches'; the command
+shows beforehand whether a data set can be used.
 
 example:
-  nuclass patches import /data/Ovarian_wsi --slide ovary_wsi --out results/slides/ovary_wsi
+  nuclass patches import /data/Ovarian_wsi --slide ovary_wsi --results /tmp/try
 """
 _VERIFY = """\
 Check a data set of three files: ids, sizes, types, fields, scale, black and double windows; and its pixels against the
@@ -91,7 +92,7 @@ def _add_import(commands: argparse._SubParsersAction[Any]) -> None:
     parser = add_command(commands, "import", "Check a data set of three files and list its cells", _IMPORT)
     parser.add_argument("folder", type=Path, help="folder of the three files, or of train/ and test/ with them")
     parser.add_argument("--slide", required=True, help="name of the slide in this study")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder to write to (default: results)")
     add_settings(parser)
     parser.set_defaults(run=_import)
 
@@ -142,18 +143,23 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
+    from nuclass.labels.named import label_named_cells
     from nuclass.patches.importing import import_patches
 
     settings = settings_of(options)
+    slides, labels = (options.results / kind / options.slide for kind in ("slides", "labels"))
+    cells = slides / "cells.parquet"
     frame = import_patches(
         folder=options.folder,
-        cells=options.out / "cells.parquet",
-        manifest=options.out / "patches.json",
+        cells=cells,
+        manifest=slides / "patches.json",
         windows=settings["windows"],
         mpp=settings["mpp"],
         slide=options.slide,
     )
-    sys.stdout.write(f"Wrote {options.out}: {len(frame)} cells, {frame['given_label'].nunique()} labels.\n")
+    named = label_named_cells(cells=cells, ontology=study_file(settings["ontology"]), out=labels, name=options.slide)
+    known = int((named["class"].fillna("") != "").sum())
+    sys.stdout.write(f"Wrote {slides} and {labels}: {len(frame)} cells, {known} with a class.\n")
 
 
 def _verify(options: argparse.Namespace) -> None:

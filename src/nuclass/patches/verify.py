@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.names import CELL_ID, KEPT
 from nuclass.core.progress import Progress
-from nuclass.patches.annotations import FIELDS, LABEL, LABEL_FIELDS, peek_annotations, read_annotations
+from nuclass.patches.annotations import FIELDS, LABEL, peek_annotations, read_annotations
 from nuclass.patches.trio import (
     ROLES,
     Part,
@@ -169,10 +169,9 @@ def _records(part: Part, checks: list[Check]) -> pd.DataFrame | None:
     if frame is None:
         return None
     first = peek_annotations(part.annotations)
-    lacking = [f for f in FIELDS if f not in first and not (f == "class_id" and first[LABEL] is not None)]
-    named = next(f for f in LABEL_FIELDS if f in first)
+    lacking = [name for name in FIELDS if name not in first]
     detail = f"the first record lacks {', '.join(lacking)}" if lacking else ""
-    found = f"{len(frame)} records, {frame[LABEL].nunique()} classes under {named}"
+    found = f"{len(frame)} records, {frame[LABEL].nunique()} classes"
     checks.append(
         Check(name, "warn" if lacking else "pass", found, f"the {len(FIELDS)} fields of the original", detail)
     )
