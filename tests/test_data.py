@@ -1,4 +1,4 @@
-"""From files to batches: the join, windows, datasets, loaders, features, vocabularies, the funnel."""
+"""From files to tables: the join of cells, labels and splits, windows, vocabularies, the funnel."""
 
 from __future__ import annotations
 
@@ -9,66 +9,22 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
-import torch
 
+from data_example import SLIDES, change, write_stores, write_tables
 from nuclass.core.errors import UserError
-from nuclass.core.files import write_parquet
-from nuclass.data import (
-    BatchLoader,
-    BlockBatchSampler,
-    InMemoryWindows,
-    Vocabulary,
-    WindowDataset,
-    balanced_weights,
-    choose_dataset,
-    funnel_table,
-    load_cells,
-    make_loader,
-)
+from nuclass.data import Vocabulary, funnel_table, load_cells
 from nuclass.patches.windows import WindowReader, shrink
-from nuclass.slides.geometry import Frames, window_origin
-from nuclass.slides.writer import write_store
-
-SLIDES = [{"slide": "lung_1", "organ": "lung", "role": "train"}, {"slide": "colon_1", "organ": "colon"}]
-SIDE = 600
+from nuclass.slides.geometry import window_origin
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Tables of two slides of 40 cells: 4 dropped, 6 abstained; the label and split tables in other orders."""
-    rng = np.random.default_rng(0)
-    for item in SLIDES:
-        slide = item["slide"]
-        ids = [f"{slide[0]}{i:03d}-1" for i in range(40)]
-        status = np.array(["dropped"] * 4 + ["abstained"] * 6 + ["labelled"] * 30)
-        reason = np.array(["low_counts"] * 3 + ["off_slide"] + ["margin"] * 6 + [""] * 30)
-        place = rng.uniform(0, SIDE, (40, 2))
-        cells = pd.DataFrame({"cell_id": ids, "x_px": place[:, 0], "y_px": place[:, 1]})
-        cells["status"] = np.where(status == "dropped", "dropped", "kept")
-        cells["reason"] = np.where(status == "dropped", reason, "")
-        names = np.where(status == "labelled", np.resize(["T_Cell", "B_Cell", "Ductal"], 40), "")
-        labels = pd.DataFrame({"cell_id": ids, "class": names, "status": status, "reason": reason})
-        split = pd.DataFrame({"cell_id": ids, "split": np.resize(["train", "train", "val", "buffer", "test"], 40)})
-        write_parquet(tmp_path / "slides" / slide / "cells.parquet", cells)
-        write_parquet(tmp_path / "labels" / slide / "labels.parquet", labels.sample(frac=1, random_state=1))
-        write_parquet(tmp_path / "splits" / f"{slide}.parquet", split.sample(frac=1, random_state=2))
-    return tmp_path
+    return write_tables(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """Two slide stores of random pixels, and the pixels."""
-    root = tmp_path_factory.mktemp("stores")
-    paths, pixels = {}, {}
-    for number, item in enumerate(SLIDES):
-        slide = item["slide"]
-        image = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-        tifffile.imwrite(root / f"{slide}.ome.tif", image, tile=(128, 128), photometric="rgb")
-        frames = Frames(np.diag([1.25, 1.25, 1.0]), 0.2, 0.25)
-        write_store(root / f"{slide}.ome.tif", frames, root / slide, tile=64, shard=256, levels=3)
-        paths[slide], pixels[slide] = root / slide, image
-    return paths, pixels
+    return write_stores(tmp_path_factory.mktemp("stores"))
 
 
 @pytest.fixture
@@ -83,10 +39,6 @@ def cut(image, x, y, size):
     return padded[y0 : y0 + size, x0 : x0 + size]
 
 
-def change(path, edit):
-    write_parquet(path, edit(pd.read_parquet(path)))
-
-
 class TestLoadCells:
     def test_columns_and_order(self, results):
         frame = load_cells(SLIDES, results)
@@ -99,6 +51,35 @@ class TestLoadCells:
         number = frame["cell_id"].str[1:4].astype(int)
         assert (frame["class"] == np.array(["T_Cell", "B_Cell", "Ductal"])[number % 3]).all()
         assert (frame["split"] == np.array(["train", "train", "val", "buffer", "test"])[number % 5]).all()
+
+    def test_columns_are_compact(self, results):
+        frame = load_cells(SLIDES, results, ("train", "val"))
+        for column, names in {
+            "slide": ["colon_1", "lung_1"],
+            "organ": ["colon", "lung"],
+            "class": ["B_Cell", "Ductal", "T_Cell"],
+            "split": ["train", "val"],
+        }.items():
+            assert list(frame[column].cat.categories) == names
+        assert frame["row"].dtype == np.int32
+        assert frame["row"].tolist() == frame["cell_id"].str[1:4].astype(int).tolist()
+        big = frame.iloc[np.arange(10_000) % len(frame)]
+        assert big.memory_usage(deep=True, index=False).sum() < 50 * len(big)
+        again = load_cells(SLIDES[::-1], results, ("train", "val"))
+        assert list(again["slide"].unique()) == ["colon_1", "lung_1"]
+        assert list(again["class"].cat.categories) == ["B_Cell", "Ductal", "T_Cell"]
+
+    @pytest.mark.parametrize("kind", ["int", "bytes", "categories"])
+    def test_ids_of_any_type_become_text(self, results, kind):
+        def number(table):
+            ids = table["cell_id"].str[1:4]
+            made = {"int": ids.astype(int), "bytes": ids.str.encode("ascii"), "categories": ids.astype("category")}
+            return table.assign(cell_id=made[kind])
+
+        for path in ("slides/{}/cells.parquet", "labels/{}/labels.parquet", "splits/{}.parquet"):
+            change(results / path.format("lung_1"), number)
+        ids = load_cells(SLIDES[:1], results)["cell_id"]
+        assert ids.tolist() == [f"{i}" if kind == "int" else f"{i:03d}" for i in range(10, 40)]
 
     def test_filters(self, results):
         train = load_cells(SLIDES, results, ("train",))
@@ -115,6 +96,8 @@ class TestLoadCells:
             (lambda t: pd.concat([t, t.tail(1)]), "Cell ids repeat"),
             (lambda t: t.rename(columns={"split": "part"}), "lacks columns"),
             (lambda t: t.assign(split="dev"), "split is not known"),
+            (lambda t: t.assign(split=t["split"].where(t.index > 3)), "split is not known[\\s\\S]*an empty field"),
+            (lambda t: t.assign(cell_id=t["cell_id"].where(t.index > 3)), "no id[\\s\\S]*4 empty fields"),
         ],
     )
     def test_split_table_that_does_not_fit(self, results, edit, message):
@@ -204,167 +187,6 @@ class TestWindows:
         np.testing.assert_array_equal(copy.read(frame, 32, 0, 32), first)
 
 
-class TestDatasets:
-    @pytest.fixture
-    def both(self, stores, frame):
-        vocabulary = Vocabulary.from_frame(frame)
-        features = np.arange(len(frame) * 4, dtype=np.float32).reshape(-1, 4)
-        return [
-            choose_dataset(
-                frame,
-                WindowReader(stores[0]),
-                vocabulary,
-                size=64,
-                level=1,
-                out_px=16,
-                memory_mb=memory,
-                extra={"context": features},
-            )
-            for memory in (1.0, 0.01)
-        ]
-
-    def test_kind_depends_on_memory(self, both):
-        assert isinstance(both[0], InMemoryWindows)
-        assert isinstance(both[1], WindowDataset)
-
-    def test_both_give_the_same_items(self, both, frame):
-        for index in (3, [5, 2, 40, 59], torch.tensor([1, 0])):
-            one, two = both[0][index], both[1][index]
-            assert set(one) == {"image", "organ", "label", "index", "context"}
-            for name in one:
-                assert torch.equal(one[name], two[name]), name
-                assert one[name].dtype == two[name].dtype
-        assert both[0][3]["image"].shape == (3, 16, 16)
-        assert both[0][3]["image"].dtype == torch.uint8
-        assert both[0][[1, 2]]["image"].shape == (2, 3, 16, 16)
-        assert both[0].label.dtype == torch.int64
-        names = Vocabulary.from_frame(frame).decode_classes(both[0].label)
-        assert names == list(frame["class"])
-
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_loaders_show_each_cell_once(self, both, workers):
-        for dataset in both:
-            loader = make_loader(dataset, 16, shuffle=True, seed=3, num_workers=workers)
-            assert len(loader) == 4
-            batches = list(loader)
-            assert [len(batch["index"]) for batch in batches] == [16, 16, 16, 12]
-            index = torch.cat([batch["index"] for batch in batches])
-            assert sorted(index.tolist()) == list(range(60))
-            assert index.tolist() != list(range(60))
-            image = torch.cat([batch["image"] for batch in batches])
-            assert torch.equal(image, both[0][index]["image"])
-            flat = torch.cat([batch["index"] for batch in make_loader(dataset, 16)])
-            assert flat.tolist() == list(range(60))
-
-    def test_bad_shapes(self):
-        with pytest.raises(ValueError, match="uint8"):
-            InMemoryWindows(np.zeros((2, 3, 8, 8), np.uint8), [0, 0], [0, 0])
-        with pytest.raises(ValueError, match="rows of label"):
-            InMemoryWindows(np.zeros((2, 8, 8, 3), np.uint8), [0, 0], [0])
-        with pytest.raises(ValueError, match="may not be called image"):
-            InMemoryWindows(np.zeros((1, 8, 8, 3), np.uint8), [0], [0], {"image": np.zeros(1)})
-
-
-class TestSampling:
-    def test_seed_and_epoch_decide(self):
-        one, two = (BlockBatchSampler(100, 32, shuffle=True, seed=5) for _ in range(2))
-        first, second = list(one), list(one)
-        assert first != second
-        assert first == list(two)
-        two.set_epoch(0)
-        assert first == list(two)
-        two.set_epoch(1)
-        assert second == list(two)
-        assert first != list(BlockBatchSampler(100, 32, shuffle=True, seed=6))
-
-    @pytest.mark.parametrize(("n", "drop", "sizes"), [(70, True, [32, 32]), (70, False, [32, 32, 6]), (20, True, [20])])
-    def test_last_batch(self, n, drop, sizes):
-        sampler = BlockBatchSampler(n, 32, shuffle=True, drop_last=drop)
-        assert [len(batch) for batch in sampler] == sizes
-        assert len(sampler) == len(sizes)
-
-    def test_weights_balance_classes(self):
-        labels = np.array([0] * 900 + [1] * 90 + [2] * 10 + [-1] * 5)
-        sampler = BlockBatchSampler(len(labels), 64, shuffle=True, weights=balanced_weights(labels))
-        drawn = np.concatenate([labels[rows] for _ in range(20) for rows in sampler])
-        assert (drawn >= 0).all()
-        np.testing.assert_allclose(np.bincount(drawn) / len(drawn), 1 / 3, atol=0.02)
-        assert len(np.unique(balanced_weights(labels, 0)[:1000])) == 1
-
-    def test_blocks_keep_neighbours_together(self):
-        n = 100_000
-        order = np.random.default_rng(0).permutation(n)
-        place = np.empty(n, np.int64)
-        place[order] = np.arange(n)
-        sampler = BlockBatchSampler(n, 64, shuffle=True, order=order)
-        rows = np.concatenate(list(sampler))
-        assert sorted(rows) == list(range(n))
-        # 16 blocks of a pool touch at most 32 of the 391 stretches of 256; a borderline stretch of rows two pools.
-        reached = [len(np.unique(place[rows[k : k + 4096]] // 256)) for k in range(0, n, 4096)]
-        assert max(reached) <= 64
-        weights = np.where(place < 10_000, 1.0, 0.0)
-        drawn = np.concatenate(list(BlockBatchSampler(n, 64, shuffle=True, order=order, weights=weights)))
-        assert len(drawn) == n
-        assert (place[drawn] < 10_000).all()
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"batch_size": 0},
-            {"weights": np.ones(10)},
-            {"shuffle": True, "weights": np.zeros(10)},
-            {"order": np.arange(3)},
-        ],
-    )
-    def test_bad_options(self, options):
-        with pytest.raises(ValueError):
-            BlockBatchSampler(10, **{"batch_size": 4, **options})
-
-    def test_lightning_takes_both_loaders(self, stores, frame):
-        import lightning.pytorch as pl
-
-        seen = []
-
-        class Model(pl.LightningModule):
-            def __init__(self):
-                super().__init__()
-                self.layer = torch.nn.Linear(3, 3)
-
-            def training_step(self, batch, number):
-                seen.append((self.current_epoch, number, batch["index"].tolist()))
-                logits = self.layer(batch["image"].float().mean((2, 3)) / 255)
-                return torch.nn.functional.cross_entropy(logits, batch["label"])
-
-            def validation_step(self, batch, number):
-                return None
-
-            def configure_optimizers(self):
-                return torch.optim.SGD(self.parameters(), 0.1)
-
-        vocabulary = Vocabulary.from_frame(frame)
-        for memory in (1.0, 0.0):
-            dataset = choose_dataset(
-                frame, WindowReader(stores[0]), vocabulary, size=16, level=0, out_px=16, memory_mb=memory
-            )
-            seen.clear()
-            trainer = pl.Trainer(
-                max_epochs=2,
-                accelerator="cpu",
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            trainer.fit(
-                Model(), make_loader(dataset, 32, shuffle=True, seed=1, drop_last=True), make_loader(dataset, 32)
-            )
-            expected = make_loader(dataset, 32, shuffle=True, seed=1, drop_last=True).sampler
-            for epoch in range(2):
-                expected.set_epoch(epoch)
-                assert [rows for e, _, rows in seen if e == epoch] == list(expected)
-            assert isinstance(make_loader(dataset, 32), BatchLoader) == (memory == 1.0)
-
-
 class TestVocabulary:
     def test_round_trip(self):
         vocabulary = Vocabulary(("B_Cell", "T_Cell"), ("colon", "lung", "unknown"))
@@ -379,6 +201,17 @@ class TestVocabulary:
         vocabulary = Vocabulary.from_frame(frame, unknown_organ=True)
         assert vocabulary.classes == ("B_Cell", "Ductal", "T_Cell")
         assert vocabulary.organs == ("colon", "lung", "unknown")
+
+    def test_columns_of_a_table_are_encoded_as_they_are(self, frame):
+        vocabulary = Vocabulary(("B_Cell", "T_Cell"), ("colon", "lung"))
+        some = frame[frame["class"] != "Ductal"]
+        assert vocabulary.decode_classes(vocabulary.encode_classes(some["class"])) == some["class"].tolist()
+        assert vocabulary.decode_organs(vocabulary.encode_organs(frame["organ"])) == frame["organ"].tolist()
+        with pytest.raises(UserError, match=r"no class of this model[\s\S]*Ductal"):
+            vocabulary.encode_classes(frame["class"])
+        known = vocabulary.only_known(frame["class"])
+        assert known.tolist() == [name if name in vocabulary.classes else "" for name in frame["class"]]
+        assert vocabulary.only_known(frame["class"].astype(object)).tolist() == known.tolist()
 
     def test_unknown_names(self):
         vocabulary = Vocabulary(("B_Cell", "T_Cell"), ("colon", "lung"))

@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from nuclass.core.errors import UserError
-from nuclass.data.augment import Augment, augment_images, to_unit
-from nuclass.data.image_ops import blur, dihedral, jitter_stain
 from nuclass.models.backbones import build_backbone
 from nuclass.training import config as settings
 from nuclass.training.checkpoint import load_checkpoint, save_checkpoint
@@ -74,55 +72,6 @@ def test_metrics_by_hand():
     assert calibration_error(p, torch.tensor([0, 1, 1]), 10) == pytest.approx((0.8 + 0.3) / 3)
     assert auroc(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.1])) == pytest.approx(3.5 / 4)
     assert auroc(torch.tensor([]), torch.tensor([0.1])) is None
-
-
-def uint8_images(n: int = 6, side: int = 16) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (n, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    ).permute(0, 3, 1, 2)
-
-
-def test_the_eight_symmetries_are_exact_and_different():
-    image = uint8_images(1).expand(8, -1, -1, -1)
-    turned = dihedral(image, torch.arange(8))
-    assert len({turned[k].numpy().tobytes() for k in range(8)}) == 8
-    assert torch.equal(turned[0], image[0])
-    assert torch.equal(turned[4], image[0].flip(-1))
-    for k in range(8):
-        assert torch.equal(turned[k].flatten().sort().values, image[0].flatten().sort().values)
-
-
-def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
-    x = uint8_images(1).expand(4, -1, -1, -1).contiguous().float()
-    still = jitter_stain(x, 0, 0, 0)
-    assert torch.allclose(still, x, atol=1e-2)
-    changed = jitter_stain(x, 0.25, 0.05, 0.05, torch.Generator().manual_seed(1))
-    assert changed.min() >= 0
-    assert changed.max() <= 255
-    assert not torch.allclose(changed[0], changed[1])
-
-
-def test_stain_is_scaled_in_optical_density(monkeypatch):
-    # the same factor for all three stains is that factor of the optical density
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
-    y = jitter_stain(torch.full((1, 3, 2, 2), 127.0), 0.4, 0, 0)
-    density = -np.log(128 / 256)
-    assert float(y[0, 0, 0, 0]) == pytest.approx(np.exp(-1.4 * density) * 256 - 1, rel=1e-4)
-
-
-def test_augmentation_repeats_by_seed_and_leaves_its_input():
-    images = uint8_images()
-    before = images.clone()
-    first, second, third = (augment_images(images, Augment(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, third)
-    assert torch.equal(images, before)
-    off = Augment(dihedral=False, stain_scale=0, stain_shift=0, stain_mix=0, brightness=0, blur=0, noise=0)
-    assert torch.allclose(augment_images(images, off), to_unit(images))
-
-
-def test_blur_keeps_a_flat_image():
-    assert torch.allclose(blur(torch.full((1, 3, 5, 5), 0.3)), torch.full((1, 3, 5, 5), 0.3))
 
 
 def test_decay_leaves_norms_biases_and_tokens_alone():

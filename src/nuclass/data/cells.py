@@ -82,7 +82,17 @@ def load_cells(
             found=f"0 {kind} in {'any split' if wanted is None else ' or '.join(wanted)}",
             fix="see the funnel table and the label summaries for the step that lost them",
         )
-    return _compact([str(row["slide"]) for row in slides], [str(row["organ"]) for row in slides], tables)
+    frame = _compact([str(row["slide"]) for row in slides], [str(row["organ"]) for row in slides], tables)
+    del tables
+    give_back_memory()
+    return frame
+
+
+def give_back_memory() -> None:
+    """Hand what Arrow no longer uses back to the system, before worker processes inherit it."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pa.Table:

@@ -37,10 +37,10 @@ class BlockBatchSampler(Sampler[list[int]]):
         Draw ``n`` rows with replacement with these relative weights, instead of each once. Needs ``shuffle``.
     order
         Rows in an order in which neighbours follow each other. Given this, shuffling permutes blocks of
-        256 neighbours, takes them in pools of 16 and permutes within a pool: not a uniform shuffle, but
-        the tiles of a pool fit into a cache. A batch is a fair draw from 16 places, wherever these are: shares of
-        slides and classes scatter in it at most as those of 16 cells drawn at random. Without it the shuffle is
-        uniform.
+        256 neighbours, takes them in pools of at least 16 and permutes within a pool: not a uniform shuffle, but
+        the tiles of a pool fit into a cache. A batch is a fair draw from 16 places drawn from all slides: the
+        shares of slides and classes scatter in it no more than in ``1 / (1 / 16 + 1 / batch_size)`` cells drawn
+        one by one. Without it the shuffle is uniform.
     rank, world_size
         This process and their number. All agree on an epoch's rows; rank ``r`` takes batches ``r, r + world_size,
         ...``. Shuffled, all ranks get equally many: what is left over is dropped with ``drop_last``, else the first
@@ -138,11 +138,9 @@ class BlockBatchSampler(Sampler[list[int]]):
         first = int(rng.integers(1, BLOCK_CELLS + 1))
         blocks = np.array_split(base, range(first, len(base), BLOCK_CELLS))
         turn = rng.permutation(len(blocks))
-        pools = [
-            np.concatenate([blocks[i] for i in turn[start : start + POOL_BLOCKS]])
-            for start in range(0, len(turn), POOL_BLOCKS)
-        ]
-        return np.concatenate([rng.permutation(pool) for pool in pools])
+        # What is left over goes into the last pool: alone it would be a pool of few places.
+        pools = np.split(turn, range(POOL_BLOCKS, len(turn) - POOL_BLOCKS + 1, POOL_BLOCKS))
+        return np.concatenate([rng.permutation(np.concatenate([blocks[i] for i in pool])) for pool in pools])
 
     def _places(self) -> NDArray[Any]:
         assert self.order is not None

@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from nuclass.core.names import TEST, VAL
-from nuclass.data.cells import load_cells
+from nuclass.data.cells import give_back_memory, load_cells
 from nuclass.data.datasets import InMemoryWindows, Rows, WindowDataset, local_windows
 from nuclass.data.loaders import balanced_weights, make_loader
 from nuclass.data.study import Study
@@ -169,6 +169,7 @@ class LocalData(CellData):
         """Load the train and val cells and take their vocabulary."""
         if not hasattr(self, "train"):
             self.train, self.val, self.known = load_training_cells(self.study)
+            give_back_memory()
 
     def setup(self, stage: str | None = None) -> None:
         """Load the cells of a stage and read their windows, or lay down where these lie."""

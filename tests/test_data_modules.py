@@ -1,0 +1,234 @@
+"""Data modules: a study's cells become each process's batches, once, with what each model needs beside windows."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from data_example import SLIDES, change, write_stores, write_tables
+from nuclass.core.errors import UserError
+from nuclass.data import Study, Vocabulary
+from nuclass.data.datasets import InMemoryWindows, WindowDataset
+from nuclass.data.modules import GateData, GlobalData, Loading, LocalData
+from nuclass.data.training_cells import load_training_cells
+from nuclass.training.config import Run
+from nuclass.training.inputs import data_hash
+from nuclass.training.train import loading
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two slides of 30 labelled cells: 18 or so train, 6 val, 6 buffer or test."""
+    write_tables(tmp_path)
+    paths, _ = write_stores(tmp_path)
+    return Study([{**row, "windows": str(paths[row["slide"]])} for row in SLIDES], tmp_path, windows={"local": 32})
+
+
+def local_data(study, **options):
+    return LocalData(study, read_level=0, input_px=16, loading=Loading(8, seed=1, **options))
+
+
+def on_rank(data, rank, world_size):
+    """Attach a trainer that only knows its place."""
+    device = types.SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = types.SimpleNamespace(global_rank=rank, world_size=world_size, strategy=device)
+    return data
+
+
+class TestStudy:
+    def test_windows_come_from_the_given_path_or_the_results(self, tmp_path):
+        study = Study(
+            [{"slide": "a", "organ": "lung"}, {"slide": "b", "organ": "lung", "windows": "/x/patches.json"}], tmp_path
+        )
+        assert study.source("a") == tmp_path / "slides" / "a" / "he.ome.zarr"
+        assert str(study.source("b")) == "/x/patches.json"
+        assert study.reader().sources == {"a": study.source("a"), "b": study.source("b")}
+        with pytest.raises(UserError, match=r"not one of the study's[\s\S]*a \| b"):
+            study.source("c")
+
+
+class TestLocal:
+    def test_batches_hold_the_windows_of_their_cells(self, study):
+        data = local_data(study)
+        data.setup("fit")
+        assert isinstance(data.train_set, InMemoryWindows)
+        assert data.known == Vocabulary(("B_Cell", "Ductal", "T_Cell"), ("colon", "lung", "unknown"))
+        with study.reader() as reader:
+            for loader, frame in ((data.train_dataloader(), data.train), (data.val_dataloader(), data.val)):
+                for batch in loader:
+                    cells = frame.iloc[batch["index"].numpy()]
+                    assert np.array_equal(batch["image"].permute(0, 2, 3, 1), reader.read(cells, 32, 0, 16))
+                    assert data.known.decode_classes(batch["label"]) == cells["class"].tolist()
+                    assert data.known.decode_organs(batch["organ"]) == cells["organ"].tolist()
+        index = torch.cat([batch["index"] for batch in data.val_dataloader()])
+        assert index.tolist() == list(range(len(data.val)))
+
+    def test_setup_reads_once(self, study, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            "nuclass.data.modules.load_training_cells", lambda s: calls.append(s) or load_training_cells(s)
+        )
+        data = local_data(study)
+        for stage in ("fit", "validate", None, "fit"):
+            data.setup(stage)
+        assert len(calls) == 1
+        assert data.val_dataloader() is data.val_dataloader()
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_workers_change_nothing(self, study, workers):
+        on_demand = local_data(study, memory_mb=0, workers=workers)
+        on_demand.setup("fit")
+        assert isinstance(on_demand.train_set, WindowDataset)
+        reference = local_data(study, memory_mb=0)
+        reference.setup("fit")
+        ours, theirs = on_demand.train_dataloader(), reference.train_dataloader()
+        for epoch in (0, 1):
+            ours.sampler.set_epoch(epoch)
+            theirs.sampler.set_epoch(epoch)
+            for a, b in zip(ours, theirs, strict=True):
+                assert all(torch.equal(a[key], b[key]) for key in b)
+
+    def test_starting_a_pass_leaves_the_random_numbers_of_training_alone(self, study):
+        data = local_data(study, memory_mb=0)
+        data.setup("fit")
+        torch.manual_seed(3)
+        expected = torch.rand(4)
+        torch.manual_seed(3)
+        list(data.train_dataloader())
+        assert torch.equal(torch.rand(4), expected)
+
+    @pytest.mark.parametrize("memory_mb", [0, 100])
+    def test_processes_share_the_cells(self, study, memory_mb):
+        data = local_data(study, memory_mb=memory_mb)
+        data.setup("fit")
+        whole = [batch["index"].tolist() for batch in data.train_dataloader()]
+        parts = [[b["index"].tolist() for b in on_rank(data, rank, 2).train_dataloader()] for rank in (0, 1)]
+        assert len(parts[0]) == len(parts[1]) == len(whole) // 2
+        assert parts[0] == whole[0 : 2 * len(parts[0]) : 2]
+        assert parts[1] == whole[1 : 2 * len(parts[0]) : 2]
+        val = [b["index"] for rank in range(3) for b in on_rank(data, rank, 3).val_dataloader()]
+        assert sorted(torch.cat(val).tolist()) == list(range(len(data.val)))
+
+    def test_balance_shows_classes_alike(self, study):
+        rare = pd.read_parquet(study.results / "labels" / "lung_1" / "labels.parquet")
+        classes = rare["class"].where(rare["class"].isin(["", "T_Cell"]) | (rare.index % 5 == 0), "T_Cell")
+        change(study.results / "labels" / "lung_1" / "labels.parquet", lambda t: t.assign(**{"class": classes}))
+        counts = []
+        for balance in (0.0, 1.0):
+            data = LocalData(study, read_level=0, input_px=16, loading=loading(Run(batch_size=8, balance=balance), 1))
+            data.setup("fit")
+            loader = data.train_dataloader()
+            shown = torch.cat([batch["label"] for _ in range(60) for batch in loader])
+            counts.append(torch.bincount(shown, minlength=3) / len(shown))
+        assert counts[0].max() - counts[0].min() > 0.2
+        assert counts[1].max() - counts[1].min() < 0.1
+
+    def test_prediction_takes_val_and_test_cells_and_a_models_names(self, study):
+        data = LocalData(
+            study,
+            read_level=0,
+            input_px=16,
+            loading=Loading(8),
+            vocabulary=Vocabulary(("B_Cell", "T_Cell"), ("lung", "unknown")),
+        )
+        data.setup("predict")
+        assert set(data.predicted["split"]) == {"val", "test"}
+        labels = torch.cat([batch["label"] for batch in data.predict_dataloader()])
+        organs = torch.cat([batch["organ"] for batch in data.predict_dataloader()])
+        assert (labels == -1).tolist() == (data.predicted["class"] == "Ductal").tolist()
+        assert organs.tolist() == (data.predicted["organ"] == "colon").astype(int).tolist()
+        with pytest.raises(ValueError, match="vocabulary of a trained model"):
+            local_data(study).setup("predict")
+        with pytest.raises(ValueError, match="call setup first"):
+            local_data(study).train_dataloader()
+
+
+class TestGlobal:
+    def test_context_and_teacher_come_along(self, study):
+        asked = []
+
+        def context(frame, views):
+            asked.append(views)
+            return torch.arange(len(frame)).view(-1, 1, 1).expand(-1, 1 + 2 * views, 4).half()
+
+        data = GlobalData(
+            study,
+            read_level=0,
+            input_px=16,
+            loading=Loading(8),
+            context=context,
+            teacher=lambda dataset: dataset.label[:, None].float(),
+        )
+        data.setup("fit")
+        assert asked == [True, False]
+        for batch in data.train_dataloader():
+            assert batch["context"].shape == (len(batch["index"]), 3, 4)
+            assert torch.equal(batch["context"][:, 0, 0].long(), batch["index"])
+            assert torch.equal(batch["teacher"][:, 0].long(), batch["label"])
+        batch = next(iter(data.val_dataloader()))
+        assert batch["context"].shape[1:] == (1, 4)
+        assert "teacher" not in batch
+
+    def test_features_of_other_cells_are_refused(self, study):
+        data = GlobalData(
+            study, read_level=0, input_px=16, loading=Loading(8), context=lambda frame, views: torch.zeros(3, 1, 4)
+        )
+        with pytest.raises(ValueError, match="3 rows of context"):
+            data.setup("fit")
+
+
+class TestGate:
+    def test_batches_of_cached_outputs(self):
+        fitting = {"p_a": torch.rand(10, 3), "label": torch.arange(10)}
+        data = GateData(fitting, {key: value[:5] for key, value in fitting.items()}, batch_size=4, seed=2)
+        first, second = ([batch["label"].tolist() for batch in data.train_dataloader()] for _ in range(2))
+        assert first == second
+        assert [len(batch) for batch in first] == [4, 4, 2]
+        assert sorted(row for batch in first for row in batch) == list(range(10))
+        (batch,) = data.val_dataloader()
+        assert torch.equal(batch["p_a"], fitting["p_a"][:5])
+
+
+class TestTrainingCells:
+    def test_a_class_of_val_alone_is_left_out_of_val(self, study, caplog):
+        def rename(table):
+            split = pd.read_parquet(study.results / "splits" / "lung_1.parquet").set_index("cell_id")["split"]
+            only_val = (table["cell_id"].map(split) == "val") & (table["class"] == "T_Cell")
+            return table.assign(**{"class": table["class"].where(~only_val, "Mast_Cell")})
+
+        change(study.results / "labels" / "lung_1" / "labels.parquet", rename)
+        with caplog.at_level("WARNING", "nuclass"):
+            _, val, vocabulary = load_training_cells(study)
+        assert "Mast_Cell" not in vocabulary.classes
+        assert "Mast_Cell" not in set(val["class"])
+        assert "Mast_Cell 2" in caplog.text
+        assert "T_Cell" not in caplog.text
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_an_empty_split_is_named(self, study, split):
+        for item in SLIDES:
+            change(study.results / "splits" / f"{item['slide']}.parquet", lambda t: t[["cell_id"]].assign(split=split))
+        other = {"train": "val", "val": "train"}[split]
+        with pytest.raises(UserError, match=f"no labelled cell in the split '{other}'"):
+            load_training_cells(study)
+
+    def test_ids_may_be_the_same_on_two_slides(self, study):
+        """Every slide has its own cells 000-1 and so on; nothing may mix them up."""
+        before = load_training_cells(study)[0]
+        for item in SLIDES:
+            for path in ("slides/{}/cells.parquet", "labels/{}/labels.parquet", "splits/{}.parquet"):
+                change(study.results / path.format(item["slide"]), lambda t: t.assign(cell_id=t["cell_id"].str[1:]))
+        after = load_training_cells(study)[0]
+        assert after["cell_id"].tolist() == before["cell_id"].str[1:].tolist()
+        same = ["slide", "organ", "row", "x_px", "y_px", "class", "split"]
+        pd.testing.assert_frame_equal(after[same], before[same])
+
+    def test_unused_names_do_not_change_the_hash(self, study):
+        train, val, _ = load_training_cells(study)
+        plain = train.astype(dict.fromkeys(("slide", "organ", "cell_id", "class", "split"), object))
+        assert data_hash(study, train, val) == data_hash(study, plain, val)
+        assert data_hash(study, train, val) != data_hash(study, train.iloc[::-1], val)
