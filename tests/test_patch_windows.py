@@ -130,6 +130,23 @@ def test_train_and_test_folders_read_as_one_slide(slide, tmp_path):
     )
 
 
+def test_the_share_off_the_slide_is_read_where_the_files_hold_it(slide, small, tmp_path):
+    path, image = slide
+    ids, xy = cells(30)
+    write_trio(tmp_path / "d" / "train", image, xy[:20], ids[:20], sizes=(32, 64), shuffle=1)
+    write_trio(tmp_path / "d" / "test", image, xy[20:], ids[20:], sizes=(32, 64), shuffle=1)
+    with h5py.File(tmp_path / "d" / "test" / "patches_32x32.h5", "a") as file:
+        order = [ids.index(key) for key in file["keys"].asstr()[:]]
+        expected = SlideWindows(path).padded(None, xy, 32)
+        file["padded"] = expected[order]
+    windows = PatchWindows(imported(tmp_path / "d", tmp_path / "out"))
+    rows = np.array([29, 3, 28, 20, 29])
+    got = windows.padded(rows, xy[rows], 32)
+    assert expected[29] == 0.75
+    np.testing.assert_array_equal(got, [expected[29], np.nan, expected[28], expected[20], expected[29]])
+    assert np.isnan(windows.padded(rows, xy[rows], 64)).all()
+
+
 def test_global_windows_at_half_size(slide, tmp_path):
     path, image = slide
     ids, xy = cells(20)

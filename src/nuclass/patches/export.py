@@ -22,7 +22,7 @@ from nuclass.core.names import CELL_ID, GLOBAL, KEPT, LABELLED, LOCAL
 from nuclass.core.patch_rows import PARTS, patch_names
 from nuclass.core.progress import Progress, readable_bytes
 from nuclass.patches.annotations import write_annotations
-from nuclass.patches.patch_file import IMAGES, KEYS, Layout
+from nuclass.patches.patch_file import IMAGES, KEYS, PADDED, Layout
 from nuclass.patches.sink import written_h5
 from nuclass.patches.stale import check_store_fits, same_cells
 from nuclass.patches.virtual import SLIDE_FILE, add_virtual_images, refuse_many, slide_bytes, write_slide
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Compression = Literal["lzf", "gzip", "none"]
-PADDED = "padded"
 MODALITY = "bright field H&E"
 _EMPTY_FIX = "see the funnel table and the label summaries for the step that lost them"
 _BATCH_BYTES = 64_000_000
@@ -156,7 +155,9 @@ def export_patches(
                     job.write_virtual(place / names[role], "../" * bool(name) + SLIDE_FILE)
                 else:
                     job.write(place / names[role])
-            record = _annotations(store, part, max(windows.values()), slide, organ, patient)
+            # In the order of the table: a study that takes the files in again sees its cells in the same order.
+            ordered = part.sort_values("place")
+            record = _annotations(store, ordered, max(windows.values()), slide, organ, patient)
             write_annotations(place / names["annotations"], record)
     counts = {name: len(part) for name, part in parts.items()}
     told = ", ".join(f"{number} cells" + (f" in {name}/" if name else "") for name, number in counts.items())
@@ -168,13 +169,13 @@ def export_patches(
 def _chosen(
     cells: pd.DataFrame, labels: pd.DataFrame, splits: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Return the cells to write in the order of their ids, with ``class`` and ``split``, and why others are not."""
+    """Return the cells to write in the order of their ids, with class, split and place in the table; why not others."""
     labels = same_cells(cells, labels, "labels")
     known = labels["class"].fillna("").astype(str).where(labels["status"] == LABELLED, "")
     labelled = (known != "").to_numpy()
     kept = (cells["status"] == KEPT).to_numpy() if "status" in cells else np.ones(len(cells), bool)
     table = cells[[CELL_ID, "x_um", "y_um", "x_px", "y_px"]].reset_index(drop=True)
-    table = table.assign(**{"class": known.to_numpy(), "split": ""})
+    table = table.assign(**{"class": known.to_numpy(), "split": "", "place": np.arange(len(table))})
     table[CELL_ID] = table[CELL_ID].astype(str)
     use = labelled & kept
     left_out = {"without a class": int((~use).sum())}

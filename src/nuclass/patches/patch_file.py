@@ -21,7 +21,7 @@ from nuclass.core.errors import UserError
 Image = NDArray[np.uint8]
 Layout = Literal["merged", "per_key"]
 
-IMAGES, KEYS = "images", "keys"
+IMAGES, KEYS, PADDED = "images", "keys", "padded"
 _CACHE_BYTES = 32_000_000
 _LOOKED_AT = 64
 
@@ -155,6 +155,14 @@ class PatchFile:
             for i, name in enumerate(names):
                 out[i] = _to_rgb(self._one(file, name)[None], len(self._shape) == 2)[0]
         return out
+
+    def padded(self) -> NDArray[np.float32] | None:
+        """Return the share of each window that lies off its slide, ``(N,)``; None where the file does not hold it."""
+        file = self._open()
+        if self.layout != "merged" or PADDED not in file or file[PADDED].shape != (self.count,):
+            return None
+        shares: NDArray[np.float32] = file[PADDED][:].astype(np.float32)
+        return shares
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

@@ -90,8 +90,19 @@ class PatchWindows:
         return out if np.array_equal(inverse, np.arange(len(wanted))) else out[inverse]
 
     def padded(self, rows: ArrayLike | None, xy: ArrayLike, size: int) -> NDArray[np.float32]:
-        """Return NaN for each window: patch files do not say where their slide ends."""
-        return np.full(len(np.asarray(xy).reshape(-1, 2)), np.nan, np.float32)
+        """Return the share of each window that lies off the slide, NaN where the files do not hold it.
+
+        Those that ``nuclass patches export`` wrote in the merged layout do (dataset ``padded``).
+        """
+        role = self._role(size, 1)
+        places = np.asarray(rows, dtype=np.int64).reshape(-1)
+        out = np.full(len(places), np.nan, np.float32)
+        for part in np.unique(self._part[places]).tolist():
+            shares = self._file(part, role).padded()
+            if shares is not None:
+                here = self._part[places] == part
+                out[here] = shares[self._rows[role][places[here]]]
+        return out
 
     def close(self) -> None:
         """Close the files; the next read opens them again."""
