@@ -180,6 +180,16 @@ def test_the_first_part_has_the_seeds_of_the_views_alone(slide, tmp_path, monkey
     np.testing.assert_array_equal(read_features(tmp_path / "a.views.h5", ids), before)
 
 
+def test_every_part_and_view_has_a_random_stream_of_its_own(slide):
+    study, frame = slide
+    steps = embedding._Pass(network(TOKENS), frame, study, VIEWS, None, 48)
+    seeds = set()
+    for part in range(50):
+        steps._seed(part)
+        seeds |= {generator.initial_seed() for generator in steps.generators}
+    assert len(seeds) == 100
+
+
 def test_no_cell_is_augmented(slide, tmp_path):
     study, frame = slide
     test = frame[frame["split"] == "test"]
