@@ -198,8 +198,8 @@ def cut_blocks(
             where=slide or None,
             found=f"nothing left for {', '.join(empty)}"
             if empty
-            else f"{lost:.0%} of the labelled cells in the buffer",
-            expected=f"labelled cells in every split, at most {config.max_buffer_share:.0%} in the buffer",
+            else f"{lost:.1%} of the labelled cells in the buffer",
+            expected=f"labelled cells in every split, at most {config.max_buffer_share:.1%} in the buffer",
             fix=fix,
         )
     return split, blocks.told(dealt)

@@ -20,6 +20,8 @@ COLOURS = {TRAIN: "#0072b2", VAL: "#e69f00", TEST: "#009e73", BUFFER: "#b8b8b8"}
 _NAMES = {TRAIN: "train", VAL: "validation", TEST: "test", BUFFER: "buffer (unused)"}
 _LONG_SIDE_IN = 8.0
 _HEAD_IN, _LINE_IN = 0.62, 0.19
+_COVER = 0.35
+"""Area of all dots together, as a share of the picture."""
 
 
 def draw_split(
@@ -64,7 +66,7 @@ def draw_split(
     FigureCanvasAgg(figure)
     total_w, total_h = figure.get_size_inches()
     axes = figure.add_axes((left / total_w, 0.5 / total_h, width / total_w, height / total_h))
-    size = float(np.clip(22_000 * (zoom / 3.3) ** 2 / max(seen.sum(), 1), 0.3, 9.0))
+    size = float(np.clip(_COVER * width * height * 72**2 / max(seen.sum(), 1), 0.3, 9.0))
     for name in (TRAIN, VAL, TEST, BUFFER):
         rows = seen & (names == name)
         if rows.any():
