@@ -55,6 +55,20 @@ def test_any_storage_gives_the_same(tmp_path, options):
     np.testing.assert_array_equal(again.read(ROWS), IMAGES[ROWS])
 
 
+def test_a_forked_process_opens_the_file_itself(tmp_path):
+    """Two processes that share one open file move each other's place in it."""
+    write_h5(tmp_path / "a.h5", IDS, IMAGES)
+    file = PatchFile(tmp_path / "a.h5")
+    file.read([0])
+    mine = file._file
+    child = os.fork()
+    if child == 0:
+        same = file._open() is mine
+        os._exit(int(same or not (file.read(ROWS) == IMAGES[ROWS]).all()))
+    assert os.waitpid(child, 0)[1] == 0
+    assert file._open() is mine
+
+
 @pytest.mark.parametrize("layout", ["merged", "per_key"])
 def test_grey_and_alpha_are_read_and_told(tmp_path, layout):
     write_h5(tmp_path / "grey.h5", IDS, IMAGES[..., 0], layout)
