@@ -11,6 +11,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -379,3 +380,33 @@ def test_numbers_of_the_annotations_are_json(slide, tmp_path):
     write(slide, tmp_path / "out")
     text = (tmp_path / "out/annotations.json").read_text()
     assert json.dumps(json.loads(text), indent=2) + "\n" == text
+
+
+def test_the_job_of_the_workflow_writes_its_targets(slide, tmp_path):
+    store, cells, labels = slide
+    cells.to_parquet(tmp_path / "cells.parquet")
+    labels.to_parquet(tmp_path / "labels.parquet")
+    out = tmp_path / "results/patches/s_1"
+    out.mkdir(parents=True)
+    (out / "patches_128x128.h5").write_text("of an earlier run")
+    inputs = {name: str(tmp_path / f"{name}.parquet") for name in ("cells", "labels")}
+    job = SimpleNamespace(
+        input=SimpleNamespace(store=str(store.path), **inputs),
+        output=SimpleNamespace(annotations=str(out / "annotations.json")),
+        params=SimpleNamespace(windows=SIDES, organ="ovary", patient="donor_7", mpp=0.25),
+        wildcards=Wildcards(slide="s_1"),
+        log=[str(tmp_path / "log")],
+        threads=1,
+        rule="export_patches",
+    )
+    script = Path(__file__).parent.parent / "scripts/export_patches.py"
+    exec(compile(script.read_text(), script, "exec"), {"snakemake": job})
+    assert {path.name for path in out.iterdir()} == {"annotations.json", "patches_32x32.h5", "patches_128x128.h5"}
+    with open_trio(out, SIDES, 0.25) as trio:
+        assert trio.cells["patient_id"].unique().tolist() == ["donor_7"]
+    assert "40 cells written" in (tmp_path / "log").read_text()
+
+
+class Wildcards(SimpleNamespace):
+    def items(self):
+        return vars(self).items()
