@@ -139,10 +139,10 @@ def to_half(features: NDArray[Any], cell_ids: Ids, where: object) -> Half:
 
 def encode_ids(cell_ids: Ids) -> NDArray[np.bytes_]:
     """Return ids as fixed-length UTF-8 ``(N,)``; raises ValueError when one repeats."""
-    ids = np.asarray(cell_ids)
-    if ids.dtype.kind != "S":
-        ids = np.char.encode(ids.astype(str), "utf-8")
-    different = len(np.unique(ids))
+    import pandas as pd
+
+    ids = _utf8(cell_ids)
+    different = len(pd.unique(ids.astype(object)))
     if different != len(ids):
         raise ValueError(f"{len(ids)} ids, of which {different} different")
     return ids
@@ -288,14 +288,14 @@ def _stored_key(file: h5py.File, path: str | Path) -> FeatureKey:
 
 def _rows_of(stored: NDArray[Any], cell_ids: Ids, path: str | Path) -> NDArray[np.int64]:
     """Return the row of each id asked for among the stored ones."""
+    import pandas as pd
+
     stored = stored.astype(f"S{stored.dtype.itemsize}")
-    asked = np.char.encode(np.asarray(cell_ids).astype(str), "utf-8") if len(cell_ids) else np.empty(0, stored.dtype)
+    asked = _utf8(cell_ids)
     if len(asked) == len(stored) and (asked == stored).all():
         return np.arange(len(stored))
-    order = np.argsort(stored, kind="stable")
-    place = np.searchsorted(stored, asked, sorter=order)
-    at = order[np.minimum(place, len(stored) - 1)] if len(stored) else np.zeros(len(asked), np.int64)
-    missing = np.flatnonzero(stored[at] != asked) if len(stored) else np.arange(len(asked))
+    at = pd.Index(stored.astype(object)).get_indexer(pd.Index(asked.astype(object)))
+    missing = np.flatnonzero(at < 0)
     if len(missing):
         first = ", ".join(str(cell_ids[i]) for i in missing[:3])
         raise UserError(
@@ -305,6 +305,14 @@ def _rows_of(stored: NDArray[Any], cell_ids: Ids, path: str | Path) -> NDArray[n
             fix="compute the features of this slide again",
         )
     return at.astype(np.int64)
+
+
+def _utf8(cell_ids: Ids) -> NDArray[np.bytes_]:
+    ids = np.asarray(cell_ids)
+    try:
+        return ids.astype("S")
+    except UnicodeEncodeError:
+        return np.char.encode(ids.astype(str), "utf-8")
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,21 +117,13 @@ def check_pooling(backbone: Backbone, pooling: str) -> None:
     )
 
 
-def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str, *, views: bool = False) -> FeatureKey:
-    """Return what features of ``backbone``, on the device where it is, depend on.
+def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str) -> FeatureKey:
+    """Return what plain features of ``backbone``, on the device where it is, depend on.
 
-    Parameters
-    ----------
-    name
-        Name of the backbone, as a reader should know it.
-    views
-        For the copies under augmentation.
+    ``name`` is that of the backbone, as a reader should know it.
     """
     from nuclass.data.features import FeatureKey
 
-    changed: dict[str, Any] = {}
-    if views:
-        changed = {"views": settings.views, "augment": tuple(asdict(settings.augment).items()), "seed": settings.seed}
     return FeatureKey(
         backbone=name,
         sha256=state_hash(backbone),
@@ -143,7 +135,6 @@ def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str
         mean=tuple(round(float(value), 6) for value in backbone.mean.flatten()),
         std=tuple(round(float(value), 6) for value in backbone.std.flatten()),
         precision=computes_in(backbone.mean.device, settings.precision),
-        **changed,
     )
 
 
@@ -200,7 +191,9 @@ def embed_slide(
     key = feature_key(backbone, study, settings, name)
     outputs = {"features": Output(out, key)}
     if views_out is not None:
-        outputs["views"] = Output(views_out, feature_key(backbone, study, settings, name, views=True), mask)
+        changes = tuple(asdict(settings.augment).items())
+        changed = replace(key, views=settings.views, augment=changes, seed=settings.seed)
+        outputs["views"] = Output(views_out, changed, mask)
     part_cells = part_size(settings.batch_size)
     steps = _Pass(backbone, ordered, study, settings, mask if views_out is not None else None, part_cells)
     cache_features(
