@@ -65,9 +65,11 @@ class TestLoadCells:
         assert frame["row"].tolist() == frame["cell_id"].str[1:4].astype(int).tolist()
         big = frame.iloc[np.arange(10_000) % len(frame)]
         assert big.memory_usage(deep=True, index=False).sum() < 50 * len(big)
-        again = load_cells(SLIDES[::-1], results, ("train", "val"))
+        again = load_cells(SLIDES[::-1], results)
         assert list(again["slide"].unique()) == ["colon_1", "lung_1"]
-        assert list(again["class"].cat.categories) == ["B_Cell", "Ductal", "T_Cell"]
+        test = load_cells(SLIDES, results, ("test",))
+        assert list(test["class"].unique()) == ["Ductal", "B_Cell", "T_Cell"]
+        assert list(test["class"].cat.categories) == ["B_Cell", "Ductal", "T_Cell"]
 
     @pytest.mark.parametrize("kind", ["int", "bytes", "categories"])
     def test_ids_of_any_type_become_text(self, results, kind):

@@ -73,8 +73,11 @@ class TestLocal:
             "nuclass.data.modules.load_training_cells", lambda s: calls.append(s) or load_training_cells(s)
         )
         data = local_data(study)
-        for stage in ("fit", "validate", None, "fit"):
+        data.setup("fit")
+        windows = data.train_set
+        for stage in ("validate", None, "fit"):
             data.setup(stage)
+        assert data.train_set is windows
         assert len(calls) == 1
         assert data.val_dataloader() is data.val_dataloader()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nuclass.data.features import FeatureKey, read_features, read_key, write_features
     from nuclass.data.funnel import funnel_table
     from nuclass.data.loaders import BatchLoader, BlockBatchSampler, balanced_weights, make_loader
+    from nuclass.data.modules import GateData, GlobalData, Loading, LocalData
     from nuclass.data.study import Study
     from nuclass.data.vocabulary import Vocabulary
 
@@ -33,6 +34,10 @@ _HOME = {
     "BlockBatchSampler": "loaders",
     "balanced_weights": "loaders",
     "make_loader": "loaders",
+    "GateData": "modules",
+    "GlobalData": "modules",
+    "Loading": "modules",
+    "LocalData": "modules",
     "Study": "study",
     "Vocabulary": "vocabulary",
 }
@@ -41,7 +46,11 @@ __all__ = [
     "BatchLoader",
     "BlockBatchSampler",
     "FeatureKey",
+    "GateData",
+    "GlobalData",
     "InMemoryWindows",
+    "Loading",
+    "LocalData",
     "Study",
     "Vocabulary",
     "WindowDataset",
