@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nuclass.core.errors import UserError
-from nuclass.splits import SplitConfig, read_cells, split_cells
+from nuclass.splits import SplitConfig, rate, read_cells, split_cells
 from nuclass.splits.blocks import Blocks
 from split_example import large_slide, make_slide
 
@@ -86,6 +86,13 @@ def test_classes_are_better_balanced_than_in_random_blocks(slide):
     assert own < np.min(random)
     assert own < 0.6 * np.median(random)
     assert found.report["buffer_share"] < np.quantile(lost, 0.25)
+
+
+def test_the_search_weighs_the_cells_that_the_buffer_costs(slide, monkeypatch):
+    weighed = [cut(slide, layout="blocks", seed=seed).report["buffer_share"] for seed in range(3)]
+    monkeypatch.setattr(rate, "_LOST", 0.0)
+    blind = [cut(slide, layout="blocks", seed=seed).report["buffer_share"] for seed in range(3)]
+    assert np.mean(weighed) < 0.9 * np.mean(blind)
 
 
 def test_a_rare_class_in_two_places_goes_to_train_and_to_val(slide):
