@@ -43,7 +43,7 @@ def share_pixel_at_any_level(cells, split, size):
     """Paint at level 0, and at levels 1 to 3 where a window has a whole number of px; as the store cuts."""
     used = cells[(split != "buffer").to_numpy()].reset_index(drop=True)
     kept = split[split != "buffer"].reset_index(drop=True)
-    return any(
+    return len(used) > 0 and any(
         share_pixel(used.assign(x_px=used["x_px"] / step, y_px=used["y_px"] / step), kept, size // step)
         for step in (1, 2, 4, 8)
         if size % step == 0
