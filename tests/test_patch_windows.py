@@ -227,7 +227,7 @@ def test_other_processes_read_the_same(small, method, layouts):
     assert len(pickle.dumps(windows)) < 1000
 
 
-def test_a_study_of_a_store_and_of_patch_files(slide, small):
+def test_a_study_of_a_store_and_of_patch_files(slide, small, monkeypatch):
     path, _ = slide
     found, _, xy, crops = small
     reader = WindowReader({"a": path, "b": found["merged", "per_key"]})
@@ -244,6 +244,12 @@ def test_a_study_of_a_store_and_of_patch_files(slide, small):
     np.testing.assert_array_equal(
         reader.read(frame, 64, 0, 16), pickle.loads(pickle.dumps(reader)).read(frame, 64, 0, 16)
     )
+    # From patch files, rows are asked for in their order, not in that of the places.
+    asked = []
+    cut = PatchWindows.cut
+    monkeypatch.setattr(PatchWindows, "cut", lambda self, rows, *rest: (asked.extend(rows), cut(self, rows, *rest))[1])
+    reader.read(frame, 32, 0, 32)
+    assert asked == list(range(40))
     only_store = frame[frame["slide"] == "a"].drop(columns="row")
     np.testing.assert_array_equal(reader.read(only_store, 32, 0, 32), crops[32][frame["row"][frame["slide"] == "a"]])
     with pytest.raises(

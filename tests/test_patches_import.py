@@ -103,9 +103,13 @@ def test_train_and_test_folders(tmp_path):
 
 def test_micrometres_follow_from_pixels_where_they_are_not_stated(tmp_path):
     xy = places(4)
-    write_trio(tmp_path / "d", IMAGE, xy, list("abcd"), sizes=(32, 64), fields={"micron_x_centroid": None})
+    write_trio(tmp_path / "d", IMAGE, xy, list("abcd"), sizes=(32, 64), fields={"micron_y_centroid": None})
+    annotations = tmp_path / "d" / "annotations.json"
+    records = json.loads(annotations.read_text())
+    del records["c"]["micron_x_centroid"]
+    annotations.write_text(json.dumps(records))
     cells = take_in(tmp_path / "d", tmp_path / "out")
-    np.testing.assert_allclose(cells["x_um"], xy[:, 0] * 0.25)
+    np.testing.assert_allclose(cells["x_um"], xy[:, 0] * 0.25 + (7, 7, 0, 7))
     np.testing.assert_allclose(cells["y_um"], xy[:, 1] * 0.25)
 
 

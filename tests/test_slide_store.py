@@ -335,6 +335,16 @@ def test_crowded_windows_read_each_tile_about_once(built, monkeypatch):
     assert len(read) < 2 * tiles
 
 
+def test_crowded_windows_are_cut_from_few_pictures(built, monkeypatch):
+    filled = []
+    fill = SlideStore._fill
+    monkeypatch.setattr(SlideStore, "_fill", lambda self, *rest: (filled.append(rest[-1]), fill(self, *rest))[1])
+    xy = np.random.default_rng(0).uniform((100, 100), (800, 600), (2000, 2))
+    SlideStore(built[0]).windows(xy, 100)
+    # Blocks of 64 px: 11 x 8 of them are touched, or a few more.
+    assert len(filled) <= 12 * 9
+
+
 def test_files_of_threads_are_closed(built):
     def descriptors():
         return len(list(Path("/proc/self/fd").iterdir()))
