@@ -146,3 +146,32 @@ def test_importing_is_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tiles_of_all_slides_share_one_budget(slide):
+    names = ["a", "b", "c", "d"]
+    budget = 0.5
+    reader = WindowReader(dict.fromkeys(names, slide[0]), cache_mb=budget)
+    alone = WindowReader({"a": slide[0]}, cache_mb=1000)
+    alone.windows("a").cut(None, inner(60, 1, 60), 96, 0, 96)
+    assert alone.windows("a").cached_mb > 1.2 * budget
+    for turn in range(3):
+        frame = pd.DataFrame(inner(60, turn, 60), columns=["x_px", "y_px"]).assign(slide=np.resize(names, 60))
+        windows = reader.read(frame, 96, 0, 96)
+        assert sum(reader.windows(name).cached_mb for name in names) <= budget
+    # The slide read last keeps its tiles; the pixels are those of a reader without a limit.
+    assert reader.windows("d").cached_mb > 0
+    np.testing.assert_array_equal(windows, alone.read(frame.assign(slide="a"), 96, 0, 96))
+
+
+def test_tiles_not_used_for_longest_are_forgotten_first(slide):
+    windows = SlideWindows(slide[0], cache_mb=100, threads=2)
+    windows.cut(None, [[100.0, 100.0], [120.0, 100.0], [110.0, 120.0], [90.0, 95.0]], 64, 0, 64)
+    windows.cut(None, [[700.0, 500.0], [720.0, 500.0]], 64, 0, 64)
+    held = windows.cached_mb
+    windows.trim(held)
+    assert windows.cached_mb == held
+    windows.trim(held / 2)
+    assert 0 < windows.cached_mb <= held / 2
+    windows.trim(0)
+    assert windows.cached_mb == 0

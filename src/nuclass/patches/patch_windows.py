@@ -104,6 +104,14 @@ class PatchWindows:
                 out[here] = shares[self._rows[role][places[here]]]
         return out
 
+    @property
+    def cached_mb(self) -> float:
+        """Pixels kept in memory, MB: none."""
+        return 0.0
+
+    def trim(self, keep_mb: float) -> None:
+        """Do nothing, for no pixels are kept."""
+
     def close(self) -> None:
         """Close the files; the next read opens them again."""
         for file in self._open.values():

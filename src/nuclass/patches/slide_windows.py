@@ -45,6 +45,15 @@ class SlideWindows:
         """Return the share of each window that lies off the slide (white), ``(N,)``."""
         return self.store.padded_fractions(xy, size).astype(np.float32)
 
+    @property
+    def cached_mb(self) -> float:
+        """Decoded tiles in memory, MB."""
+        return self.store.cached_mb
+
+    def trim(self, keep_mb: float) -> None:
+        """Drop decoded tiles, those not used for longest first, until at most ``keep_mb`` are left."""
+        self.store.trim(keep_mb)
+
     def close(self) -> None:
         """Close the store; the next read opens it again."""
         self.store.close()

@@ -49,11 +49,20 @@ class Windows(Protocol):
     ----------
     mpp
         Micrometres per level-0 px.
+    cached_mb
+        Decoded pixels kept in memory, MB.
 
     Pickles without open files, so it may go to a worker process; an object belongs to one thread.
     """
 
     mpp: float
+
+    @property
+    def cached_mb(self) -> float:
+        """Decoded pixels kept in memory, MB."""
+
+    def trim(self, keep_mb: float) -> None:
+        """Drop decoded pixels, those not used for longest first, until at most ``keep_mb`` are left."""
 
     def cut(self, rows: ArrayLike | None, xy: ArrayLike, size: int, level: int, out_px: int) -> Image:
         """Return one window a cell, uint8 ``(N, out_px, out_px, 3)``, in the order asked.
@@ -114,7 +123,7 @@ class WindowReader:
     sources
         Slide name -> its store ``he.ome.zarr`` or its manifest ``patches.json``.
     cache_mb
-        Decoded tiles kept in memory, for each slide that is open.
+        Decoded tiles kept in memory, of all slides together; while one is read, up to twice as much.
     threads
         So many windows of a slide store are cut at a time; results do not depend on it. It pays for large
         windows (1024 px), not for small ones.
@@ -130,7 +139,8 @@ class WindowReader:
 
     def windows(self, slide: str) -> Windows:
         """Return the open windows of a slide."""
-        if slide not in self._open:
+        known = self._open.pop(slide, None)
+        if known is None:
             if slide not in self.sources:
                 raise UserError(
                     "A slide has no store",
@@ -138,8 +148,20 @@ class WindowReader:
                     expected=" | ".join(sorted(self.sources)),
                     fix="build the slide, or leave its cells out",
                 )
-            self._open[slide] = open_windows(self.sources[slide], self.cache_mb, self.threads)
-        return self._open[slide]
+            known = open_windows(self.sources[slide], self.cache_mb, self.threads)
+        # The slide in use stands last, so that the first is the one to forget.
+        self._open[slide] = known
+        return known
+
+    def _keep_to_budget(self) -> None:
+        """Let the slides that were not read for longest forget tiles until all together hold ``cache_mb``."""
+        excess = sum(windows.cached_mb for windows in self._open.values()) - self.cache_mb
+        for windows in self._open.values():
+            if excess <= 0:
+                return
+            before = windows.cached_mb
+            windows.trim(max(before - excess, 0.0))
+            excess -= before - windows.cached_mb
 
     def read(self, frame: pd.DataFrame, size: int, level: int, out_px: int, progress: Advances | None = None) -> Image:
         """Cut one window a row of ``frame``, in the order of its rows.
@@ -206,6 +228,7 @@ class WindowReader:
             for start in range(0, len(group), chunk):
                 part = group[start : start + chunk]
                 out[part] = windows.cut(None if rows is None else rows[part], xy[part], size, level, out_px)
+                self._keep_to_budget()
                 if progress is not None:
                     progress.advance(len(part))
         return out

@@ -228,6 +228,20 @@ class SlideStore:
             tiles[key] = image
         return image
 
+    @property
+    def cached_mb(self) -> float:
+        """Decoded tiles in memory, MB."""
+        return (self._bytes + sum(other._bytes for other in self._others)) / 1e6
+
+    def trim(self, keep_mb: float) -> None:
+        """Drop decoded tiles, those not used for longest first, until at most ``keep_mb`` are left."""
+        for store in (*self._others, self):
+            excess = (self.cached_mb - keep_mb) * 1e6
+            while excess > 0 and store._tiles:
+                size = store._tiles.popitem(last=False)[1].nbytes
+                store._bytes -= size
+                excess -= size
+
     def close(self) -> None:
         """Close the files and drop the cache; the next read opens them again."""
         for other in self._others:
