@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ def find_patches(path: str | Path, windows: Mapping[str, int]) -> PatchFolder:
             where=folder,
             found="a file" if folder.exists() else "nothing at this path",
             expected=f"a folder with {listed}, or with train/ and test/ that hold them",
-            fix="correct the path, in the slide sheet the column 'path'",
+            fix="correct the path",
         )
     here = {role: folder / name for role, name in names.items()}
     below = {part: {role: folder / part / name for role, name in names.items()} for part in PARTS}
@@ -101,31 +102,46 @@ Peek = Callable[[Path], Mapping[str, object]]
 
 
 def rows_from_environment(
-    rows: Sequence[Row], windows: Mapping[str, int], root: Path, peek: Peek | None, environ: Mapping[str, str]
+    rows: Sequence[Row],
+    windows: Mapping[str, int],
+    root: Path,
+    peek: Peek | None,
+    environ: Mapping[str, str],
+    columns: Sequence[str],
 ) -> tuple[list[Row], list[UserError]]:
     """Apply ``NUCLASS_DATA_DIRS`` and ``NUCLASS_DATA_ROOT`` to the rows of the sheet.
 
     ``NUCLASS_DATA_DIRS`` (folders, separated as in PATH) stands for all training slides. Without it,
     ``NUCLASS_DATA_ROOT`` is the folder that relative paths of ``patches`` rows start from; where the sheet has no such
-    row, all data sets in that folder stand for the training slides. Cohorts stay those of the sheet.
+    row, the data set that it is, or else all data sets in it, stand for the training slides. Cohorts stay those of the
+    sheet. An empty variable is as none.
 
     Parameters
     ----------
+    root
+        The folder that relative paths start from.
     peek
         Reads the first record of an ``annotations.json``: its ``tissue_type`` tells the organ, its ``patient_id`` the
         donor.
+    columns
+        The columns of the sheet.
     """
     if environ.get(DATA_DIRS):
-        folders = [root / part for part in environ[DATA_DIRS].split(os.pathsep) if part]
-        return _replace_training(rows, folders, DATA_DIRS, windows, peek)
+        folders = [Path(part.strip()).expanduser() for part in environ[DATA_DIRS].split(os.pathsep) if part.strip()]
+        if not folders:
+            told = f"folders of data sets, separated by '{os.pathsep}'"
+            return list(rows), [UserError(f"{DATA_DIRS} names no folder", expected=told, fix="correct it, or unset it")]
+        return _replace_training(rows, folders, DATA_DIRS, windows, root, peek, columns)
     if not environ.get(DATA_ROOT):
         return list(rows), []
-    base = root / environ[DATA_ROOT]
-    if not base.is_dir():
+    base = Path(environ[DATA_ROOT]).expanduser()
+    if not (root / base).is_dir():
         return list(rows), [UserError(f"{DATA_ROOT} is no folder", found=str(base), fix="correct it, or unset it")]
     if any(row.values["source"] == PATCHES for row in rows):
         return [_based(row, base, root) for row in rows], []
-    folders = sorted(folder for folder in base.iterdir() if folder.is_dir() and _holds_patches(folder, windows))
+    folders = [base / folder.name for folder in sorted((root / base).iterdir()) if _holds_patches(folder, windows)]
+    if _holds_patches(root / base, windows):
+        folders = [base]
     if not folders:
         fault = UserError(
             f"no data set lies in the folder of {DATA_ROOT}",
@@ -134,7 +150,29 @@ def rows_from_environment(
             fix=f"correct it, unset it, or name the folders in {DATA_DIRS}",
         )
         return list(rows), [fault]
-    return _replace_training(rows, folders, DATA_ROOT, windows, peek)
+    return _replace_training(rows, folders, DATA_ROOT, windows, root, peek, columns)
+
+
+def fingerprint(path: Path, windows: Mapping[str, int]) -> str:
+    """Return what tells a data set from all others, be it a link, a copy, or named by its part ``train/`` or ``test/``.
+
+    It is made of the sizes of its files and of how its annotations begin; ``""`` where files are missing, which
+    :func:`find_patches` tells.
+    """
+    folder = path.resolve()
+    other = {"train": "test", "test": "train"}.get(folder.name)
+    if other and _holds_patches(folder.parent / other, windows):
+        folder = folder.parent
+    try:
+        files = find_patches(folder, windows).files
+    except UserError:
+        return ""
+    parts = []
+    for split, of_part in files.items():
+        with of_part["annotations"].open("rb") as file:
+            begin = hashlib.sha256(file.read(4096)).hexdigest()
+        parts.append(f"{split} {begin} {' '.join(str(file.stat().st_size) for file in of_part.values())}")
+    return "; ".join(parts)
 
 
 def _holds_patches(folder: Path, windows: Mapping[str, int]) -> bool:
@@ -144,28 +182,49 @@ def _holds_patches(folder: Path, windows: Mapping[str, int]) -> bool:
 
 def _based(row: Row, base: Path, root: Path) -> Row:
     path = row.values["path"]
-    if row.values["source"] != PATCHES or not path or (root / path).exists():
+    if row.values["source"] != PATCHES or not path or not (root / base / path).exists():
         return row
     return Row(row.line, row.values | {"path": str(base / path)})
 
 
 def _replace_training(
-    rows: Sequence[Row], folders: Sequence[Path], variable: str, windows: Mapping[str, int], peek: Peek | None
+    rows: Sequence[Row],
+    folders: Sequence[Path],
+    variable: str,
+    windows: Mapping[str, int],
+    root: Path,
+    peek: Peek | None,
+    columns: Sequence[str],
 ) -> tuple[list[Row], list[UserError]]:
     kept = [row for row in rows if row.values["role"] != "train"]
-    columns = dict.fromkeys(rows[0].values, "") if rows else {}
     made, faults = [], []
-    for folder in folders:
+    for folder, name in zip(folders, _names_of([root / folder for folder in folders]), strict=True):
         try:
-            made.append(Row(0, columns | _described(folder, windows, peek), variable))
+            values = _described(root / folder, name, windows, peek) | {"path": str(folder)}
+            made.append(Row(0, dict.fromkeys(columns, "") | values, f"{variable}, {folder}"))
         except UserError as error:
             place = variable if error.where is None else f"{variable}, {error.where}"
             faults.append(UserError(error.what, where=place, found=error.found, expected=error.expected, fix=error.fix))
     return made + kept, faults
 
 
-def _described(folder: Path, windows: Mapping[str, int], peek: Peek | None) -> dict[str, str]:
-    """Return the row of a data set: named after its folder, organ and donor as its first record says."""
+def _names_of(folders: Sequence[Path]) -> list[str]:
+    """Name slides after their folders, and after the folder above too where several folders have one name."""
+    places = [folder.resolve() for folder in folders]
+    names = [_as_name(place.name) for place in dict.fromkeys(places)]
+    above = [f"{_as_name(place.parent.name)}_{_as_name(place.name)}" for place in places]
+    return [
+        longer if names.count(_as_name(place.name)) > 1 else _as_name(place.name)
+        for place, longer in zip(places, above, strict=True)
+    ]
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text).strip("_-") or "slide"
+
+
+def _described(folder: Path, name: str, windows: Mapping[str, int], peek: Peek | None) -> dict[str, str]:
+    """Return the row of a data set but for its path: organ and donor as its first record says."""
     first = next(iter(find_patches(folder, windows).files.values()))["annotations"]
     record = peek(first) if peek is not None else {}
     tissue = str(record.get("tissue_type", ""))
@@ -178,12 +237,5 @@ def _described(folder: Path, windows: Mapping[str, int], peek: Peek | None) -> d
             expected="a text that names one of " + ", ".join(ORGANS),
             fix="write the slide into the sheet instead, with its organ",
         )
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", folder.resolve().name).strip("_-") or "slide"
-    return {
-        "slide": name,
-        "organ": organ,
-        "role": "train",
-        "patient": str(record.get("patient_id") or name),
-        "source": PATCHES,
-        "path": str(folder),
-    }
+    patient = str(record.get("patient_id") or name)
+    return {"slide": name, "organ": organ, "role": "train", "patient": patient, "source": PATCHES}

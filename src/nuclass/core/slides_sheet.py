@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nuclass.core.across_rows import across_rows, place_of
 from nuclass.core.bundle_source import (
     ALIGN_WORDS,
     ALIGNMENT_CHOICES,
@@ -25,7 +26,7 @@ from nuclass.core.bundle_source import (
 )
 from nuclass.core.errors import UserError, closest
 from nuclass.core.names import ORGANS
-from nuclass.core.patch_rows import PATCHES, Peek, find_patches, rows_from_environment
+from nuclass.core.patch_rows import PATCHES, Peek, find_patches, fingerprint, rows_from_environment
 from nuclass.core.schema import check_settings
 from nuclass.core.sheets import Row, read_sheet
 
@@ -84,20 +85,24 @@ def read_slides(
         return [], []
     rows, faults = read_sheet(root / path, list(schema["properties"]), list(schema["required"]))
     windows = windows or {"local": 224, "global": 1024}
-    rows, found = rows_from_environment(rows, windows, root, peek_patches, environ or {})
-    faults += found
+    rows, lacking = rows_from_environment(rows, windows, root, peek_patches, environ or {}, list(schema["properties"]))
+    faults += lacking
     for row in rows:
         faults += _row_faults(path, row, schema)
-    faults += _across_rows(path, rows, held_out)
     datasets = _datasets(root)
+    of_rows: list[UserError] = []
+    data = []
     for row in rows:
-        if row.values["source"] == PATCHES:
-            faults += [_placed(fault, path, row) for fault in _patches_faults(root, row.values, windows)]
-            continue
-        source, found = _source_faults(root, row.values, datasets, row.values["align"] or align, read_alignment)
-        found += _labels_faults(root, row.values, source, datasets, labels, read_given)
-        faults += [_placed(fault, path, row) for fault in found]
-    return rows, faults
+        values = row.values
+        if values["source"] == PATCHES:
+            data.append(fingerprint(root / values["path"], windows) if values["path"] else "")
+            found = _patches_faults(root, values, windows)
+        else:
+            source, found = _source_faults(root, values, datasets, values["align"] or align, read_alignment)
+            found += _labels_faults(root, values, source, datasets, labels, read_given)
+            data.append(str(source.path.resolve()) + source.prefix if source else values["dataset"])
+        of_rows += [_placed(fault, path, row) for fault in found]
+    return rows, [*faults, *across_rows(path, rows, data, held_out, not lacking), *of_rows]
 
 
 def _placed(fault: UserError, path: str, row: Row) -> UserError:
@@ -107,14 +112,7 @@ def _placed(fault: UserError, path: str, row: Row) -> UserError:
 
 
 def _place(path: str, row: Row) -> str:
-    line = row.origin or f"{path}, line {row.line}"
-    return f"{line} (slide '{row.values['slide']}')"
-
-
-def _lines(path: str, first: Row, second: Row) -> str:
-    if first.origin or second.origin:
-        return " and ".join(row.origin or f"{path}, line {row.line}" for row in (first, second))
-    return f"{path}, lines {first.line} and {second.line}"
+    return f"{place_of(path, row)} (slide '{row.values['slide']}')"
 
 
 def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserError]:
@@ -129,49 +127,6 @@ def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserErro
         )
         for fault in faults
     ]
-
-
-def _across_rows(path: str, rows: Sequence[Row], held_out: bool) -> list[UserError]:
-    faults = []
-    seen: dict[str, Row] = {}
-    for row in rows:
-        name = row.values["slide"]
-        if name in seen:
-            faults.append(
-                UserError(
-                    f"the slide '{name}' stands twice",
-                    where=_lines(path, seen[name], row),
-                    expected="each slide once",
-                    fix="delete one row, or give it another name",
-                )
-            )
-        seen.setdefault(name, row)
-    sides: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        sides.setdefault(row.values["patient"], {}).setdefault(row.values["role"], row)
-    for patient, by_role in sides.items():
-        if patient and {"train", "cohort"} <= by_role.keys():
-            train, cohort = by_role["train"], by_role["cohort"]
-            faults.append(
-                UserError(
-                    f"the patient '{patient}' stands on both sides",
-                    where=_lines(path, train, cohort),
-                    found=f"'{train.values['slide']}' is for training, '{cohort.values['slide']}' is a cohort",
-                    expected="all slides of a patient in one role: what a model learnt is no test of it",
-                    fix="give both slides the same role, or correct the patient",
-                )
-            )
-    roles = {row.values["role"] for row in rows}
-    for role, text in (("train", "nothing to learn from"), ("cohort", "nothing held out to report on")):
-        if rows and role not in roles and not (role == "cohort" and held_out):
-            faults.append(
-                UserError(
-                    f"the sheet has no slide with role '{role}'",
-                    where=path,
-                    expected=f"at least one; without it there is {text}",
-                )
-            )
-    return faults
 
 
 def _datasets(root: Path) -> dict[str, set[str]] | None:
