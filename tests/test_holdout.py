@@ -80,19 +80,28 @@ def test_folds_are_balanced_and_the_seed_deals_them():
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"hold_out": "organ", "leave_out": ["lnug"]}, ["no such organ", "Did you mean 'lung'?", "colon, breast"]),
-        ({"hold_out": "slide", "leave_out": ["lung"]}, ["no such slide", "lung_1, lung_2"]),
-        ({"hold_out": "organ", "leave_out": ["heart"]}, ["its slides are cohorts already"]),
+        (
+            {"hold_out": "organ", "leave_out": ["lnug"]},
+            ["it is no organ of the sheet. Did you mean 'lung'?", "colon, breast"],
+        ),
+        ({"hold_out": "slide", "leave_out": ["lung"]}, ["it is no slide of the sheet.", "out of lung_1, lung_2"]),
+        (
+            {"hold_out": "organ", "leave_out": ["heart"]},
+            ["held out by the sheet already, for its role is cohort.\n", "take it out"],
+        ),
         (
             {"hold_out": "organ", "leave_out": ["lung", "ovary", "colon", "breast"]},
-            ["Nothing is left to train on", "organ breast, colon, lung, ovary"],
+            ["Nothing is left to train on", "organs breast, colon, lung, ovary"],
         ),
         (
             {"hold_out": "slide", "leave_out": ["ovary_1"]},
             ["The patient 'p3' would stand on both sides", "ovary_1 out, ovary_2 in training", "hold out by patient"],
         ),
         ({"hold_out": "slide", "folds": 6, "fold": 3}, ["'p3' would stand on both sides"]),
-        ({"hold_out": "organ", "folds": 5}, ["more folds than", "5 folds, 4 of organ: breast, colon, lung", "to 4"]),
+        (
+            {"hold_out": "organ", "folds": 5},
+            ["more folds than organs", "5 folds; training slides of 4 organs: breast, colon", "to 4"],
+        ),
     ],
 )
 def test_mistakes_are_told(settings, told):
@@ -127,7 +136,8 @@ def demo_splits(**settings):
         ({"folds": 3, "test": 0.1}, "test", "must be 0 with splits.folds"),
         ({"folds": 3, "protocol": "released"}, "protocol", "folds 3"),
         ({"layout": "blocks", "protocol": "released"}, "protocol", "layout blocks"),
-        ({"layout": "blocks", "block_um": 512}, "block_um", "more than 512.5 um"),
+        ({"layout": "blocks", "block_um": 512}, "block_um", "set it to 1537.5"),
+        ({"layout": "blocks", "block_um": 1500, "buffer_um": 1000}, "block_um", "set it to 6001.5"),
         ({"buffer_um": 100}, "buffer_um", "at least 256 um"),
         ({"val": 0.6, "test": 0.4}, "val", "a sum below 0.9"),
         ({"layout": "block"}, "layout", "Did you mean 'blocks'?"),

@@ -133,8 +133,12 @@ def test_released_box_has_no_buffer():
 
 def test_short_slide_names_the_millimetres():
     cells, labels = make_slide(width=3000, height=1000)
-    with pytest.raises(UserError, match=r"0\.75 mm[\s\S]*at least 1\.02 mm"):
+    with pytest.raises(UserError, match=r"0\.75 mm[\s\S]*at least 1\.02 mm[\s\S]*without a test band"):
         split_cells(cells, labels, SplitConfig(), "train", "tiny_1")
+    with pytest.raises(UserError, match=r"fewer folds, or give the slide the role cohort"):
+        split_cells(cells, labels, SplitConfig(test=0.0, folds=3), "train", "tiny_1")
+    with pytest.raises(UserError, match=r"raise splits: max_buffer_share, or give the slide the role cohort"):
+        split_cells(*make_slide(width=1500, height=1000), SplitConfig(test=0.0), "train", "tiny_1")
     assert split_cells(cells, labels, SplitConfig(test=0.0), "train").report["order"]
 
 

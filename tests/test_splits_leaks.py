@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nuclass.core.errors import UserError
+from nuclass.patches.windows import WindowReader
 from nuclass.splits import SplitConfig, count_overlaps, margin, split_cells
 from split_example import odd_slide, share_pixel, share_pixel_at_any_level
+from trio_example import store_of
 
 SHAPES = ("full", "hole", "clusters", "lines", "sparse", "whole")
 WAYS = ("bands", "blocks", "band folds", "block folds", "given")
@@ -146,6 +148,42 @@ def test_given_cells_give_way_to_the_very_pixel():
     assert (split.frame["split"][~inside & (far < 6)] == "buffer").all()
     assert (split.frame["split"][far >= 16] == "train").all()
     assert not share_pixel_at_any_level(cells, split.frame["split"], 8)
+
+
+def numbered(height, width, level):
+    """A picture that tells by its colour where every square of ``2**level`` px lies."""
+    y, x = (place >> level for place in np.mgrid[:height, :width])
+    return np.stack([x & 255, y & 255, (x >> 8) << 4 | (y >> 8)], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    return [store_of(tmp_path_factory.mktemp("stores") / str(k), numbered(700, 900, k), levels=4) for k in range(4)]
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("way", WAYS)
+def test_windows_as_they_are_read_share_no_pixel(way, level, stores):
+    window, done = 64, 0
+    for seed in range(6):
+        try:
+            cells, _, split = cut(way, seed, 700, window, SHAPES[seed % len(SHAPES)], 0.1)
+        except UserError:
+            continue
+        # Some cells lie off the picture, where windows are white.
+        xy = cells[["x_px", "y_px"]].to_numpy() - 24
+        with WindowReader({"s": stores[level]}) as reader:
+            seen = {}
+            for name in ("train", "val", "test"):
+                frame = cells.assign(slide="s", x_px=xy[:, 0], y_px=xy[:, 1])[split.frame["split"] == name]
+                pixels = reader.read(frame, window, level, window >> level).reshape(-1, 3)
+                found = np.unique(pixels.astype(np.int64) @ np.array([1, 256, 65536]))
+                seen[name] = set(found.tolist()) - {0xFFFFFF}
+        assert seen["train"]
+        assert seen["val"]
+        assert len(set.union(*seen.values())) == sum(map(len, seen.values()))
+        done += 1
+    assert done >= 3
 
 
 @settings(max_examples=60, deadline=None)

@@ -66,7 +66,7 @@ def _check_known(group: pd.Series, by: str, place: Locate) -> None:
             f"Slides are to be held out by {by}, and that of some is not known",
             where=place(["splits", "hold_out"]),
             found=", ".join(lacking),
-            expected=f"a {by} for every training slide",
+            expected=f"the {by} of every training slide",
             fix=f"fill the column {by} of the sheet, or hold out by slide",
         )
 
@@ -77,14 +77,13 @@ def _named(group: pd.Series, learnt: pd.Series, names: list[str], by: str, place
     for name in names:
         if name not in known:
             held = name in set(group.astype(str))
+            why = "held out by the sheet already, for its role is cohort" if held else f"no {by} of the sheet"
             raise UserError(
-                f"'{name}' cannot be left out: "
-                + (f"no training slide is of that {by}, its slides are cohorts already" if held else f"no such {by}")
-                + ("." + closest(name, known) if not held and closest(name, known) else ""),
+                f"'{name}' cannot be left out: it is {why}.{'' if held else closest(name, known)}",
                 where=place(["splits", "leave_out"]),
                 found=name,
-                expected=f"a {by} of the training slides: {', '.join(known)}",
-                fix="correct the name, or take it out",
+                expected=f"out of {', '.join(known)}",
+                fix="take it out of leave_out" if held else "correct the name, or take it out",
             )
     return set(names)
 
@@ -95,11 +94,11 @@ def _dealt(group: pd.Series, splits: Mapping[str, Any], by: str, place: Locate) 
     dealt = deal_groups(group, folds, splits["seed"])
     if folds > len(dealt):
         raise UserError(
-            f"There are more folds than there is to hold out by {by}",
+            f"There are more folds than {by}s to hold out",
             where=place(["splits", "folds"]),
-            found=f"{folds} folds, {len(dealt)} of {by}: {', '.join(dealt)}",
+            found=f"{folds} folds; training slides of {len(dealt)} {by}s: {', '.join(dealt)}",
             expected=f"2 to {len(dealt)} folds",
-            fix=f"set folds to {len(dealt)}, which leaves one {by} out at a time" if len(dealt) > 1 else None,
+            fix=f"set folds to {len(dealt)}, which leaves out one {by} at a time" if len(dealt) > 1 else None,
         )
     return {name for name, its in dealt.items() if its == fold}
 
@@ -121,14 +120,14 @@ def deal_groups(group: pd.Series, folds: int, seed: int) -> dict[str, int]:
 
 
 def _check_sides(slides: pd.DataFrame, by: str, chosen: list[str], place: Locate) -> None:
-    told = f"{by} {', '.join(chosen)}"
+    told = f"{by}{'s' * (len(chosen) > 1)} {', '.join(chosen)}"
     if not (slides["role"] == TRAINING).any():
         raise UserError(
             "Nothing is left to train on: every training slide is held out",
             where=place(["splits", "hold_out"]),
             found=told,
             expected="at least one training slide outside of it",
-            fix=f"leave out fewer of {by}, or add slides to the sheet",
+            fix=f"leave out fewer {by}s, or add slides to the sheet",
         )
     for patient, part in slides.groupby("patient", sort=False):
         if patient and part["role"].nunique() > 1:

@@ -111,7 +111,7 @@ def _width_faults(splits: Mapping[str, Any], window_um: float, mpp: float, fault
                 "splits.block_um is too small: buffers from two sides would leave nothing of a block",
                 f"{splits['block_um']:g} um",
                 f"more than {least:g} um, twice the buffer",
-                "set it to 1500, or to half that for small slides",
+                f"set it to {max(1500, 3 * least):g}, or leave layout to auto",
             )
         )
     return faults
@@ -171,7 +171,7 @@ def _holdout_faults(splits: Mapping[str, Any], fault: _Fault) -> list[UserError]
                 + ("names and folds both say which" if named else f"nothing says which {by}"),
                 f"leave_out {list(named)}, folds {folds}",
                 "either leave_out with names, or folds and fold",
-                "leave out one of the two" if named else "set leave_out: [NAME], or folds: 3 and fold: 1",
+                "take away one of the two" if named else "set leave_out: [NAME], or folds: 3 and fold: 1",
             )
         ]
     return []

@@ -139,8 +139,13 @@ def _check_length(length: float, gap: float, gaps: int, config: SplitConfig, sli
             found=f"labelled cells over {length * mm:.2f} mm along the longer side",
             expected=f"at least {needed * mm:.2f} mm, for {gaps} gaps of {gap * mm:.3f} mm in at most"
             f" {config.max_buffer_share:.0%} of the length",
-            fix="give the slide the role cohort, or cut it into fewer bands (splits: test: 0, or fewer folds)",
+            fix=f"raise splits: max_buffer_share{_fewer(config)}, or give the slide the role cohort",
         )
+
+
+def _fewer(config: SplitConfig) -> str:
+    """Return the advice to cut a slide into fewer bands, where it can be."""
+    return ", ask for fewer folds" if config.folds > 2 else ", do without a test band (test: 0)" if config.test else ""
 
 
 def _candidate_cuts(along: NDArray[np.float64], gap: float, gaps: int, seed: int) -> NDArray[np.float64]:
@@ -165,7 +170,7 @@ def _choose(
             "A training slide cannot be cut: its labelled cells lie too close together or too far apart",
             where=slide or None,
             found="no cut leaves labelled cells in every band",
-            fix="give the slide the role cohort, or leave out the test band (splits: test: 0)",
+            fix=f"set another splits: seed{_fewer(config)}, or give the slide the role cohort",
         )
     orders = list(permutations(wanted))
     least = config.min_class_cells
