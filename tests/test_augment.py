@@ -8,9 +8,19 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
+from nuclass.data import augment
 from nuclass.data.augment import Augment, augment_images, to_unit
-from nuclass.data.image_ops import blur, contrast_and_saturation, dihedral, jitter_stain, move, turn_hue
+from nuclass.data.image_ops import (
+    blur,
+    change_stain,
+    contrast_and_saturation,
+    dihedral,
+    draw_stain,
+    move,
+    turn_hue,
+)
 from nuclass.training.config import load_models, parse_models
 
 OFF = Augment(**{field.name: type(field.default)(0) for field in fields(Augment)})
@@ -54,9 +64,9 @@ def test_the_eight_symmetries_are_exact_and_different():
 
 def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
     x = uint8_images(1).expand(4, -1, -1, -1).contiguous().float()
-    still = jitter_stain(x, 0, 0, 0)
+    still = change_stain(x, *draw_stain(4, 0, 0, 0))
     assert torch.allclose(still, x, atol=1e-2)
-    changed = jitter_stain(x, 0.25, 0.05, 0.05, torch.Generator().manual_seed(1))
+    changed = change_stain(x, *draw_stain(4, 0.25, 0.05, 0.05, seeded(1)))
     assert changed.min() >= 0
     assert changed.max() <= 255
     assert not torch.allclose(changed[0], changed[1])
@@ -65,9 +75,36 @@ def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
 def test_stain_is_scaled_in_optical_density(monkeypatch):
     # the same factor for all three stains is that factor of the optical density
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
-    y = jitter_stain(torch.full((1, 3, 2, 2), 127.0), 0.4, 0, 0)
+    y = change_stain(torch.full((1, 3, 2, 2), 127.0), *draw_stain(1, 0.4, 0, 0))
     density = -np.log(128 / 256)
     assert float(y[0, 0, 0, 0]) == pytest.approx(np.exp(-1.4 * density) * 256 - 1, rel=1e-4)
+
+
+def test_stains_are_scaled_shifted_and_mixed_pixel_by_pixel():
+    """Optical density -> amounts of haematoxylin, eosin, rest -> changed amounts of changed dyes -> intensity."""
+    x = uint8_images(3).float()
+    y = change_stain(x, *draw_stain(3, 0.25, 0.05, 0.1, seeded(7))).numpy()
+    stream = seeded(7)
+    scale, mix, shift = (2 * torch.rand(3, *shape, generator=stream).numpy() - 1 for shape in ((3,), (3, 3), (3,)))
+    dyes = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+    dyes /= np.linalg.norm(dyes, axis=1, keepdims=True)
+    for i in range(3):
+        density = -np.log((x[i].numpy().reshape(3, -1).T + 1) / 256)
+        amounts = np.linalg.solve(dyes.T, density.T).T
+        mixed = dyes @ (np.eye(3) + 0.1 * mix[i])
+        changed = (amounts * (1 + 0.25 * scale[i]) + 0.05 * shift[i]) @ mixed
+        expected = np.clip(256 * np.exp(-changed) - 1, 0, 255)
+        np.testing.assert_allclose(y[i].reshape(3, -1).T, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("values", [1, 5000, 1 << 22])
+def test_how_many_images_are_changed_at_once_does_not_matter(values, monkeypatch):
+    settings = Augment(rotate=15, shift=0.05, zoom=0.05, contrast=0.2, saturation=0.2, hue=0.05)
+    images = uint8_images(7, 32)
+    whole = augment_images(images, settings, seeded(2))
+    monkeypatch.setattr(augment, "_CACHED_VALUES", values)
+    assert torch.equal(augment_images(images, settings, seeded(2)), whole)
+    assert augment_images(images[:0], settings, seeded(2)).shape == (0, 3, 32, 32)
 
 
 def test_augmentation_repeats_by_seed_and_leaves_its_input():
@@ -83,6 +120,35 @@ def test_augmentation_repeats_by_seed_and_leaves_its_input():
 
 def test_blur_keeps_a_flat_image():
     assert torch.allclose(blur(torch.full((1, 3, 5, 5), 0.3)), torch.full((1, 3, 5, 5), 0.3))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (9, 8)])
+def test_blur_is_the_binomial_of_both_axes(shape):
+    x = torch.rand(2, 3, *shape)
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    expected = ndimage.convolve(x.numpy(), kernel[None, None], mode="nearest")
+    np.testing.assert_allclose(blur(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [24, 31])
+def test_movements_are_those_of_another_resampling(side):
+    """Turn, zoom and shift together, borders reflected, against scipy; smooth images, for rounding of places."""
+    rng = np.random.default_rng(side)
+    x = ndimage.gaussian_filter(rng.uniform(0, 255, (5, 3, side, side)), (0, 0, 2, 2)).astype(np.float32)
+    degrees, zoom = rng.uniform(-180, 180, 5), rng.uniform(0.8, 1.25, 5)
+    shift = rng.uniform(-0.3, 0.3, (5, 2))
+    moved = move(torch.from_numpy(x), *(torch.from_numpy(v).float() for v in (degrees, shift, zoom))).numpy()
+    middle = (side - 1) / 2
+    rows, columns = np.mgrid[:side, :side].astype(float)
+    for i in range(5):
+        right, down = columns - middle - shift[i, 0] * side, rows - middle - shift[i, 1] * side
+        angle = np.deg2rad(degrees[i])
+        # undo a turn counter-clockwise as seen (y runs down), then the enlargement
+        from_x = (right * np.cos(angle) - down * np.sin(angle)) / zoom[i] + middle
+        from_y = (right * np.sin(angle) + down * np.cos(angle)) / zoom[i] + middle
+        for channel in range(3):
+            expected = ndimage.map_coordinates(x[i, channel], [from_y, from_x], order=1, mode="reflect")
+            np.testing.assert_allclose(moved[i, channel], expected, atol=0.02)
 
 
 def test_a_turn_of_nothing_is_the_identity():

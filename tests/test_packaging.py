@@ -7,6 +7,7 @@ import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,18 @@ IMPORT_NAMES = {
 }
 
 
+def run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a module but those under ``if TYPE_CHECKING``, which no job runs."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from run_nodes(child)
+
+
 def imports_of(tree: ast.Module) -> set[str]:
     """Return the packages from outside that a module imports, at its top or inside a function."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in run_nodes(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -77,20 +86,26 @@ def imports_of(tree: ast.Module) -> set[str]:
 
 def library_of(tree: ast.Module) -> set[str]:
     """Return the library's modules that a script's imports lead to."""
-    todo = [
-        code._provider(node.module, alias.name)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nuclass.")
-        for alias in node.names
-    ]
+    todo = library_imports(tree)
     seen: set[str] = set()
     while todo:
         name = todo.pop()
         if name not in seen:
             seen.add(name)
-            todo.extend(code._imports(name))
+            todo.extend(library_imports(ast.parse(code._modules()[name].read_text(encoding="utf-8"))))
             todo.extend(parent for parent in [name.rpartition(".")[0]] if parent not in ("", "nuclass"))
     return seen
+
+
+def library_imports(tree: ast.Module) -> list[str]:
+    """Return the library's modules that a module imports; of a package that hands out names, the one it takes."""
+    names = []
+    for node in run_nodes(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nuclass":
+            names += [code._provider(node.module or "", alias.name) for alias in node.names]
+    return [name for name in names if name in code._modules()]
 
 
 def stages_and_scripts() -> list[tuple[str, str]]:

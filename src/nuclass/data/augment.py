@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Of float32 a thread: between them, the steps of a change then find an image in the processor's cache.
+_CACHED_VALUES = 1 << 20
+
+
 @dataclass(frozen=True)
 class Augment:
     """Augmentation of a batch on the device it is trained on; see :mod:`nuclass.data.augment`."""
@@ -57,15 +61,32 @@ def augment_images(images: Tensor, settings: Augment, generator: torch.Generator
     import torch
 
     with torch.autocast(images.device.type, enabled=False):
-        return _augment(images, settings, generator)
+        draws = _draw(images, settings, generator)
+        out = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+        step = _images_at_once(images)
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            out[part] = _change(images[part], {name: values[part] for name, values in draws.items()})
+        return out
 
 
-def _augment(images: Tensor, settings: Augment, generator: torch.Generator | None) -> Tensor:
+def _images_at_once(images: Tensor) -> int:
+    """Return how many images to change together: all on a GPU, on a processor what its caches hold."""
+    import torch
+
+    if images.device.type != "cpu" or not len(images):
+        return max(len(images), 1)
+    return max(1, _CACHED_VALUES * torch.get_num_threads() // max(images[0].numel(), 1))
+
+
+def _draw(images: Tensor, settings: Augment, generator: torch.Generator | None) -> dict[str, Tensor]:
+    """Return the parameters of each image, first axis B, of the changes that are on; the order of drawing is fixed."""
     import torch
 
     from nuclass.data import image_ops as ops
 
     n = len(images)
+    draws: dict[str, Tensor] = {}
 
     def uniform() -> Tensor:
         return torch.rand(n, generator=generator)
@@ -74,26 +95,53 @@ def _augment(images: Tensor, settings: Augment, generator: torch.Generator | Non
         """Return a number in +-strength an image, zeros (undrawn) where it is 0."""
         return (2 * uniform() - 1) * strength if strength else torch.zeros(n)
 
-    def shaped(values: Tensor) -> Tensor:
-        return values.to(images.device).view(-1, 1, 1, 1)
-
     if settings.dihedral:
-        images = ops.dihedral(images, torch.randint(0, 8, (n,), generator=generator))
-    x = images.contiguous().float()
+        draws["dihedral"] = torch.randint(0, 8, (n,), generator=generator)
     if settings.rotate or settings.shift or settings.zoom:
-        degrees, zoom = spread(settings.rotate), 1 + spread(settings.zoom)
-        x = ops.move(x, degrees, torch.stack([spread(settings.shift), spread(settings.shift)], 1), zoom)
+        draws["degrees"], draws["zoom"] = spread(settings.rotate), 1 + spread(settings.zoom)
+        draws["shift"] = torch.stack([spread(settings.shift), spread(settings.shift)], 1)
     if settings.stain_scale or settings.stain_shift or settings.stain_mix:
         strengths = (settings.stain_scale, settings.stain_shift, settings.stain_mix)
-        x = ops.jitter_stain(x, *strengths, generator=generator)
+        draws["stain"], draws["stain_offset"] = ops.draw_stain(n, *strengths, generator=generator)
     if settings.blur:
-        x = torch.lerp(x, ops.blur(x), shaped(uniform()) * settings.blur)
+        draws["blur"] = uniform() * settings.blur
     if settings.brightness:
-        x = x.mul_(1 + (2 * shaped(uniform()) - 1) * settings.brightness)
+        draws["brightness"] = 1 + spread(settings.brightness)
     if settings.contrast or settings.saturation:
-        x = ops.contrast_and_saturation(x, 1 + spread(settings.contrast), 1 + spread(settings.saturation))
+        draws["contrast"], draws["saturation"] = 1 + spread(settings.contrast), 1 + spread(settings.saturation)
     if settings.hue:
-        x = ops.turn_hue(x, spread(settings.hue))
+        draws["hue"] = spread(settings.hue)
     if settings.noise:
-        x = x.addcmul_(ops.noise_like(x, generator), 255 * settings.noise * shaped(uniform()))
-    return x.mul_(1 / 255).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
+        draws["noise"] = ops.noise_like(images, generator)
+        draws["noise_share"] = 255 * settings.noise * uniform()
+    return draws
+
+
+def _change(images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    """Apply what was drawn to uint8 images; returns float32 in [0, 1]."""
+    import torch
+
+    from nuclass.data import image_ops as ops
+
+    def shaped(name: str) -> Tensor:
+        return draws[name].to(images.device).view(-1, 1, 1, 1)
+
+    images = images.contiguous()
+    if "dihedral" in draws:
+        images = ops.dihedral(images, draws["dihedral"])
+    x = images.float()
+    if "degrees" in draws:
+        x = ops.move(x, draws["degrees"], draws["shift"], draws["zoom"])
+    if "stain" in draws:
+        x = ops.change_stain(x, draws["stain"], draws["stain_offset"])
+    if "blur" in draws:
+        x = torch.lerp(x, ops.blur(x), shaped("blur"))
+    if "brightness" in draws:
+        x = x.mul_(shaped("brightness"))
+    if "contrast" in draws:
+        x = ops.contrast_and_saturation(x, draws["contrast"], draws["saturation"])
+    if "hue" in draws:
+        x = ops.turn_hue(x, draws["hue"])
+    if "noise" in draws:
+        x = x.addcmul_(draws["noise"], shaped("noise_share"))
+    return x.mul_(1 / 255).clamp_(0, 1)
