@@ -1,6 +1,7 @@
 """Windows as files, for programs that read those of the original: written for hand-over, taken in from others."""
 
 from nuclass.core.patch_rows import patch_names
+from nuclass.patches.states import patch_states
 
 PATCH_NAMES = patch_names(CONFIG["windows"])
 
@@ -50,6 +51,8 @@ rule import_patches:
         slide=slides_from("patches"),
     params:
         folder=lambda wildcards: slide_row(wildcards.slide)["path"],
+        # Snakemake takes a small file with another time for the same one; the list of files would not.
+        states=lambda wildcards: patch_states(patch_files(wildcards)),
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
         code=code_hash("nuclass.patches.importing", "nuclass.labels.named"),

@@ -148,6 +148,15 @@ ONE = json.dumps(records(["a"])["a"])
         (b'{"a\xff": ' + ONE.encode() + b"}", ["are not text", "JSON in UTF-8"]),
         ('{"b": ' + ONE + ', "a": ' + ONE + ', "b": ' + ONE + "}", ["Cell ids repeat", "1 repeats, among them b"]),
         (json.dumps(records(["a", "b"], centroid_x="7.5")), ["is no number", "cell a, centroid_x", "'7.5'"]),
+        (json.dumps(records(["a"], centroid_x=10**400)), ["is no number", "cell a", "of more than 300 digits"]),
+        (json.dumps(records(["a"], centroid_x="x" * 999)), ["is no number", "'" + "x" * 59 + "\n"]),
+        (
+            '{"a": ' + ONE + ",\n}",
+            [f"a comma before the closing brace at character {len(ONE) + 8}\n"],
+        ),
+        ('{"a": ' + ONE + '}\n{"b": ' + ONE + "}", ["are not valid JSON", "more text after the closing brace"]),
+        ("{} 7", ["are not valid JSON", "more text after the closing brace, at character 3"]),
+        ('{"a": ' + "[" * 100_000, ["are not valid JSON", "values nested too deep at character 6"]),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, text, words):
@@ -158,14 +167,40 @@ def test_files_that_cannot_be_used(tmp_path, text, words):
 
 def test_missing_fields_are_counted(tmp_path):
     made = records(["a", "b", "c"])
-    del made["b"]["class_id"], made["c"]["class_id"], made["c"]["centroid_y"]
+    del made["b"]["centroid_x"], made["c"]["centroid_x"], made["c"]["centroid_y"]
     message = told(tmp_path / "a.json", json.dumps(made))
     assert "Fields of the annotations are missing" in message
-    assert "label: missing in 2 of 3, first b; centroid_y: missing in 1 of 3, first c" in message
-    assert "class_id, label, cell_type, type, annotation" in message
+    assert "centroid_x: missing in 2 of 3, first b; centroid_y: missing in 1 of 3, first c" in message
+    assert "class_id, label" not in message
     assert "tissue_type: missing in 3 of 3" in told(
         tmp_path / "a.json", json.dumps(records(["a", "b", "c"], tissue_type=None)), required=("tissue_type",)
     )
+
+
+@pytest.mark.parametrize("nothing", [None, "", float("nan")])
+def test_cells_without_a_label(tmp_path, nothing):
+    """Some may have none, however that is written; a file without any is a mistake."""
+    made = records(["a", "b", "c"])
+    made["b"]["class_id"] = nothing
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    assert read_annotations(tmp_path / "a.json")["label"].tolist() == ["Tumour", "", "Tumour"]
+    made["b"]["cell_type"] = "T"
+    (tmp_path / "a.json").write_text(json.dumps(made))
+    assert read_annotations(tmp_path / "a.json")["label"].tolist() == ["Tumour", "T", "Tumour"]
+    for record in made.values():
+        record |= {"class_id": nothing, "cell_type": nothing}
+    message = told(tmp_path / "a.json", json.dumps(made))
+    assert "label: missing in 3 of 3, first a" in message
+    assert "class_id, label, cell_type, type, annotation" in message
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match="The annotations may not be read"):
+        read_annotations(tmp_path / "a.json")
 
 
 def test_what_cannot_be_written(tmp_path):

@@ -119,6 +119,17 @@ def test_a_data_set_is_imported(study, capsys):
     assert Path("results/slides/other/patches.json").is_file()
 
 
+def test_an_import_leaves_a_slide_with_an_image_alone(study, capsys):
+    write_trio(study / "given", ["a", "b"], class_id="Macrophage")
+    before = (study / "results/slides/ovary_1/cells.parquet").read_bytes()
+    assert run("import", "given", "--slide", "ovary_1") == 1
+    message = told(capsys)
+    assert "There are results of a slide with an H&E image under this name" in message
+    assert "choose another --slide or --results" in message
+    assert (study / "results/slides/ovary_1/cells.parquet").read_bytes() == before
+    assert not (study / "results/slides/ovary_1/patches.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -108,10 +108,10 @@ def test_ids_of_any_text_come_back(tmp_path, ids):
         np.testing.assert_array_equal(file.read(np.arange(len(names))), images[order])
 
 
-def write(path: Path, **datasets: object) -> Path:
+def write(path: Path, datasets: dict[str | bytes, object]) -> Path:
     with h5py.File(path, "w") as file:
         for name, data in datasets.items():
-            file.create_dataset(name, data=data)
+            file[name] = data
     return path
 
 
@@ -122,7 +122,13 @@ BAD = {
     "doubled ids": ({"images": IMAGES, "keys": [*KEYS[:8], KEYS[2]]},
                     ["Cell ids repeat in a file of windows", "1 repeats, among them 002"]),
     "numbers": ({"images": IMAGES, "keys": np.arange(9)}, ["are no text", "int64", "numbers lose leading zeros"]),
-    "not UTF-8": ({"images": IMAGES, "keys": [b"\xff", *KEYS[1:]]}, ["A cell id is not UTF-8"]),
+    "not UTF-8": ({"images": IMAGES, "keys": [b"\xff", *KEYS[1:]]}, ["A cell id is not UTF-8", "keys: 'utf-8' codec"]),
+    "a name not UTF-8": ({b"\xff\xfe": IMAGES[0], "a": IMAGES[1]},
+                         ["A cell id is not UTF-8", r"1 names of datasets, such as b'\xff\xfe'"]),
+    "a link to nothing": ({"a": IMAGES[0], "b": h5py.SoftLink("/none")},
+                          ["A cell has no window", "no dataset named 'b', or a link to nothing"]),
+    "more than windows": ({"a": IMAGES[0], "coords": np.zeros((2, 2))},
+                          ["coords", "the wrong type of number", "if 'coords' is no window, take it out of the file"]),
     "fewer ids": ({"images": IMAGES, "keys": KEYS[:8]},
                   ["does not fit its ids", "images (9, 16, 16, 3), keys (8,)", "one id for each window"]),
     "floats": ({"images": IMAGES / 255.0, "keys": KEYS}, ["the wrong type of number", "float64", "uint8, 0 to 255"]),
@@ -142,18 +148,26 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_files_that_cannot_be_used(tmp_path, case):
     datasets, words = BAD[case]
-    message = told(write(tmp_path / "bad.h5", **datasets))
+    message = told(write(tmp_path / "bad.h5", datasets))
     assert "bad.h5" in message
     for word in words:
         assert word in message
 
 
-def test_a_window_of_another_size_is_told_when_it_is_read(tmp_path):
+def test_a_window_of_another_size_is_told_when_all_are_looked_at_and_when_it_is_read(tmp_path):
     names = [f"{i:04d}" for i in range(200)]
-    path = write(tmp_path / "a.h5", **{name: IMAGES[0, :8, :8] if name == "0101" else IMAGES[0] for name in names})
-    file = PatchFile(path)
-    with pytest.raises(UserError, match="0101: 8 x 8 x 3; the first: 16 x 16 x 3"):
-        file.read([101])
+    windows = {name: IMAGES[0, :8, :8] if name == "0101" else IMAGES[0] for name in names}
+    file = PatchFile(write(tmp_path / "a.h5", windows))
+    for look in (file.look_at_all, lambda: file.read([101])):
+        with pytest.raises(UserError, match="0101: 8 x 8 x 3; the first: 16 x 16 x 3"):
+            look()
+    with PatchFile(write(tmp_path / "b.h5", windows | {"0101": IMAGES[0]})) as sound:
+        sound.look_at_all()
+    with (
+        pytest.raises(UserError, match="float64"),
+        PatchFile(write(tmp_path / "c.h5", windows | {"0101": IMAGES[0] / 255.0})) as other,
+    ):
+        other.look_at_all()
     with pytest.raises(UserError, match="no dataset named '0300'"):
         file.read([0], ["0300"])
 
@@ -198,12 +212,47 @@ def test_a_file_still_being_written(tmp_path, locking, libver):
     assert "wait for the program that writes it" in done.stderr
 
 
+def test_ids_of_fixed_length_are_utf_8(tmp_path):
+    ids = ["é1", "漢", *IDS[2:]]
+    keys = np.array([cell.encode() for cell in ids])
+    assert keys.dtype.kind == "S"
+    assert PatchFile(write(tmp_path / "a.h5", {"images": IMAGES, "keys": keys})).keys == ids
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", refused)
+    assert "A file of windows may not be read" in told(tmp_path / "a.h5")
+
+
 def test_virtual_windows_without_their_slide_are_refused(tmp_path):
+    """HDF5 gives white windows for what is not there, without a word."""
     layout = h5py.VirtualLayout((2, 16, 16, 3), np.uint8)
-    layout[0] = h5py.VirtualSource("slide.h5", "slide", (64, 64, 3), np.uint8)[:16, :16]
+    for row, name in enumerate(("slide.h5", "other.h5")):
+        layout[row] = h5py.VirtualSource(name, "slide", (64, 64, 3), np.uint8)[30:46, row : row + 16]
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file.create_virtual_dataset("images", layout, fillvalue=255)
         file.create_dataset("keys", data=[b"a", b"b"])
-    message = told(tmp_path / "v.h5")
+
+    def refused() -> str:
+        with pytest.raises(UserError) as error, PatchFile(tmp_path / "v.h5") as file:
+            file.look_at_all()
+        return str(error.value)
+
+    sources = [write(tmp_path / name, {"slide": np.zeros((46, 17, 3), np.uint8)}) for name in ("slide.h5", "other.h5")]
+    with PatchFile(tmp_path / "v.h5") as file:
+        file.look_at_all()
+        assert file.sources == sources
+    write(tmp_path / "other.h5", {"slide": np.zeros((46, 16, 3), np.uint8)})
+    message = refused()
+    assert "The slide that virtual windows are cut from is another one" in message
+    assert f"{tmp_path / 'other.h5'}, slide" in message
+    assert "46 x 16 x 3\n  expected:   at least 46 x 17 x 3" in message
+    write(tmp_path / "other.h5", {"picture": np.zeros((46, 17, 3), np.uint8)})
+    assert "no such dataset" in refused()
+    (tmp_path / "other.h5").unlink()
+    message = refused()
     assert "The slide that virtual windows are cut from is missing" in message
-    assert str(tmp_path / "slide.h5") in message
+    assert str(tmp_path / "other.h5") in message

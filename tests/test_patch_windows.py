@@ -184,7 +184,9 @@ def test_a_file_that_changed_is_told(own):
     folder, manifest = own
     with h5py.File(folder / "patches_64x64.h5", "a") as file:
         file["images"][0] = 0
-    with pytest.raises(UserError, match=r"A patch file changed since it was imported[\s\S]*64x64[\s\S]*import again"):
+    with pytest.raises(
+        UserError, match=r"A patch file changed since it was imported[\s\S]*64x64[\s\S]*start snakemake again"
+    ):
         open_windows(manifest)
     imported(folder, manifest.parent)
     assert open_windows(manifest).cut([0], [[0, 0]], 64, 0, 64).max() == 0

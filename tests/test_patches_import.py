@@ -18,8 +18,11 @@ from nuclass.core.files import read_json, write_parquet
 from nuclass.labels.given import LABEL_COLUMNS
 from nuclass.labels.named import label_named_cells, labels_of_names
 from nuclass.labels.ontology import default_ontology, load_ontology
+from nuclass.patches.export import export_patches
 from nuclass.patches.importing import import_patches
 from nuclass.patches.patch_windows import PatchWindows
+from nuclass.patches.states import patch_states
+from patch_example import SIDES, build_slide
 from trio_example import crop, picture, write_trio, write_windows
 
 REPOSITORY = Path(__file__).parent.parent
@@ -101,16 +104,20 @@ def test_train_and_test_folders(tmp_path):
     assert pd.read_parquet(tmp_path / "out" / "patches.parquet")["part"].tolist() == [0] * 6 + [1] * 3
 
 
-def test_micrometres_follow_from_pixels_where_they_are_not_stated(tmp_path):
+@pytest.mark.parametrize("lacks", ["nothing", "one of one cell", "one of all"])
+def test_micrometres_are_stated_or_follow_from_pixels_but_are_never_mixed(tmp_path, lacks):
+    """The two frames may be moved and turned against each other."""
     xy = places(4)
-    write_trio(tmp_path / "d", IMAGE, xy, list("abcd"), sizes=(32, 64), fields={"micron_y_centroid": None})
+    write_trio(tmp_path / "d", IMAGE, xy, list("abcd"), sizes=(32, 64))
     annotations = tmp_path / "d" / "annotations.json"
     records = json.loads(annotations.read_text())
-    del records["c"]["micron_x_centroid"]
+    if lacks == "one of one cell":
+        del records["c"]["micron_x_centroid"]
+    if lacks == "one of all":
+        records = {cell: record | {"micron_y_centroid": None} for cell, record in records.items()}
     annotations.write_text(json.dumps(records))
     cells = take_in(tmp_path / "d", tmp_path / "out")
-    np.testing.assert_allclose(cells["x_um"], xy[:, 0] * 0.25 + (7, 7, 0, 7))
-    np.testing.assert_allclose(cells["y_um"], xy[:, 1] * 0.25)
+    np.testing.assert_allclose(cells[["x_um", "y_um"]], xy * 0.25 + ((7, 0) if lacks == "nothing" else 0))
 
 
 def test_the_scale_is_that_of_the_annotations(tmp_path):
@@ -138,6 +145,50 @@ def test_grey_windows_and_those_with_alpha_are_taken_and_told(tmp_path, caplog):
     seen = windows.cut([0, 1], xy[:2], 64, 0, 64)
     np.testing.assert_array_equal(seen[0], crops[64][0])
     assert (seen[1] == 255).all()
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_slide_of_virtual_windows_is_watched(tmp_path, monkeypatch, divided):
+    store, cells, labels = build_slide(tmp_path)
+    splits = cells[["cell_id"]].assign(split=np.where(cells["x_px"] < 200, "train", "val")) if divided else None
+    who = {"slide": "s", "organ": "lung", "patient": "p", "mpp": 0.25}
+    export_patches(store, cells, labels, tmp_path / "d", SIDES, **who, virtual=True, splits=splits)
+    monkeypatch.chdir(tmp_path)
+    take_in(Path("d"), tmp_path / "out", SIDES)
+    monkeypatch.chdir(tmp_path / "out")
+    slide = tmp_path / "d" / "slide.h5"
+    parts = read_json("patches.json")["parts"]
+    assert len(parts) == 1 + divided
+    for part in parts:
+        for file in part["files"].values():
+            (source,) = file["sources"]
+            assert Path(source["path"]).is_absolute()
+            assert Path(source["path"]).samefile(slide)
+    PatchWindows("patches.json")
+    os.utime(slide)
+    with pytest.raises(UserError, match=r"(?s)A patch file changed since it was imported.*slide\.h5.*start snakemake"):
+        PatchWindows("patches.json")
+    take_in(tmp_path / "d", tmp_path / "out", SIDES)
+    PatchWindows("patches.json")
+    slide.unlink()
+    with pytest.raises(UserError, match=r"(?s)A patch file is missing.*slide\.h5"):
+        PatchWindows("patches.json")
+    with pytest.raises(UserError, match="The slide that virtual windows are cut from is missing"):
+        take_in(tmp_path / "d", tmp_path / "out", SIDES)
+
+
+def test_states_hold_what_a_rule_is_to_watch(tmp_path):
+    for name in ("a/train/one.h5", "a/test/two.h5", "a/slide.h5", "a/test/other.h5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    files = [tmp_path / name for name in ("a/train/one.h5", "a/test/two.h5", "a/test/none.h5")]
+    states = patch_states(files)
+    assert list(states) == [str(tmp_path / name) for name in ("a/train/one.h5", "a/test/two.h5", "a/slide.h5")]
+    stat = files[0].stat()
+    assert states[str(files[0])] == [stat.st_size, stat.st_mtime_ns]
+    os.utime(tmp_path / "a/slide.h5", (1, 1))
+    assert patch_states(files) != states
+    assert list(patch_states([tmp_path / "a/slide.h5"])) == [str(tmp_path / "a/slide.h5")]
 
 
 def test_a_data_set_that_does_not_fit_leaves_nothing_behind(tmp_path):
@@ -239,6 +290,13 @@ def test_the_rule_takes_a_data_set_in(tmp_path):
     assert cells["given_split"].value_counts().to_dict() == {"train": 6, "val": 3}
     labels = pd.read_parquet(study / "results" / "labels" / "mine" / "labels.parquet")
     assert set(labels["class"]) == {"Macrophage", "T_Cell", "Fibroblast"}
+    assert "Nothing to be done" in run()[1]
+    # A small file with another time is the same one to Snakemake, but not to the list of files.
+    os.utime(data / "train" / "patches_32x32.h5", (1, 1))
+    with pytest.raises(UserError, match="changed since it was imported"):
+        PatchWindows(study / "results" / "slides" / "mine" / "patches.json")
+    assert run()[0] == 0
+    PatchWindows(study / "results" / "slides" / "mine" / "patches.json")
     assert "Nothing to be done" in run()[1]
     write_trio(data / "test", IMAGE, places(3, 1), ["10", "11", "00"], sizes=(32, 64))
     code, told = run()

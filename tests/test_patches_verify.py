@@ -238,6 +238,15 @@ def test_odd_but_usable_is_a_warning(tmp_path):
     assert checks["scale"].found == "not stated"
 
 
+def test_cells_without_a_label_are_a_warning(tmp_path):
+    write_trio(tmp_path, IDS)
+    made = records(IDS)
+    made["b"]["class_id"] = None
+    (tmp_path / "annotations.json").write_text(json.dumps(made))
+    check = verdicts(tmp_path)["annotations"]
+    assert (check.verdict, check.found, check.detail) == ("warn", "6 records, 2 classes", "1 cells have no label")
+
+
 def test_labels_under_another_name_are_no_fault(tmp_path):
     write_trio(tmp_path, IDS)
     made = records(IDS, class_id=None, cell_type="T")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -132,6 +133,36 @@ def test_positions(tmp_path):
     assert "Cells have no position" in message
     assert "6 of 6, the first is 0012" in message
     assert "splits rest on where cells lie" in message
+
+
+def test_ids_that_differ_by_blanks_are_quoted(tmp_path):
+    write_trio(tmp_path, IDS)
+    (tmp_path / "annotations.json").write_text(json.dumps(records([*IDS[:5], "d "])))
+    message = told(tmp_path)
+    assert "1 not in patches_32x32.h5 ('d ')" in message
+    assert "1 only in patches_32x32.h5 (d)" in message
+
+
+def test_a_window_of_another_size_among_many(tmp_path):
+    ids = [f"{i:04d}" for i in range(200)]
+    write_trio(tmp_path, ids, "per_key")
+    with h5py.File(tmp_path / "patches_128x128.h5", "a") as file:
+        del file["0101"]
+        file["0101"] = np.zeros((64, 64, 3), np.uint8)
+    message = told(tmp_path)
+    assert "Windows of one file differ in size" in message
+    assert "patches_128x128.h5" in message
+    assert "0101: 64 x 64 x 3; the first: 128 x 128 x 3" in message
+
+
+def test_cells_without_a_label_are_told(tmp_path):
+    write_trio(tmp_path, IDS)
+    made = records(IDS)
+    made["b"]["class_id"] = made["c"]["class_id"] = None
+    (tmp_path / "annotations.json").write_text(json.dumps(made))
+    with open_trio(tmp_path, SIDES, 0.25) as trio:
+        assert trio.notes == ["2 of 6 cells have no label"]
+        assert trio.cells["label"].tolist().count("") == 2
 
 
 def test_several_slides_in_one_data_set_are_told(tmp_path):

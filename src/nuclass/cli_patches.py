@@ -24,7 +24,7 @@ examples:
 """
 _EXPORT = """\
 Write the labelled cells of a slide as three files of windows and annotations.
-Needs about 3 MB a cell; with --virtual a copy of the slide and about 140 bytes a cell, up to 100,000 cells.
+Needs about 3 MB a cell; with --virtual a copy of the slide and about 1 kB a cell, up to 100,000 cells.
 
 examples:
   nuclass patches export --slide ovary_1 --out handover/ovary_1
@@ -143,12 +143,21 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
+    from nuclass.core.errors import UserError
     from nuclass.labels.named import label_named_cells
     from nuclass.patches.importing import import_patches
 
     settings = settings_of(options)
     slides, labels = (options.results / kind / options.slide for kind in ("slides", "labels"))
     cells = slides / "cells.parquet"
+    store = slides / "he.ome.zarr"
+    if store.exists():
+        raise UserError(
+            "There are results of a slide with an H&E image under this name",
+            where=store,
+            expected="a slide without results, or one of patch files",
+            fix="choose another --slide or --results; the cells of that slide would be lost",
+        )
     frame = import_patches(
         folder=options.folder,
         cells=cells,

@@ -34,7 +34,7 @@ FIELDS = (
 )
 LABEL = "label"
 LABEL_FIELDS = ("class_id", "label", "cell_type", "type", "annotation")
-REQUIRED = (LABEL, "centroid_x", "centroid_y")
+REQUIRED = ("centroid_x", "centroid_y")
 _TEXT = ("tissue_type", "slide_id", "patient_id")
 _NUMBERS = ("centroid_x", "centroid_y", "micron_x_centroid", "micron_y_centroid", "micron_per_pixel")
 
@@ -42,6 +42,7 @@ _CHUNK = 1 << 22
 _MAX_RECORD = 1 << 26
 _ROWS = 20_000
 _SPACE = " \t\r\n"
+_SHOWN_CHARACTERS = 60
 
 
 def read_annotations(path: str | Path, required: Sequence[str] = REQUIRED) -> pd.DataFrame:
@@ -52,20 +53,20 @@ def read_annotations(path: str | Path, required: Sequence[str] = REQUIRED) -> pd
     path
         The file, whatever its size.
     required
-        Columns that every record must have a value for; ``label`` may come from any of :data:`LABEL_FIELDS`.
+        Columns that every record must have a value for.
 
     Returns
     -------
     One row a cell in the order of the file: cell_id (text as written, leading zeros kept), label (from class_id, else
-    label, cell_type, type, annotation), and where the file has them tissue_type, slide_id, patient_id (text, ``""``
-    where a record has none), centroid_x, centroid_y (px), micron_x_centroid, micron_y_centroid (um) and
-    micron_per_pixel (NaN where a record has none).
+    label, cell_type, type, annotation; ``""`` where a record has none), and where the file has them tissue_type,
+    slide_id, patient_id (text, ``""`` where a record has none), centroid_x, centroid_y (px), micron_x_centroid,
+    micron_y_centroid (um) and micron_per_pixel (NaN where a record has none).
 
     Raises
     ------
     UserError
         The file is missing, cut off, no JSON, or not one object of records; an id repeats; a required field is missing
-        or no number.
+        or no number; no record has a label.
     """
     import pandas as pd
 
@@ -86,14 +87,16 @@ def read_annotations(path: str | Path, required: Sequence[str] = REQUIRED) -> pd
             value = values.get(name)
             if value is not None:
                 seen.add(name)
-            text = "" if value is None else str(value)
+            text = "" if value is None or value != value else str(value)
             column.append(interned.setdefault(text, text))
         for name, numeric in numbers.items():
             value = values.get(name)
             if value is not None:
                 seen.add(name)
             numeric.append(_number(value, name, cell, path))
-    _refuse_missing(path, ids, missing, interned)
+    if ids and not any(texts[LABEL]):
+        missing[LABEL] = (len(ids), ids[0])
+    _refuse_missing(path, ids, missing)
     _refuse_doubled(path, ids)
     columns: dict[str, Any] = {CELL_ID: ids}
     columns |= {name: column for name, column in texts.items() if name in seen or name == LABEL}
@@ -160,31 +163,35 @@ def _encoded(column: pd.Series[Any]) -> list[str]:
     return [known[value] for value in values]
 
 
-def _label(record: dict[str, Any]) -> str | None:
+def _label(record: dict[str, Any]) -> str:
+    """Return the first label that says something; pandas writes null where there was none, json NaN."""
     for name in LABEL_FIELDS:
         value = record.get(name)
-        if value is not None:
+        if value is not None and value != "" and value == value:
             return str(value)
-    return None
+    return ""
 
 
 def _number(value: Any, name: str, cell: str, path: str | Path) -> float:
     if value is None:
         return np.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            found = "a whole number of more than 300 digits"
+    else:
+        found = repr(value)[:_SHOWN_CHARACTERS]
     raise UserError(
         "A field of the annotations is no number",
         where=f"{path}, cell {cell}, {name}",
-        found=repr(value),
+        found=found,
         expected="a number, not in quotes",
         fix="write the annotations again",
     )
 
 
-def _refuse_missing(
-    path: str | Path, ids: list[str], missing: dict[str, tuple[int, str]], interned: dict[str, str]
-) -> None:
+def _refuse_missing(path: str | Path, ids: list[str], missing: dict[str, tuple[int, str]]) -> None:
     if not ids:
         raise _empty(path)
     if not missing:
@@ -214,13 +221,13 @@ def _empty(path: str | Path) -> UserError:
     return UserError("The annotations hold no cell", where=path, found="an empty object", fix="write them again")
 
 
-def _broken(path: Path, found: str) -> UserError:
+def _broken(path: Path, found: str, fix: str = "copy or write the file again; it may be cut off") -> UserError:
     return UserError(
         "The annotations are not valid JSON",
         where=path,
         found=found,
         expected="one object, cell id -> record",
-        fix="copy or write the file again; it may be cut off",
+        fix=fix,
     )
 
 
@@ -244,24 +251,31 @@ def _records(path: Path, chunk: int = _CHUNK) -> Iterator[tuple[str, dict[str, A
                 raise _unlike(path, f"it begins with {opening!r}" if opening else "an empty file")
             text.skip()
             if text.next_sign() == "}":
+                text.skip()
+                text.expect_end()
                 return
             while True:
+                if text.next_sign() == "}":
+                    raise _broken(path, f"a comma before the closing brace at character {text.place}", "take it out")
                 cell = text.value()
                 if not isinstance(cell, str):
                     raise _broken(path, f"an id that is no text: {cell!r}")
                 text.expect(":")
                 record = text.value()
                 if not isinstance(record, dict):
-                    raise _unlike(path, f"under {cell!r} no record but {str(record)[:40]}")
+                    raise _unlike(path, f"under {cell!r} no record but {str(record)[:_SHOWN_CHARACTERS]}")
                 if cell in FIELDS or cell in LABEL_FIELDS:
                     raise _unlike(path, f"the field {cell!r} in place of a cell id: fields first, cells below them")
                 yield cell, record
                 if text.expect(",", "}") == "}":
+                    text.expect_end()
                     return
     except UnicodeDecodeError as error:
         raise UserError(
             "The annotations are not text", where=path, found=str(error), expected="JSON in UTF-8", fix="write it again"
         ) from error
+    except PermissionError as error:
+        raise UserError("The annotations may not be read", where=path, fix="ask for the right to read them") from error
     except FileNotFoundError as error:
         raise UserError("The annotations are missing", where=path, fix="check the path, or make the file") from error
 
@@ -309,13 +323,25 @@ class _Text:
         """Pass the sign that was looked at."""
         self._at += 1
 
+    @property
+    def place(self) -> int:
+        """How many characters were passed."""
+        return self._before + self._at
+
+    def expect_end(self) -> None:
+        """Refuse a file that goes on, such as two that were joined."""
+        if self.next_sign():
+            raise _broken(
+                self.path, f"more text after the closing brace, at character {self.place}", "keep one object alone"
+            )
+
     def expect(self, *signs: str) -> str:
         """Pass one of these signs and return it."""
         sign = self.next_sign()
         if sign not in signs or not sign:
             raise _broken(
                 self.path,
-                f"{sign!r} in place of {' or '.join(signs)} at character {self._before + self._at}"
+                f"{sign!r} in place of {' or '.join(signs)} at character {self.place}"
                 if sign
                 else "its end in the middle",
             )
@@ -328,6 +354,8 @@ class _Text:
         while True:
             try:
                 value, end = self._decode(self._buffer, self._at)
+            except RecursionError as error:
+                raise _broken(self.path, f"values nested too deep at character {self.place}") from error
             except json.JSONDecodeError as error:
                 # An error far from the end of the piece is one of the file.
                 open_end = error.msg.startswith("Unterminated") or error.pos > len(self._buffer) - 16

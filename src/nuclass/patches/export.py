@@ -25,7 +25,8 @@ from nuclass.patches.annotations import write_annotations
 from nuclass.patches.patch_file import IMAGES, KEYS, PADDED, Layout
 from nuclass.patches.sink import written_h5
 from nuclass.patches.stale import check_store_fits, same_cells
-from nuclass.patches.virtual import SLIDE_FILE, add_virtual_images, refuse_many, slide_bytes, write_slide
+from nuclass.patches.states import SLIDE_FILE
+from nuclass.patches.virtual import add_virtual_images, refuse_many, slide_bytes, write_slide
 from nuclass.slides.geometry import window_origin
 from nuclass.slides.store import SlideStore
 

@@ -12,7 +12,8 @@ from nuclass.core.files import write_json, write_parquet
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, KEPT
 from nuclass.core.patch_rows import find_patches
-from nuclass.patches.patch_windows import FORMAT, file_state
+from nuclass.patches.patch_windows import FORMAT
+from nuclass.patches.states import file_state
 from nuclass.patches.trio import ROLES, Part, Trio, open_trio
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def import_patches(
         ``train`` or ``val``).
     manifest
         The output ``patches.json``: format, mpp, windows (role -> px of the slide), sides (role -> px stored), and of
-        each part folder, split and files. Beside it ``patches.parquet``: cell_id, part, local, global (rows in the
-        files), in the order of ``cells``.
+        each part folder, split and files (of virtual windows also ``sources``, the files they point into). Beside it
+        ``patches.parquet``: cell_id, part, local, global (rows in the files), in the order of ``cells``.
     windows
         Sides of the study's windows in px, ``local`` and ``global``.
     mpp
@@ -88,27 +89,27 @@ def import_patches(
 
 
 def cells_frame(trio: Trio, mpp: float) -> pd.DataFrame:
-    """Return the table of cells that :func:`import_patches` writes; ``mpp`` in um/px places cells without um."""
+    """Return the table of cells that :func:`import_patches` writes; ``mpp`` in um/px counts where some have no um."""
     import pandas as pd
 
     given = trio.cells
-    columns = {CELL_ID: given[CELL_ID]}
-    for axis in "xy":
-        px = given[f"centroid_{axis}"].to_numpy(np.float64)
-        um = px * mpp
-        if f"micron_{axis}_centroid" in given:
-            stated = given[f"micron_{axis}_centroid"].to_numpy(np.float64)
-            um = np.where(np.isfinite(stated), stated, um)
-        columns |= {f"{axis}_um": um, f"{axis}_px": px}
-    frame = pd.DataFrame(columns)[[CELL_ID, "x_um", "y_um", "x_px", "y_px"]]
-    return frame.assign(
+    px = given[["centroid_x", "centroid_y"]].to_numpy(np.float64)
+    um = px * mpp
+    # The frame of the micrometres may be moved and turned against that of the px, so the two are never mixed.
+    if {"micron_x_centroid", "micron_y_centroid"} <= set(given):
+        stated = given[["micron_x_centroid", "micron_y_centroid"]].to_numpy(np.float64)
+        if np.isfinite(stated).all():
+            um = stated
+    columns = {CELL_ID: given[CELL_ID], "x_um": um[:, 0], "y_um": um[:, 1], "x_px": px[:, 0], "y_px": px[:, 1]}
+    return pd.DataFrame(columns).assign(
         status=KEPT, reason="", given_label=given["label"].to_numpy(), given_split=given["split"].to_numpy()
     )
 
 
 def _part(part: Part, states: Mapping[Path, dict[str, int]]) -> dict[str, object]:
-    files = {
-        role: {
+    files: dict[str, dict[str, object]] = {}
+    for role, file in part.files.items():
+        files[role] = {
             "path": str(file.path.absolute()),
             **states[file.path],
             "side": file.side,
@@ -116,6 +117,6 @@ def _part(part: Part, states: Mapping[Path, dict[str, int]]) -> dict[str, object
             "shape": list(file.shape),
             "count": file.count,
         }
-        for role, file in part.files.items()
-    }
+        if file.sources:
+            files[role]["sources"] = [{"path": str(path.absolute()), **file_state(path)} for path in file.sources]
     return {"folder": str(part.folder.absolute()), "split": part.split, "files": files}

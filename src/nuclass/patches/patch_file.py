@@ -6,7 +6,6 @@ cell, named by its id. A file is merged if it has both names.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,12 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nuclass.core.errors import UserError
+from nuclass.core.progress import Progress
+from nuclass.patches.h5 import CACHE_BYTES, find_sources, open_h5, short
 
 Image = NDArray[np.uint8]
 Layout = Literal["merged", "per_key"]
 
 IMAGES, KEYS, PADDED = "images", "keys", "padded"
-_CACHE_BYTES = 32_000_000
 _LOOKED_AT = 64
 
 
@@ -104,7 +104,7 @@ class PatchFile:
         """
         file = self._open()
         if self.layout == "per_key":
-            return list(file)
+            return self._names(file)
         keys = self._read_keys(file[KEYS])
         empty = [row for row, key in enumerate(keys) if not key]
         if empty:
@@ -127,6 +127,37 @@ class PatchFile:
                 fix="write the file again with each cell once",
             )
         return keys
+
+    @cached_property
+    def sources(self) -> list[Path]:
+        """The files that the windows of a virtual dataset lie in, none otherwise.
+
+        Raises
+        ------
+        UserError
+            One is gone or holds something else.
+        """
+        file = self._open()
+        if self.layout == "merged" and file[IMAGES].is_virtual:
+            return find_sources(self.path, file[IMAGES])
+        return []
+
+    def look_at_all(self) -> None:
+        """Look at what opening leaves out, for it takes a while: every window's type and shape, and virtual sources.
+
+        Raises
+        ------
+        UserError
+            A window is of another type or shape than the others, or no dataset; or see :attr:`sources`.
+        """
+        if self.layout == "merged":
+            _ = self.sources
+            return
+        file = self._open()
+        with Progress(self.count, f"Types and sizes in {self.path.name}", "windows") as progress:
+            for name in self.keys:
+                self._dataset(file, name)
+                progress.advance()
 
     def read(self, rows: ArrayLike, keys: Sequence[str] | None = None) -> Image:
         """Read windows by row, uint8 ``(N, S, S, 3)``, in the order asked; repeats are allowed.
@@ -204,10 +235,7 @@ class PatchFile:
             )
         self.count = len(keys)
         self._refuse_empty()
-        shape = self._checked(images.shape[1:], images.dtype, IMAGES)
-        if images.is_virtual:
-            self._check_source(images)
-        return shape
+        return self._checked(images.shape[1:], images.dtype, IMAGES)
 
     def _per_key_shape(self, file: Any) -> tuple[int, ...]:
         import h5py
@@ -220,7 +248,9 @@ class PatchFile:
         step = max(self.count // _LOOKED_AT, 1)
         shapes: dict[tuple[int, ...], str] = {}
         for name in [*names[::step], names[-1]]:
-            item = file[name]
+            item = file.get(name)
+            if item is None:
+                raise self._no_window(name)
             if not isinstance(item, h5py.Dataset):
                 raise self._odd(f"a group named {name!r}")
             shapes.setdefault(self._checked(item.shape, item.dtype, name), name)
@@ -231,13 +261,14 @@ class PatchFile:
 
     def _checked(self, shape: tuple[int, ...], dtype: Any, name: str) -> tuple[int, ...]:
         """Return the shape of one window, ``(S, S)`` or ``(S, S, channels)``, or refuse it."""
+        beside = "" if self.layout == "merged" else f"; if '{name}' is no window, take it out of the file"
         if dtype != np.uint8:
             raise UserError(
                 "Windows have the wrong type of number",
                 where=f"{self.path}, {name}",
                 found=str(dtype),
                 expected="uint8, 0 to 255",
-                fix="write the windows as 8-bit pictures",
+                fix="write the windows as 8-bit pictures (shares of 0 to 1 times 255, 16 bits by 257)" + beside,
             )
         flat = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
         if not flat or shape[0] != shape[1] or shape[0] < 1:
@@ -246,7 +277,7 @@ class PatchFile:
                 where=f"{self.path}, {name}",
                 found=" x ".join(map(str, shape)) or "a single number",
                 expected="S x S x 3: square, colour channels last",
-                fix="write the windows as square RGB pictures",
+                fix="write the windows as square RGB pictures" + beside,
             )
         return tuple(int(n) for n in shape)
 
@@ -272,17 +303,16 @@ class PatchFile:
             fix="write the windows of each size to a file of their own",
         )
 
-    def _check_source(self, images: Any) -> None:
-        """Refuse virtual windows whose slide is gone: HDF5 would give white ones without a word."""
-        name = images.id.get_create_plist().get_virtual_filename(0)
-        source = self.path if name == "." else self.path.parent / name
-        if not source.is_file():
-            raise UserError(
-                "The slide that virtual windows are cut from is missing",
-                where=source,
-                expected=f"the file beside {self.path.name}",
-                fix="move or copy the folder as a whole, or export without --virtual",
-            )
+    def _names(self, file: Any) -> list[str]:
+        """Return the names of the datasets; h5py gives as bytes what it cannot decode."""
+        names = list(file)
+        bad = [name for name in names if isinstance(name, bytes)]
+        if bad:
+            raise self._no_text(f"{len(bad)} names of datasets, such as {bad[0]!r}")
+        return names
+
+    def _no_text(self, found: str) -> UserError:
+        return UserError("A cell id is not UTF-8", where=self.path, found=found, fix="write the ids again as UTF-8")
 
     def _read_keys(self, dataset: Any) -> list[str]:
         import h5py
@@ -296,11 +326,10 @@ class PatchFile:
                 fix="write the ids as text (h5py.string_dtype())",
             )
         try:
-            return list(dataset.asstr()[:])
+            # Bytes of fixed length count as ASCII in HDF5, but hold UTF-8 all the same.
+            return list(dataset.asstr("utf-8")[:])
         except UnicodeDecodeError as error:
-            raise UserError(
-                "A cell id is not UTF-8", where=f"{self.path}, {KEYS}", found=str(error), fix="write the ids again"
-            ) from error
+            raise self._no_text(f"{KEYS}: {error}") from error
 
     def _read_merged(self, images: Any, wanted: NDArray[np.int64], out: Image) -> None:
         """Fill ``out``; rows that follow each other in the file are read at once."""
@@ -313,7 +342,7 @@ class PatchFile:
         rows, inverse = np.unique(wanted, return_inverse=True)
         place = np.argsort(inverse, kind="stable")
         start = np.searchsorted(inverse[place], np.arange(len(rows) + 1))
-        limit = max(_CACHE_BYTES // (self.side * self.side * 3), 1)
+        limit = max(CACHE_BYTES // (self.side * self.side * 3), 1)
         begin = 0
         while begin < len(rows):
             end = begin + 1
@@ -329,71 +358,44 @@ class PatchFile:
             begin = end
 
     def _one(self, file: Any, name: str) -> Image:
-        import h5py
+        from h5py import h5s
 
-        item = file.get(name)
-        if not isinstance(item, h5py.Dataset):
-            raise UserError(
-                "A cell has no window", where=self.path, found=f"no dataset named {name!r}", fix="write the file again"
-            )
-        if item.dtype != np.uint8 or item.shape != self._shape:
-            shape = self._checked(item.shape, item.dtype, name)
-            raise self._differing(name, shape, "the first", self._shape)
+        item = self._dataset(file, name)
+        image = np.empty(self._shape, np.uint8)
         try:
-            image: Image = item[()]
+            item.read(h5s.ALL, h5s.ALL, image)
         except (OSError, RuntimeError) as error:
             raise self._damaged(name, error) from error
         return image
+
+    def _dataset(self, file: Any, name: str) -> Any:
+        """Return the dataset of a cell as HDF5 knows it; its type and shape are those of the others."""
+        from h5py import h5d
+
+        try:
+            item = h5d.open(file.id, name.encode())
+        except (KeyError, OSError, TypeError) as error:
+            raise self._no_window(name) from error
+        if item.dtype != np.uint8 or item.shape != self._shape:
+            shape = self._checked(item.shape, item.dtype, name)
+            raise self._differing(name, shape, "the first", self._shape)
+        return item
+
+    def _no_window(self, name: str) -> UserError:
+        return UserError(
+            "A cell has no window",
+            where=self.path,
+            found=f"no dataset named {name!r}, or a link to nothing",
+            fix="write the file again",
+        )
 
     def _damaged(self, which: str, error: Exception) -> UserError:
         return UserError(
             "Windows cannot be read",
             where=f"{self.path}, {which}",
-            found=_short(error),
+            found=short(error),
             fix="copy the file again, or write it again",
         )
-
-
-def open_h5(path: Path) -> Any:
-    """Open an HDF5 file for reading.
-
-    Raises
-    ------
-    UserError
-        Of its own each: the file is missing, open for writing elsewhere, cut off, no HDF5, or cannot be read.
-    """
-    import h5py
-
-    try:
-        return h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES)
-    except FileNotFoundError as error:
-        raise UserError("A file of windows is missing", where=path, fix="check the path, or make the file") from error
-    except IsADirectoryError as error:
-        raise UserError("A file of windows is a folder", where=path, expected="an HDF5 file") from error
-    except PermissionError:
-        raise
-    except OSError as error:
-        text = _short(error)
-        if "already open for" in text or "unable to lock" in text or error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
-            raise UserError(
-                "A file of windows is open for writing",
-                where=path,
-                found=text,
-                expected="a file that is finished",
-                fix="wait for the program that writes it; if it was killed, write the file again",
-            ) from error
-        if "truncated file" in text:
-            raise UserError(
-                "A file of windows is cut off",
-                where=path,
-                found=text,
-                fix="copy the file again; if the program that wrote it was killed, write it again",
-            ) from error
-        if "signature not found" in text:
-            raise UserError("A file of windows is not HDF5", where=path, found=text, fix="check the path") from error
-        raise UserError(
-            "A file of windows cannot be read", where=path, found=text, fix="copy the file again, or write it again"
-        ) from error
 
 
 def _memory_map(path: Path, images: Any) -> Image | None:
@@ -418,7 +420,3 @@ def _to_rgb(images: Image, grey: bool) -> Image:
     alpha = images[..., 3:].astype(np.uint16)
     mixed = (images[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
     return mixed.astype(np.uint8)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())

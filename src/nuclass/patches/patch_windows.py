@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
 from nuclass.core.names import CELL_ID
+from nuclass.patches.states import file_state
 from nuclass.patches.windows import CHUNK_BYTES, Image, shrink
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PER_KEY = "per_key"
-_AGAIN = "run the rule import_patches (or nuclass patches import) again"
+_AGAIN = "start snakemake again, which takes the files in anew; without it, run nuclass patches import"
 
 
 class PatchWindows:
@@ -158,12 +160,6 @@ class PatchWindows:
         return self._open[part, role]
 
 
-def file_state(path: str | Path) -> dict[str, int]:
-    """Return size and time of change of a file, by which it is known again."""
-    stat = Path(path).stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
 def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -179,18 +175,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_unchanged(file: dict[str, Any]) -> None:
-    path = Path(file["path"])
-    if not path.is_file():
-        raise UserError("A patch file is missing", where=path, fix=f"put it back, or {_AGAIN}")
-    now = file_state(path)
-    if any(now[key] != file[key] for key in now):
-        raise UserError(
-            "A patch file changed since it was imported",
-            where=path,
-            found=f"{now['size']} bytes, changed at {now['mtime_ns']} ns",
-            expected=f"{file['size']} bytes, changed at {file['mtime_ns']} ns",
-            fix=f"import again: {_AGAIN}",
-        )
+    """Refuse a patch file, or a slide that virtual windows point into, that is not the one that was taken in."""
+    for known in (file, *file.get("sources", ())):
+        path = Path(known["path"])
+        if not path.is_file():
+            raise UserError("A patch file is missing", where=path, fix=f"put it back; or {_AGAIN}")
+        now = file_state(path)
+        if any(now[key] != known[key] for key in now):
+            raise UserError(
+                "A patch file changed since it was imported",
+                where=path,
+                found=_told(now),
+                expected=_told(known),
+                fix=_AGAIN,
+            )
+
+
+def _told(state: dict[str, int]) -> str:
+    changed = datetime.fromtimestamp(state["mtime_ns"] / 1e9).astimezone()
+    return f"{state['size']} bytes, changed {changed:%Y-%m-%d %H:%M:%S.%f}"
 
 
 def _read_rows(

@@ -160,12 +160,15 @@ def assemble(
     if len(slides) > 1:
         named = ", ".join(str(slide) for slide in slides[:_SHOWN])
         told.append(f"the cells are of {len(slides)} slides ({named}); their positions are taken as of one")
+    unlabelled = int((cells["label"] == "").sum())
+    if unlabelled:
+        told.append(f"{unlabelled} of {len(cells)} cells have no label")
     told = list(dict.fromkeys([*notes, *told]))
     return Trio(Path(folder), tuple(parts), cells, rows[[CELL_ID, "part", *ROLES]], sides, scale, told)
 
 
 def open_parts(folder: str | Path, windows: Mapping[str, int]) -> list[Part]:
-    """Find the files of a data set and open those of windows.
+    """Find the files of a data set, open those of windows, and look at type and size of every window.
 
     Raises
     ------
@@ -179,6 +182,7 @@ def open_parts(folder: str | Path, windows: Mapping[str, int]) -> list[Part]:
             parts.append(Part(paths["annotations"].parent, split, paths["annotations"], files))
             for role in ROLES:
                 files[role] = PatchFile(paths[role])
+                files[role].look_at_all()
     except BaseException:
         close_parts(parts)
         raise
@@ -347,5 +351,6 @@ def _refuse_lost_zeros(wanted: pd.Index[Any], keys: pd.Index[Any], part: Part, n
 
 
 def _some(words: str, ids: Any) -> str:
-    shown = ", ".join(str(cell) for cell in ids[:_SHOWN])
+    # Quoted where blanks would not be seen.
+    shown = ", ".join(cell if cell == cell.strip() else repr(cell) for cell in map(str, ids[:_SHOWN]))
     return f"{len(ids)} {words} ({shown}{', ...' if len(ids) > _SHOWN else ''})"

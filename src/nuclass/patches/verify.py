@@ -164,17 +164,18 @@ def _apart(frames: list[pd.DataFrame], parts: list[Part]) -> bool:
 def _records(part: Part, checks: list[Check]) -> pd.DataFrame | None:
     """Read the annotations of one folder and check their fields."""
     name = _named("annotations", part)
-
     frame = _attempt(checks, name, "one object, cell id -> record", _placed, part)
     if frame is None:
         return None
     first = peek_annotations(part.annotations)
     lacking = [name for name in FIELDS if name not in first]
-    detail = f"the first record lacks {', '.join(lacking)}" if lacking else ""
-    found = f"{len(frame)} records, {frame[LABEL].nunique()} classes"
-    checks.append(
-        Check(name, "warn" if lacking else "pass", found, f"the {len(FIELDS)} fields of the original", detail)
-    )
+    unlabelled = int((frame[LABEL] == "").sum())
+    odd = [f"the first record lacks {', '.join(lacking)}"] if lacking else []
+    odd += [f"{unlabelled} cells have no label"] if unlabelled else []
+    classes = frame.loc[frame[LABEL] != "", LABEL].nunique()
+    found = f"{len(frame)} records, {classes} classes"
+    expected = f"the {len(FIELDS)} fields of the original"
+    checks.append(Check(name, "warn" if odd else "pass", found, expected, "; ".join(odd)))
     return frame
 
 

@@ -20,7 +20,7 @@ from nuclass.patches.sink import written_h5
 from nuclass.slides.store import SlideStore
 from nuclass.slides.zarr_format import WHITE
 
-SLIDE_FILE, SLIDE = "slide.h5", "slide"
+SLIDE = "slide"
 MAX_VIRTUAL = 100_000
 _CHUNK = 256
 
