@@ -3,15 +3,13 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
-    import pandas as pd
-
     from nuclass.core.files import write_json, write_parquet
-    from nuclass.splits import SplitConfig, read_cells, split_cells
+    from nuclass.splits import SplitConfig, read_cells, read_labels, split_cells
     from nuclass.splits.picture import draw_split
 
     config = SplitConfig.from_config(snakemake.params)
     cells = read_cells(snakemake.input.cells)
-    labels = pd.read_parquet(snakemake.input.labels, columns=["cell_id", "class", "status"])
+    labels = read_labels(snakemake.input.labels)
 
     split = split_cells(cells, labels, config, snakemake.params.role, snakemake.wildcards.slide)
 

@@ -63,6 +63,14 @@ def test_picture_shows_every_split_in_its_colour(way, slide, tmp_path):
     assert drawn == 0 if "given" in way else drawn > 0.002
 
 
+def test_picture_of_a_slide_without_places(tmp_path):
+    cells, labels = make_slide(n=50)
+    cells = cells.assign(x_px=np.nan)
+    split = split_cells(cells, labels, SplitConfig(), "cohort", "lung_h")
+    draw_split(tmp_path / "split.png", cells, split.frame["split"], split.report, 1024, 0.25)
+    assert amount(imread(tmp_path / "split.png"), COLOURS["test"]) == 0
+
+
 def test_report_is_plain_json_and_complete(slide):
     for settings, columns, _ in WAYS.values():
         cells = slide[0].assign(**columns)
@@ -155,6 +163,12 @@ def test_command_cuts_a_slide_and_draws_it(tmp_path, monkeypatch, capsys):
     assert imread(tmp_path / "out" / "split.png").shape[0] > 300
     expected = split_cells(cells, labels, SplitConfig(test=0.0, folds=3, fold=2), "train").frame
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "split.parquet"), expected)
+    assert main(["split", "--cells", files[3], "--labels", files[3], "--out", str(tmp_path / "out")]) == 1
+    assert "A table has no x_px and no y_px" in capsys.readouterr().err
+    (tmp_path / "none.parquet").write_text("no table")
+    assert main(["split", *files[:3], str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out")]) == 1
+    assert "A table cannot be read" in capsys.readouterr().err
+    (tmp_path / "none.parquet").unlink()
     files[1] = str(tmp_path / "none.parquet")
     assert main(["split", *files, "--out", str(tmp_path / "out")]) == 1
     assert "--cells names no file" in capsys.readouterr().err

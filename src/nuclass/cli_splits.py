@@ -42,11 +42,9 @@ def add_split(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _split(options: argparse.Namespace) -> None:
-    import pandas as pd
-
     from nuclass.core.errors import UserError
     from nuclass.core.files import write_json, write_parquet
-    from nuclass.splits import SplitConfig, read_cells, split_cells
+    from nuclass.splits import SplitConfig, read_cells, read_labels, split_cells
     from nuclass.splits.picture import draw_split
 
     for name in ("cells", "labels"):
@@ -56,7 +54,7 @@ def _split(options: argparse.Namespace) -> None:
             )
     config = SplitConfig.from_config(settings_of(options))
     cells = read_cells(options.cells)
-    labels = pd.read_parquet(options.labels, columns=["cell_id", "class", "status"])
+    labels = read_labels(options.labels)
     split = split_cells(cells, labels, config, options.role, options.cells.absolute().parent.name)
     write_parquet(options.out / "split.parquet", split.frame)
     write_json(options.out / "split.json", split.report)

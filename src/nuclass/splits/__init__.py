@@ -2,7 +2,16 @@
 
 from nuclass.splits.check import check_no_overlap, count_overlaps, margin
 from nuclass.splits.cut import Split, split_cells
-from nuclass.splits.read import read_cells
+from nuclass.splits.read import read_cells, read_labels
 from nuclass.splits.settings import SplitConfig
 
-__all__ = ["Split", "SplitConfig", "check_no_overlap", "count_overlaps", "margin", "read_cells", "split_cells"]
+__all__ = [
+    "Split",
+    "SplitConfig",
+    "check_no_overlap",
+    "count_overlaps",
+    "margin",
+    "read_cells",
+    "read_labels",
+    "split_cells",
+]

@@ -64,7 +64,7 @@ def split_cells(
     UserError
         The slide is too short, has too few cells, or (a fault of this function) windows overlap.
     """
-    classes = _classes(cells, labels)
+    classes = _classes(cells, labels, slide)
     if role == "cohort":
         frame = pd.DataFrame({CELL_ID: cells[CELL_ID].to_numpy(), "split": TEST})
         return Split(frame, {"slide": slide, "role": role, "layout": WHOLE, **_counts(frame["split"], classes)})
@@ -115,7 +115,7 @@ def _by_place(
         raise UserError(
             "A training slide has too few labelled cells to be cut",
             where=slide or None,
-            found=f"{int(counted.sum())} labelled cells of {len(xy)}",
+            found=f"{int(counted.sum())} labelled cells that have a place, of {len(xy)} cells",
             expected=f"at least {config.min_class_cells}",
             fix="see the slide's label summary, or give the slide the role cohort",
         )
@@ -159,7 +159,7 @@ def _central_box(
     return split, {"area_fraction": best[1], "box_px": box}
 
 
-def _classes(cells: pd.DataFrame, labels: pd.DataFrame | None) -> NDArray[np.object_]:
+def _classes(cells: pd.DataFrame, labels: pd.DataFrame | None, slide: str) -> NDArray[np.object_]:
     """Return each cell's class, ``""`` without a label; ids of both tables must be the same."""
     if labels is None:
         return np.full(len(cells), "cell", dtype=object)
@@ -170,6 +170,7 @@ def _classes(cells: pd.DataFrame, labels: pd.DataFrame | None) -> NDArray[np.obj
     if len(own) != len(ids) or (rows < 0).any() or not pd.Index(ids).is_unique:
         raise UserError(
             "The cell table and the label table hold different cells",
+            where=slide or None,
             found=f"{len(cells)} cells, {len(labels)} labels, {len(set(own) & set(ids))} ids in both",
             expected="each cell id once in both",
             fix="label the slide again",

@@ -54,7 +54,9 @@ def draw_split(
     xy = cells[["x_px", "y_px"]].to_numpy(np.float64) * scale
     names = split.to_numpy()
     seen = np.isfinite(xy).all(axis=1)
-    low, high = xy[seen].min(axis=0), xy[seen].max(axis=0)
+    # A slide of which nothing can be placed gets an empty picture, one window wide.
+    drawn = xy[seen] if seen.any() else np.array([[0.0, 0.0], [window_px * scale] * 2])
+    low, high = drawn.min(axis=0), drawn.max(axis=0)
     margin = max(0.02 * float((high - low).max()), window_px * scale / 20)
     low, high = low - margin, high + margin
     across, down = high - low
@@ -90,6 +92,8 @@ def _write_head(figure: Figure, report: dict[str, Any], left: float, wide: bool,
     x = left / total_w
     figure.text(x, 1 - 0.18 / total_h, report.get("slide", ""), fontsize=11, weight="bold", va="center")
     figure.text(x, 1 - 0.41 / total_h, layout_in_words(report), fontsize=8, color="#444444", va="center")
+    if not figure.axes[0].get_legend_handles_labels()[0]:
+        return
     figure.legend(
         loc="upper left",
         bbox_to_anchor=(x, 1 - 0.55 / total_h),
@@ -191,6 +195,8 @@ def _draw_window(
     from matplotlib.patches import Rectangle
 
     seen = np.isfinite(xy).all(axis=1)
+    if not seen.any():
+        return
     rows = np.flatnonzero(seen & (names == VAL))
     rows = rows if len(rows) else np.flatnonzero(seen)
     middle = (xy[seen].min(axis=0) + xy[seen].max(axis=0)) / 2
