@@ -62,13 +62,17 @@ def test_a_slide_of_the_study_is_exported_and_verified(study, capsys):
 
 
 def test_options_reach_the_files(study, capsys):
-    files = ["--split", "--layout", "per_key", "--compression", "gzip"]
+    labels = study / "results/labels/ovary_1/labels.parquet"
+    pd.read_parquet(labels).replace({"class": {"T": "T_Cell"}}).to_parquet(labels)
+    files = ["--split", "--layout", "per_key", "--compression", "gzip", "--class-names", "study"]
     names = ["--patient", "other", "--organ", "lung", "--name", "mine"]
     assert run("export", "--slide", "ovary_1", "--out", "out", *files, *names) == 0
     assert "cells in train/" in capsys.readouterr().out
     with h5py.File(study / "out/train/patches_32x32.h5") as file:
         assert {file[name].compression for name in file} == {"gzip"}
-    record = next(iter(json.loads((study / "out/test/annotations.json").read_text()).values()))
+    written = json.loads((study / "out/test/annotations.json").read_text()).values()
+    assert {record["class_id"] for record in written} == {"T_Cell", "Tumour"}
+    record = next(iter(written))
     assert (record["slide_id"], record["tissue_type"], record["patient_id"]) == ("mine", "lung", "other")
     assert run("export", "--slide", "ovary_1", "--out", "out", "--overwrite", "--virtual") == 0
     assert sorted(path.name for path in (study / "out").iterdir()) == [

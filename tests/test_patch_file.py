@@ -229,12 +229,12 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 def test_virtual_windows_without_their_slide_are_refused(tmp_path):
     """HDF5 gives white windows for what is not there, without a word."""
-    layout = h5py.VirtualLayout((2, 16, 16, 3), np.uint8)
-    for row, name in enumerate(("slide.h5", "other.h5")):
-        layout[row] = h5py.VirtualSource(name, "slide", (64, 64, 3), np.uint8)[30:46, row : row + 16]
+    layout = h5py.VirtualLayout((3, 16, 16, 3), np.uint8)
+    for row, (name, top, left) in enumerate([("slide.h5", 30, 0), ("other.h5", 30, 1), ("other.h5", 0, 0)]):
+        layout[row] = h5py.VirtualSource(name, "slide", (64, 64, 3), np.uint8)[top : top + 16, left : left + 16]
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file.create_virtual_dataset("images", layout, fillvalue=255)
-        file.create_dataset("keys", data=[b"a", b"b"])
+        file.create_dataset("keys", data=[b"a", b"b", b"c"])
 
     def refused() -> str:
         with pytest.raises(UserError) as error, PatchFile(tmp_path / "v.h5") as file:

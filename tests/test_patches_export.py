@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 
 from nuclass.core.errors import UserError
+from nuclass.labels.ontology import default_ontology, load_ontology
 from nuclass.patches import export, virtual
-from nuclass.patches.annotations import FIELDS
+from nuclass.patches.annotations import FIELDS, ORIGINAL_NAMES, read_annotations
 from nuclass.patches.export import export_patches
 from nuclass.patches.stale import check_store_fits
 from nuclass.patches.trio import open_trio
@@ -110,6 +111,23 @@ def test_fields_hold_true_values(slide, tmp_path):
     assert off.any()
     assert not off.all()
     assert read["has_padding_flags"].tolist() == off.tolist()
+
+
+@pytest.mark.parametrize("names", ["original", "study"])
+def test_classes_have_names_that_the_original_knows_or_their_own(slide, tmp_path, names):
+    """Its trainers drop cells with a name that their mapping lacks, such as that of a class itself."""
+    store, cells, labels = slide
+    ontology = load_ontology(default_ontology())
+    classes = sorted({kind.class_name for kind in ontology.cell_types.values()} - {""})
+    assert set(ORIGINAL_NAMES) <= set(classes)
+    labels = labels.assign(**{"class": [classes[i % len(classes)] for i in range(len(labels))]})
+    options = {} if names == "original" else {"class_names": "study"}
+    write((store, cells, labels), tmp_path / "out", **options)
+    written = read_annotations(tmp_path / "out/annotations.json").set_index("cell_id")["label"][cells["cell_id"]]
+    expected = labels["class"].replace(ORIGINAL_NAMES) if names == "original" else labels["class"]
+    assert written.tolist() == expected.tolist()
+    assert ("T Cell" in set(written)) == (names == "original")
+    assert ontology.resolve(written)["class"].tolist() == labels["class"].tolist(), "taken in again, they are the same"
 
 
 def test_only_kept_cells_with_a_class_are_written(slide, tmp_path):
@@ -306,6 +324,7 @@ import pandas as pd
 sys.path[:0] = [{tests!r}]
 from patch_example import SIDES
 from nuclass.core.errors import UserError
+from nuclass.labels.ontology import default_ontology, load_ontology
 from nuclass.patches import export
 from nuclass.slides.store import SlideStore
 

@@ -82,6 +82,13 @@ def _add_export(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--compression", choices=("lzf", "gzip", "none"), default="lzf", help="of the windows (default: %(default)s)"
     )
+    parser.add_argument(
+        "--class-names",
+        choices=("original", "study"),
+        default="original",
+        help="class_id of the annotations: names that the original maps to the classes (it drops cells named "
+        "T_Cell or Epithelial_Malignant), or the classes' own (default: %(default)s)",
+    )
     parser.add_argument("--virtual", action="store_true", help="keep the slide once and let the windows point into it")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
     add_settings(parser)
@@ -134,6 +141,7 @@ def _export(options: argparse.Namespace) -> None:
             mpp=settings["mpp"],
             layout=options.layout,
             compression=options.compression,
+            class_names=options.class_names,
             virtual=options.virtual,
             splits=_table(paths["splits"], "cell_id", "split") if "splits" in paths else None,
             replace=options.overwrite,

@@ -34,6 +34,16 @@ FIELDS = (
 )
 LABEL = "label"
 LABEL_FIELDS = ("class_id", "label", "cell_type", "type", "annotation")
+ORIGINAL_NAMES = {
+    "B_Cell": "B Cell",
+    "Endocrine": "Endocrine 1",
+    "Endothelial_TumorAssociated": "Tumor_Associated_Endothelial",
+    "Epithelial_Airway": "Airway_epithelium",
+    "Epithelial_Alveolar": "Alveolar",
+    "Epithelial_Malignant": "Malignant",
+    "T_Cell": "T Cell",
+}
+"""Classes whose own name the original's mapping does not know (it drops such cells) -> one that it maps to them."""
 REQUIRED = ("centroid_x", "centroid_y")
 _TEXT = ("tissue_type", "slide_id", "patient_id")
 _NUMBERS = ("centroid_x", "centroid_y", "micron_x_centroid", "micron_y_centroid", "micron_per_pixel")

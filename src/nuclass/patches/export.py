@@ -21,7 +21,7 @@ from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, GLOBAL, KEPT, LABELLED, LOCAL
 from nuclass.core.patch_rows import PARTS, patch_names
 from nuclass.core.progress import Progress, readable_bytes
-from nuclass.patches.annotations import write_annotations
+from nuclass.patches.annotations import ORIGINAL_NAMES, write_annotations
 from nuclass.patches.patch_file import IMAGES, KEYS, PADDED, Layout
 from nuclass.patches.sink import written_h5
 from nuclass.patches.stale import check_store_fits, same_cells
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Compression = Literal["lzf", "gzip", "none"]
+ClassNames = Literal["original", "study"]
 MODALITY = "bright field H&E"
 _EMPTY_FIX = "see the funnel table and the label summaries for the step that lost them"
 _BATCH_BYTES = 64_000_000
@@ -76,6 +77,7 @@ def export_patches(
     mpp: float,
     layout: Layout = "merged",
     compression: Compression = "lzf",
+    class_names: ClassNames = "original",
     virtual: bool = False,
     splits: pd.DataFrame | None = None,
     replace: bool = False,
@@ -104,6 +106,8 @@ def export_patches(
         slide. ``per_key``: one dataset a cell.
     compression
         Of the windows.
+    class_names
+        ``original``: names that the original's programs map to the classes; ``study``: the classes' own.
     virtual
         Keep the slide once (``slide.h5``) and let the windows point into it.
     splits
@@ -158,6 +162,8 @@ def export_patches(
                     job.write(place / names[role])
             # In the order of the table: a study that takes the files in again sees its cells in the same order.
             ordered = part.sort_values("place")
+            if class_names == "original":
+                ordered = ordered.assign(**{"class": ordered["class"].replace(ORIGINAL_NAMES)})
             record = _annotations(store, ordered, max(windows.values()), slide, organ, patient)
             write_annotations(place / names["annotations"], record)
     counts = {name: len(part) for name, part in parts.items()}
