@@ -23,6 +23,12 @@ def wants_gpu(*names):
     return int(any(MODEL_CONFIG[name].get("backbone", {}).get("name") in large for name in names))
 
 
+def mem_of_run(name, base):
+    """Return a memory request in MB for training: ``base``, the windows of train and val, the reading processes."""
+    run = MODEL_CONFIG[name]["run"]
+    return mem(base + 2 * run["memory_mb"] + run["workers"] * (500 + STUDY_SCALE["cache_mb"]))
+
+
 def cells_of(slides):
     """Return the files that tell where cells lie, what they are, and which split they are in."""
     return {

@@ -59,7 +59,7 @@ rule embed_context:
         "benchmarks/embed_context/{slide}.tsv"
     threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
-        mem_mb=mem(3000 + 500 * MODEL_CONFIG["context"]["workers"]),
+        mem_mb=mem(3000 + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
         runtime=240,
         gpu=wants_gpu("context"),
     conda:
@@ -107,7 +107,7 @@ rule train_local:
         "benchmarks/train_local/all.tsv"
     threads: 1 + MODEL_CONFIG["local"]["run"]["workers"]
     resources:
-        mem_mb=mem(4000),
+        mem_mb=mem_of_run("local", 4000),
         runtime=7200,
         gpu=wants_gpu("local"),
     conda:
@@ -142,7 +142,7 @@ rule train_global:
         "benchmarks/train_global/all.tsv"
     threads: 2 + MODEL_CONFIG["global"]["run"]["workers"]
     resources:
-        mem_mb=mem(4000),
+        mem_mb=mem_of_run("global", 4000),
         runtime=7200,
         gpu=wants_gpu("local"),
     conda:

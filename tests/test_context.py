@@ -21,8 +21,8 @@ from nuclass.models.backbones import Backbone, build_backbone
 from nuclass.slides.geometry import Frames
 from nuclass.slides.writer import write_store
 from nuclass.training import embedding
-from nuclass.training.branches import check_features, feature_attributes
-from nuclass.training.embedding import Embedding, embed_slide, pool_spatial, pool_tokens
+from nuclass.training.branches import check_features, feature_attributes, state_hash
+from nuclass.training.embedding import Embedding, embed_slide, network_hash, pool_spatial, pool_tokens
 from nuclass.training.inputs import context_features
 
 torch.set_num_threads(1)
@@ -117,6 +117,22 @@ def test_features_are_those_of_each_cell_alone(slide, tmp_path, described, windo
     assert not np.allclose(found[0], found[1], atol=1e-2)
     assert (key.window_px, key.read_level, key.pooling, key.input_px) == (study.windows[window], level, pooling, 32)
     assert (key.backbone, key.precision, key.mpp, key.mean) == ("tiny", "float32", 0.25, (0.485, 0.456, 0.406))
+
+
+def test_the_key_knows_what_weights_do_not_show(tmp_path):
+    """Another number of heads fits the same weights and gives other features."""
+    plain = network(TOKENS)
+    heads = network({**TOKENS, "config": {**TOKENS["config"], "num_attention_heads": 4}})
+    assert state_hash(heads) == state_hash(plain)
+    assert network_hash(heads) != network_hash(plain)
+    plain.net.save_pretrained(tmp_path / "kept")
+    again = build_backbone({"name": "folder", "path": str(tmp_path / "kept"), "input_px": 32})
+    assert network_hash(again) == network_hash(plain)
+    torch.manual_seed(1)
+    assert network_hash(build_backbone(TOKENS)) != network_hash(plain)
+    one, two = network(MAP), network({**MAP, "kwargs": {"drop_path_rate": 0.1}})
+    assert state_hash(one) == state_hash(two)
+    assert network_hash(one) != network_hash(two)
 
 
 def test_the_file_is_in_tile_order(slide, tmp_path):

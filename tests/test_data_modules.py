@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import types
+from dataclasses import replace
+from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import pytest
@@ -149,6 +156,113 @@ class TestLocal:
         with pytest.raises(ValueError, match="call setup first"):
             local_data(study).train_dataloader()
 
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_an_error_of_a_worker_reads_as_one_of_this_process(self, study, method):
+        data = local_data(study, memory_mb=0, workers=2)
+        data.setup("fit")
+        del data.train_set.reader.sources["colon_1"]
+        loader = data.train_dataloader()
+        loader.multiprocessing_context = method
+        with pytest.raises(UserError) as caught:
+            list(loader)
+        assert caught.value.what == "A slide has no store"
+        assert caught.value.found == "colon_1"
+        assert "Traceback" not in str(caught.value)
+
+    def test_workers_may_be_spawned(self, study):
+        data = local_data(study, memory_mb=0, workers=1)
+        data.setup("fit")
+        data.train_set[[0]]
+        loader = data.train_dataloader()
+        loader.multiprocessing_context = "spawn"
+        expected = data.train_set[[row for rows in list(data.train_dataloader().sampler) for row in rows]]
+        assert torch.equal(torch.cat([batch["image"] for batch in loader]), expected["image"])
+
+
+class Mean(pl.LightningModule):
+    """A model of nearly nothing, which notes what it was shown."""
+
+    def __init__(self, out=None):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3)
+        self.out = out
+        self.shown = {"train": [], "val": []}
+
+    def training_step(self, batch, number):
+        self.shown["train"].append((self.current_epoch, batch["index"].tolist()))
+        return torch.nn.functional.cross_entropy(self.layer(batch["image"].float().mean((2, 3)) / 255), batch["label"])
+
+    def validation_step(self, batch, number):
+        self.shown["val"].append((self.current_epoch, batch["index"].tolist()))
+
+    def predict_step(self, batch, number):
+        return batch["index"]
+
+    def on_fit_end(self):
+        if self.out is not None:
+            (self.out / f"{self.global_rank}.json").write_text(json.dumps(self.shown))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(**options):
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"),
+        False,
+    )
+    return pl.Trainer(max_epochs=2, accelerator="cpu", num_sanity_val_steps=0, **quiet, **options)
+
+
+def fit_two_processes(results):
+    """Run in each of two processes; each notes what it was shown."""
+    study = Study([{**row, "windows": f"{results}/{row['slide']}"} for row in SLIDES], results, windows={"local": 32})
+    data = local_data(study, memory_mb=0, workers=1)
+    trainer(devices=2, strategy="ddp").fit(Mean(results / "shown"), datamodule=data)
+
+
+class TestUnderLightning:
+    @pytest.mark.parametrize(("memory_mb", "workers"), [(100, 0), (0, 2)])
+    def test_epochs_differ_as_the_seed_says_and_prediction_follows(self, study, memory_mb, workers):
+        data = local_data(study, memory_mb=memory_mb, workers=workers)
+        model, runner = Mean(), trainer()
+        runner.fit(model, datamodule=data)
+        sampler = data.train_dataloader().sampler
+        for epoch in (0, 1):
+            sampler.set_epoch(epoch)
+            assert [rows for e, rows in model.shown["train"] if e == epoch] == list(sampler)
+            shown = [row for e, rows in model.shown["val"] if e == epoch for row in rows]
+            assert shown == list(range(len(data.val)))
+        predicted = torch.cat(runner.predict(model, datamodule=data))
+        assert predicted.tolist() == list(range(len(data.predicted)))
+        assert set(data.predicted["split"]) == {"val", "test"}
+
+    def test_two_processes_share_training_and_cover_val(self, study):
+        (study.results / "shown").mkdir()
+        script = study.results / "fit.py"
+        script.write_text(
+            f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
+            "import test_data_modules as t\n"
+            f"if __name__ == '__main__':\n    t.fit_two_processes(Path({str(study.results)!r}))\n"
+        )
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+        done = subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True, timeout=150, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        one, two = (json.loads((study.results / "shown" / f"{rank}.json").read_text()) for rank in (0, 1))
+        data = local_data(study, memory_mb=0)
+        data.setup("fit")
+        sampler = data.train_dataloader().sampler
+        for epoch in (0, 1):
+            mine, theirs = ([rows for e, rows in shown["train"] if e == epoch] for shown in (one, two))
+            sampler.set_epoch(epoch)
+            whole = list(sampler)
+            assert len(mine) == len(theirs) == len(whole) // 2
+            assert [rows for pair in zip(mine, theirs, strict=True) for rows in pair] == whole[: 2 * len(mine)]
+            val = [row for shown in (one, two) for e, rows in shown["val"] if e == epoch for row in rows]
+            assert sorted(val) == list(range(len(data.val)))
+
 
 class TestGlobal:
     def test_context_and_teacher_come_along(self, study):
@@ -235,3 +349,19 @@ class TestTrainingCells:
         plain = train.astype(dict.fromkeys(("slide", "organ", "cell_id", "class", "split"), object))
         assert data_hash(study, train, val) == data_hash(study, plain, val)
         assert data_hash(study, train, val) != data_hash(study, train.iloc[::-1], val)
+
+    def test_all_that_training_sees_is_in_the_hash(self, study):
+        """A running state of other data must not go on: cells, names, places, scale, pixels."""
+        train, val, _ = load_training_cells(study)
+        plain = train.astype(dict.fromkeys(("slide", "organ", "cell_id", "class", "split"), object))
+        seen = {data_hash(study, plain, val), data_hash(replace(study, mpp=0.5), plain, val)}
+        seen.add(data_hash(replace(study, windows={"local": 48}), plain, val))
+        swap = {"lung": "colon", "colon": "lung", "T_Cell": "B_Cell", "B_Cell": "T_Cell"}
+        for column in ("organ", "class"):
+            seen.add(data_hash(study, plain.assign(**{column: plain[column].replace(swap)}), val))
+        seen.add(data_hash(study, plain.assign(x_px=plain["x_px"] + 0.25), val))
+        seen.add(data_hash(study, plain.assign(cell_id=plain["cell_id"] + "x"), val))
+        seen.add(data_hash(study, plain, val.iloc[1:]))
+        os.utime(study.source("lung_1") / "zarr.json", ns=(1, 1))
+        seen.add(data_hash(study, plain, val))
+        assert len(seen) == 9

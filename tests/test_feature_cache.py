@@ -139,6 +139,46 @@ def test_a_kill_between_the_two_files_computes_nothing_again(tmp_path, whole, mo
     assert content(tmp_path) == whole
 
 
+def test_a_stop_at_any_step_on_disk_does_no_harm(tmp_path, whole, monkeypatch):
+    """Stop before each file operation in turn, go on, stop once more, go on to the end."""
+    operations = ("replace", "unlink", "write_bytes", "write_text", "rmdir", "open")
+    real = {name: getattr(Path, name) for name in operations}
+
+    def run_until(folder: Path, stop: int) -> bool:
+        count = 0
+
+        def counted(name):
+            def operation(path, *rest, **options):
+                nonlocal count
+                count += folder in path.parents
+                if count == stop:
+                    count += 1
+                    raise StopError
+                return real[name](path, *rest, **options)
+
+            return operation
+
+        with monkeypatch.context() as patch:
+            for name in operations:
+                patch.setattr(Path, name, counted(name))
+            try:
+                run(folder)
+            except StopError:
+                return False
+        return True
+
+    for stop in range(1, 1000):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        if run_until(folder, stop):
+            break
+        run_until(folder, 1 + stop // 2)
+        run(folder)
+        assert content(folder) == whole
+        assert names(folder) == ["a.h5", "a.views.h5"]
+    assert stop > 30
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "other rows"])
 def test_a_part_that_is_not_whole_is_computed_again(tmp_path, whole, damage):
     with pytest.raises(StopError):

@@ -186,6 +186,15 @@ class TestMistakes:
         with pytest.raises(UserError, match="A feature file cannot be read"):
             read_features(path, ["a"])
 
+    def test_ids_that_repeat(self, tmp_path):
+        path = tmp_path / "a.h5"
+        write_features(path, ["a", "b", "c"], np.arange(3.0)[:, None], KEY)
+        assert read_features(path, ["c", "a", "c"])[:, 0].tolist() == [2, 0, 2]
+        with h5py.File(path, "r+") as file:
+            file["cell_id"][1] = b"a"
+        with pytest.raises(UserError, match=r"Cell ids repeat in a feature file[\s\S]*1 repeats, the first: a"):
+            read_features(path, ["c", "a"])
+
     def test_other_files(self, tmp_path):
         path = tmp_path / "a.h5"
         with h5py.File(path, "w") as file:

@@ -420,18 +420,20 @@ def test_several_devices_are_refused(study, tmp_path):
         train_local(many, study, tmp_path / "out", tmp_path / "work", 1)
 
 
-def test_a_running_state_belongs_to_its_data() -> None:
-    """Another label, place or scale is another run: it must not go on from the old state."""
-    import pandas as pd
+def test_a_fitted_module_is_back_on_its_device(study, tmp_path, monkeypatch):
+    """The trainer brings its module to the processor; the cells of val are to be seen on the device of training."""
+    from nuclass.training import train
+    from nuclass.training.modules import LocalModule
 
-    from nuclass.training.inputs import data_hash
-
-    frame = pd.DataFrame(
-        {"slide": ["a"], "cell_id": ["c"], "class": ["T_Cell"], "x_px": [1.0], "y_px": [2.0], "split": ["train"]}
-    )
-    study = Study([], Path("results"))
-    same = data_hash(study, frame.copy())
-    assert data_hash(study, frame) == same
-    assert data_hash(study, frame.assign(**{"class": "B_Cell"})) != same
-    assert data_hash(study, frame.assign(x_px=1.5)) != same
-    assert data_hash(Study([], Path("results"), mpp=0.5), frame) != same
+    moves = []
+    for name in ("cpu", "to"):
+        real = getattr(LocalModule, name)
+        monkeypatch.setattr(
+            LocalModule, name, lambda *a, _n=name, _r=real, **k: moves.append((_n, *a[1:])) or _r(*a, **k)
+        )
+    monkeypatch.setattr(train, "predict_logits", lambda *_: moves.append("predict") or torch.zeros(1, 1))
+    monkeypatch.setattr(train, "write_outputs", lambda *_: {})
+    quick = copy.deepcopy(MODELS)
+    quick["local"]["run"]["epochs"] = 1
+    train_local(quick, study, tmp_path / "out", tmp_path / "work", 1)
+    assert moves[-3:] == [("cpu",), ("to", torch.device("cpu")), "predict"]

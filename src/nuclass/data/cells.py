@@ -198,7 +198,7 @@ def _load_slide(slide: str, results: Path, wanted: tuple[str, ...] | None, only_
     classes = pc.if_else(pc.equal(labels["status"], LABELLED), labels["class"], "")
     keep = np.ones(cells.num_rows, bool)
     if wanted is not None:
-        keep &= pc.is_in(split, value_set=pa.array(wanted)).to_numpy()
+        keep &= pc.is_in(split, value_set=pa.array(wanted, pa.string())).to_numpy()
     if only_labelled:
         keep &= pc.not_equal(classes, "").to_numpy()
     rows = pa.array(np.arange(cells.num_rows, dtype=np.int32))

@@ -36,7 +36,7 @@ class FeatureKey:
     Attributes
     ----------
     backbone, sha256
-        Name of the network; SHA-256 of its weights.
+        Name of the network; SHA-256 of its weights and architecture.
     window_px, mpp, read_level, input_px
         Side of the window in level-0 px; micrometres a level-0 px; pyramid level read; side of what the network sees.
     pooling
@@ -294,7 +294,16 @@ def _rows_of(stored: NDArray[Any], cell_ids: Ids, path: str | Path) -> NDArray[n
     asked = _utf8(cell_ids)
     if len(asked) == len(stored) and (asked == stored).all():
         return np.arange(len(stored))
-    at = pd.Index(stored.astype(object)).get_indexer(pd.Index(asked.astype(object)))
+    index = pd.Index(stored.astype(object))
+    if not index.is_unique:
+        repeated = index[index.duplicated()]
+        raise UserError(
+            "Cell ids repeat in a feature file",
+            where=path,
+            found=f"{len(repeated)} repeats, the first: {_text(repeated[0])}",
+            fix="compute the features of this slide again",
+        )
+    at = index.get_indexer(pd.Index(asked.astype(object)))
     missing = np.flatnonzero(at < 0)
     if len(missing):
         first = ", ".join(str(cell_ids[i]) for i in missing[:3])

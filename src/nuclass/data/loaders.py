@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from nuclass.core.errors import UserError
-from nuclass.data.datasets import Batch, InMemoryWindows, Rows, WindowDataset
+from nuclass.data.datasets import Batch, Index, InMemoryWindows, Rows, WindowDataset
 
 BLOCK_CELLS = 256
 POOL_BLOCKS = 16
@@ -188,6 +188,35 @@ class BatchLoader:
             yield {name: values.pin_memory() for name, values in batch.items()} if self.pin_memory else batch
 
 
+class _Told(Dataset[Any]):
+    """Windows cut in a worker process, which hands a :class:`UserError` over as an item.
+
+    Raised there, the text that a person reads would begin with a traceback of the worker.
+    """
+
+    def __init__(self, windows: WindowDataset) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: Index) -> Batch | UserError:
+        try:
+            return self.windows[index]
+        except UserError as error:
+            return error
+
+
+class _WorkerLoader(DataLoader[Any]):
+    """A loader of :class:`_Told`: an error of a worker is raised here, where its batch was to come."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
 def make_loader(
     dataset: InMemoryWindows | WindowDataset | Rows,
     batch_size: int,
@@ -215,8 +244,9 @@ def make_loader(
         return BatchLoader(dataset, batch_size, pin_memory=pin_memory, **options)
     order = dataset.locality_order() if shuffle else None
     sampler = BlockBatchSampler(len(dataset), batch_size, order=order, **options)
-    return DataLoader(
-        dataset,
+    kind = _WorkerLoader if num_workers else DataLoader
+    return kind(
+        _Told(dataset) if num_workers else dataset,
         sampler=sampler,  # type: ignore[arg-type]
         batch_size=None,
         num_workers=num_workers,
@@ -232,7 +262,7 @@ def make_loader(
 def _open_anew(_: int) -> None:
     worker = get_worker_info()
     assert worker is not None
-    worker.dataset.open_anew()  # type: ignore[attr-defined]
+    worker.dataset.windows.open_anew()  # type: ignore[attr-defined]
 
 
 def _smallest(n: int) -> type[np.int32] | type[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nuclass.core.errors import UserError
-from nuclass.core.files import sha256
 from nuclass.core.names import CELL_ID
 from nuclass.core.progress import Progress
 from nuclass.data.augment import Augment, augment_images, to_unit
 from nuclass.data.training_cells import by_place
 from nuclass.models.backbones import Backbone
 from nuclass.training.branches import autocast, choose_device, computes_in, state_hash
+from nuclass.training.inputs import source_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from nuclass.data.study import Study
 
 POOLINGS = ("native", "cls", "mean", "center")
+# Settings of a vision transformer that change its output and leave no trace in names or shapes of its weights.
+_UNSEEN = ("hidden_act", "layer_norm_eps", "num_attention_heads", "rope_theta")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str
 
     return FeatureKey(
         backbone=name,
-        sha256=state_hash(backbone),
+        sha256=network_hash(backbone),
         window_px=study.windows[settings.window],
         mpp=study.mpp,
         read_level=settings.read_level,
@@ -136,6 +140,16 @@ def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str
         std=tuple(round(float(value), 6) for value in backbone.std.flatten()),
         precision=computes_in(backbone.mean.device, settings.precision),
     )
+
+
+def network_hash(backbone: Backbone) -> str:
+    """Return a hash of a network's weights and of what its output depends on besides, such as the number of heads."""
+    config = getattr(backbone.net, "config", None)
+    if backbone.library == "transformers":
+        rest: dict[str, Any] = {name: getattr(config, name, None) for name in _UNSEEN}
+    else:
+        rest = {name: backbone.settings.get(name) for name in ("name", "kwargs")}
+    return hashlib.sha256(f"{state_hash(backbone)} {json.dumps(rest, sort_keys=True)}".encode()).hexdigest()
 
 
 def embed_slide(
@@ -204,7 +218,7 @@ def embed_slide(
         part_cells=part_cells,
         depends={
             "places": digest(ordered[["x_px", "y_px"]].to_numpy(np.float64)),
-            "pixels": _source_digest(study.source(slide)),
+            "pixels": source_digest(study.source(slide)),
             "batch size": settings.batch_size,
         },
     )
@@ -269,9 +283,3 @@ class _Pass:
         with autocast(x.device, self.settings.precision):
             spatial = self.backbone.spatial(x)
         return pool_spatial(self.backbone, spatial.float(), self.settings.pooling).half().cpu()
-
-
-def _source_digest(path: Path) -> str:
-    """Return what changes when a slide's store, or the manifest of its patch files, is written again."""
-    file = path if path.is_file() else path / "zarr.json"
-    return f"{sha256(file)} {file.stat().st_mtime_ns}"

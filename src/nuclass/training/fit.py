@@ -128,7 +128,7 @@ def fit(
     mode: str = "max",
     grad_clip: float = 0.0,
 ) -> FitResult:
-    """Fit ``module`` and leave the best weights in it.
+    """Fit ``module`` and leave the best weights in it, in eval mode, on the device it was trained on.
 
     Parameters
     ----------
@@ -190,7 +190,8 @@ def fit(
         raise KeyboardInterrupt
     state = torch.load(work / "best.ckpt", map_location="cpu", weights_only=False)
     module.load_state_dict(state["state_dict"])
-    module.eval()
+    # The trainer leaves its module on the processor, where the cells of val would take hours.
+    module.to(trainer.strategy.root_device).eval()
     chosen = min if mode == "min" else max
     row = chosen(history.rows, key=lambda item: item[monitor])
     return FitResult(history.rows, row, time.monotonic() - start)

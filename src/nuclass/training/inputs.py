@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nuclass.core.errors import UserError
+from nuclass.core.files import sha256
 from nuclass.data.study import Study
 
 if TYPE_CHECKING:
@@ -69,17 +70,25 @@ def check_views(study: Study, copies: dict[str, Path]) -> None:
 
 
 def data_hash(study: Study, *frames: pd.DataFrame) -> str:
-    """Return a hash of what a model is trained on: cells, their classes and places, scale and windows."""
+    """Return a hash of what a model is trained on: cells, their classes, organs and places, pixels, scale, windows."""
     import pandas as pd
 
     digest = hashlib.sha256(repr((study.mpp, sorted(study.windows.items()))).encode())
     for frame in frames:
-        for column in ("slide", "class", "split"):
+        for column in ("slide", "organ", "class", "split"):
             codes, names = pd.factorize(frame[column])
             digest.update("\n".join((column, *map(str, names))).encode() + codes.astype(np.int64).tobytes())
         digest.update("\n".join(frame["cell_id"]).encode())
         digest.update(frame[["x_px", "y_px"]].to_numpy(np.float64).tobytes())
+    for slide in sorted({str(slide) for frame in frames for slide in frame["slide"].unique()}):
+        digest.update(source_digest(study.source(slide)).encode())
     return digest.hexdigest()
+
+
+def source_digest(path: Path) -> str:
+    """Return what changes when a slide's store, or the manifest of its patch files, is written again."""
+    file = path if path.is_file() else path / "zarr.json"
+    return f"{sha256(file)} {file.stat().st_mtime_ns}"
 
 
 def cells_by_slide(*frames: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
