@@ -121,6 +121,11 @@ def test_a_data_set_is_imported(study, capsys):
     assert cells["cell_id"].tolist() == ["0012", "b", "c"]
     assert pd.read_parquet("results/labels/other/labels.parquet")["class"].tolist() == ["Macrophage"] * 3
     assert Path("results/slides/other/patches.json").is_file()
+    for arguments in (["verify", "given"], ["export", "--out", "out"]):
+        assert run(*arguments, "--slide", "other") == 1
+        message = told(capsys)
+        assert "The slide came as patch files" in message
+        assert "results/slides/other/patches.json" in message
 
 
 def test_an_import_leaves_a_slide_with_an_image_alone(study, capsys):

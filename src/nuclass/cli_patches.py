@@ -236,7 +236,15 @@ def _paths(options: argparse.Namespace, wanted: list[str]) -> dict[str, Path]:
             found=f"no --slide, and no {', '.join(lacking)}",
             expected="--slide NAME, whose results are in --results; or all of these paths",
         )
-    return {name: getattr(options, name) or known[name] for name in wanted}
+    paths = {name: getattr(options, name) or known[name] for name in wanted}
+    manifest = results / "slides" / str(slide) / "patches.json"
+    if paths["store"] == known["store"] and not known["store"].exists() and manifest.is_file():
+        raise UserError(
+            "The slide came as patch files; there is no picture of it to cut windows from",
+            where=manifest,
+            fix="take the files themselves; nuclass patches verify FOLDER --against OTHER compares two data sets",
+        )
+    return paths
 
 
 def _table(path: Path, *columns: str) -> Any:
