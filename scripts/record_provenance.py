@@ -13,8 +13,10 @@ with snakemake_job(snakemake):
 
     settings = json.loads(snakemake.params.config)
     bundles = dict(zip(snakemake.params.slides, snakemake.input.bundles, strict=True))
+    patches = {Path(path).parent.name: path for path in snakemake.input.patches}
     repository = Path(snakemake.scriptdir).parent
-    write_json(snakemake.output.run, run_record(settings, snakemake.input.tables, bundles, repository))
+    record = run_record(settings, snakemake.input.tables, bundles, repository, patches)
+    write_json(snakemake.output.run, record)
     with atomic_path(snakemake.output.config) as path:
         path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     with atomic_path(snakemake.output.slides) as path:

@@ -160,7 +160,7 @@ def test_alignment(tmp_path: Path) -> None:
 
 
 def test_funnel(tmp_path: Path) -> None:
-    rows = [("a", "in the bundle", 100, 0, ""), ("a", "labelled", 80, 20, "low_counts 20")]
+    rows = [("a", "all cells", 100, 0, ""), ("a", "labelled", 80, 20, "low_counts 20")]
     pd.DataFrame(rows, columns=FUNNEL).to_csv(tmp_path / "in.csv", index=False)
     draw_funnel(tmp_path / "in.csv", *outputs(tmp_path, "funnel"), **LOOK)
     check(tmp_path, "funnel")
@@ -209,7 +209,7 @@ def test_every_class_has_one_colour_and_place() -> None:
 
 
 def test_the_small_print_says_synthetic(tmp_path: Path) -> None:
-    rows = [("a", "in the bundle", 100, 0, "")]
+    rows = [("a", "all cells", 100, 0, "")]
     pd.DataFrame(rows, columns=FUNNEL).to_csv(tmp_path / "in.csv", index=False)
     draw_funnel(tmp_path / "in.csv", [tmp_path / "a.svg"], tmp_path / "a.csv", **LOOK)
     draw_funnel(tmp_path / "in.csv", [tmp_path / "b.svg"], tmp_path / "b.csv", style=STYLE, synthetic=False)

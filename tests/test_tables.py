@@ -88,12 +88,12 @@ def test_label_quality(study: Path, tmp_path: Path, with_truth: bool) -> None:
 
 
 def test_funnel_and_truth(study: Path, tmp_path: Path) -> None:
-    steps = [("a", "in the bundle", 1100, 0, ""), ("a", "labelled", 80, 1020, "low_counts 1020")]
+    steps = [("a", "all cells", 1100, 0, ""), ("a", "labelled", 80, 1020, "low_counts 1020")]
     pd.DataFrame(steps, columns=["slide", "step", "cells", "dropped", "reasons"]).to_csv(
         tmp_path / "f.csv", index=False
     )
     tables.funnel(tmp_path / "f.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
-    assert rows(tmp_path / "t.md")[2] == ["a", "in the bundle", "1,100", "0", EMPTY]
+    assert rows(tmp_path / "t.md")[2] == ["a", "all cells", "1,100", "0", EMPTY]
     tables.synthetic_truth(study / "criteria.csv", tmp_path / "s.csv", tmp_path / "s.md")
     criteria = pd.read_csv(study / "criteria.csv")
     verdicts = [row[-1] for row in rows(tmp_path / "s.md")[2:]]

@@ -37,7 +37,11 @@ PACKAGES = (
 
 
 def run_record(
-    config: Mapping[str, Any], tables: Iterable[str | Path], bundles: Mapping[str, str | Path], root: str | Path = "."
+    config: Mapping[str, Any],
+    tables: Iterable[str | Path],
+    bundles: Mapping[str, str | Path],
+    root: str | Path = ".",
+    patches: Mapping[str, str | Path] | None = None,
 ) -> dict[str, Any]:
     """Return what is needed to say later how a run came about.
 
@@ -51,6 +55,9 @@ def run_record(
         The inventory (``bundle.json``) of every slide; the SHA-256 of each of its files is taken from there.
     root
         The repository, for the state of its version control.
+    patches
+        The manifest (``patches.json``) of every slide that came as patch files; size and time of change of each
+        file are taken from there.
     """
     inventories = {slide: read_json(path) for slide, path in bundles.items()}
     return {
@@ -66,7 +73,17 @@ def run_record(
         "packages": package_versions(),
         "inputs": {str(path): sha256(path) for path in tables},
         "bundles": {slide: _bundle_summary(inventory) for slide, inventory in inventories.items()},
+        "patches": {slide: _patches_summary(read_json(path)) for slide, path in (patches or {}).items()},
         "config": dict(config),
+    }
+
+
+def _patches_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    files = [entry for part in manifest["parts"] for entry in part["files"].values()]
+    return {
+        "mpp": manifest["mpp"],
+        "windows": manifest["windows"],
+        "files": {entry["path"]: {"bytes": entry["size"], "mtime_ns": entry["mtime_ns"]} for entry in files},
     }
 
 

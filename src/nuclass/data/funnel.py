@@ -16,7 +16,7 @@ from nuclass.data.cells import align_ids, cells_file, check_ids, labels_file, re
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STEPS = ("in the bundle", "kept by quality control", "labelled", "of a class of the study", "in train, val or test")
+STEPS = ("all cells", "kept by quality control", "labelled", "of a class of the study", "in train, val or test")
 COLUMNS = ("slide", "step", "cells", "dropped", "reasons")
 
 

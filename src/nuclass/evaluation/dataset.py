@@ -43,6 +43,8 @@ def count_cells(
             .assign(slide=slide, organ=organ, role=role)[["slide", "organ", "role", "split", "class", "cells"]]
         )
         status = table["status"].value_counts()
+        # Given labels have none, dropped cells -1.
+        clusters = pd.to_numeric(table["cluster"], errors="coerce")
         quality.append(
             {
                 "slide": slide,
@@ -54,7 +56,7 @@ def count_cells(
                 "abstained": int(status.get(ABSTAINED, 0)),
                 "dropped": int(status.get(DROPPED, 0)),
                 "labelled_share": int(status.get(LABELLED, 0)) / len(table) if len(table) else float("nan"),
-                "clusters": int(table["cluster"].nunique()),
+                "clusters": int(clusters[clusters >= 0].nunique()),
                 "classes": int(kept["class"].nunique()),
                 "confidence_mean": float(kept["confidence"].mean()),
                 "confidence_q25": float(kept["confidence"].quantile(0.25)),

@@ -96,5 +96,7 @@ def _no_class(labels: pd.DataFrame, name: str) -> UserError:
         where=name or None,
         found=f"{shown}{more}" if found else "no label at all",
         expected="names of cell types that the ontology lists",
-        fix="add the names as synonyms to the file that 'ontology' names in the configuration",
+        fix="write the names of the types into class_id of the annotations: these are numbers, perhaps of clusters"
+        if found and all(str(label).replace(".", "", 1).isdigit() for label in found)
+        else "add the names as synonyms to the file that 'ontology' names in the configuration",
     )
