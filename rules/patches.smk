@@ -25,7 +25,7 @@ rule export_patches:
         "logs/export_patches/{slide}.log",
     benchmark:
         "benchmarks/export_patches/{slide}.tsv"
-    threads: 1
+    threads: slide_threads
     resources:
         mem_mb=mem(2500),
         runtime=lambda wildcards: 30 if is_small(wildcards) else 1440,

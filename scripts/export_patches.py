@@ -22,4 +22,5 @@ with snakemake_job(snakemake):
             patient=snakemake.params.patient,
             mpp=snakemake.params.mpp,
             replace=True,
+            threads=snakemake.threads,
         )

@@ -429,3 +429,31 @@ def test_the_job_of_the_workflow_writes_its_targets(slide, tmp_path):
 class Wildcards(SimpleNamespace):
     def items(self):
         return vars(self).items()
+
+
+@pytest.mark.parametrize("compression", ["lzf", "gzip", "none"])
+def test_chunks_are_those_that_hdf5_reads(tmp_path, compression):
+    from nuclass.patches.encode import chunk_options, encode
+
+    rng = np.random.default_rng(0)
+    flat, noise = np.full((16, 16, 3), 7, np.uint8), rng.integers(0, 256, (16, 16, 3), np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        made = file.create_dataset("images", (2, 16, 16, 3), np.uint8, **chunk_options((1, 16, 16, 3), compression))
+        for row, image in enumerate((flat, noise)):
+            data, left_out = encode(image[:, ::-1].copy()[:, ::-1], compression)
+            assert left_out == (compression == "lzf" and row == 1)
+            assert len(data) < flat.nbytes or row == 1 or compression == "none"
+            made.id.write_direct_chunk((row, 0, 0, 0), data, left_out)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["images"].compression == (None if compression == "none" else compression)
+        np.testing.assert_array_equal(file["images"][:], [flat, noise])
+
+
+@pytest.mark.parametrize("layout", ["merged", "per_key"])
+def test_windows_do_not_depend_on_the_threads(slide, tmp_path, layout):
+    for threads in (1, 3):
+        write(slide, tmp_path / str(threads), layout=layout, threads=threads)
+    for size in SIDES.values():
+        one, three = (read_as_the_original(tmp_path / f"{n}/patches_{size}x{size}.h5") for n in (1, 3))
+        assert list(one) == list(three)
+        assert all((one[cell] == three[cell]).all() for cell in one)

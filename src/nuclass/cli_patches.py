@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,9 @@ def _add_export(commands: argparse._SubParsersAction[Any]) -> None:
         help="class_id of the annotations: names that the original maps to the classes (it drops cells named "
         "T_Cell or Epithelial_Malignant), or the classes' own (default: %(default)s)",
     )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="windows compressed at a time (default: all cores)"
+    )
     parser.add_argument("--virtual", action="store_true", help="keep the slide once and let the windows point into it")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
     add_settings(parser)
@@ -145,6 +149,7 @@ def _export(options: argparse.Namespace) -> None:
             virtual=options.virtual,
             splits=_table(paths["splits"], "cell_id", "split") if "splits" in paths else None,
             replace=options.overwrite,
+            threads=max(options.threads, 1),
         )
     counts = ", ".join(f"{number} cells" + (f" in {name}/" if name else "") for name, number in done.cells.items())
     sys.stdout.write(f"Wrote {done.folder}: {counts}.\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ from nuclass.core.names import CELL_ID, GLOBAL, KEPT, LABELLED, LOCAL
 from nuclass.core.patch_rows import PARTS, patch_names
 from nuclass.core.progress import Progress, readable_bytes
 from nuclass.patches.annotations import ORIGINAL_NAMES, write_annotations
+from nuclass.patches.encode import Compression, chunk_options, encode, encoder
 from nuclass.patches.patch_file import IMAGES, KEYS, PADDED, Layout
 from nuclass.patches.sink import written_h5
 from nuclass.patches.stale import check_store_fits, same_cells
@@ -33,7 +35,6 @@ from nuclass.slides.store import SlideStore
 if TYPE_CHECKING:
     import pandas as pd
 
-Compression = Literal["lzf", "gzip", "none"]
 ClassNames = Literal["original", "study"]
 MODALITY = "bright field H&E"
 _EMPTY_FIX = "see the funnel table and the label summaries for the step that lost them"
@@ -81,6 +82,7 @@ def export_patches(
     virtual: bool = False,
     splits: pd.DataFrame | None = None,
     replace: bool = False,
+    threads: int = 1,
 ) -> Exported:
     """Write ``patches_224x224.h5``, ``patches_1024x1024.h5`` (by the windows' sides) and ``annotations.json``.
 
@@ -114,6 +116,8 @@ def export_patches(
         Table cell_id, split: write train to ``train/`` and val to ``test/``, and leave the others out.
     replace
         Replace what an earlier export left in ``out``.
+    threads
+        So many windows are compressed at a time.
 
     Raises
     ------
@@ -155,7 +159,7 @@ def export_patches(
             place = root / name
             place.mkdir(exist_ok=True)
             for role in (LOCAL, GLOBAL):
-                job = _Job(store, part, windows[role], layout, compression, progress)
+                job = _Job(store, part, windows[role], layout, compression, threads, progress)
                 if virtual:
                     job.write_virtual(place / names[role], "../" * bool(name) + SLIDE_FILE)
                 else:
@@ -270,19 +274,8 @@ def _check_space(folder: Path, needed: int, cells: int) -> None:
 
 
 def _bytes_a_window(store: SlideStore, some: pd.DataFrame, size: int, compression: Compression) -> float:
-    import h5py
-
-    total = 0
-    with h5py.File("estimate", "w", driver="core", backing_store=False) as file:
-        for i, xy in enumerate(some[["x_px", "y_px"]].to_numpy(np.float64)):
-            image, _ = store.window(xy[0], xy[1], size)
-            total += file.create_dataset(str(i), data=image, **_options(size, compression)).id.get_storage_size()
-    return total / len(some)
-
-
-def _options(size: int, compression: Compression) -> dict[str, Any]:
-    """Return how one window is stored: in one chunk, so that reading it reads nothing else."""
-    return {"chunks": (size, size, 3), "compression": None if compression == "none" else compression}
+    places = some[["x_px", "y_px"]].to_numpy(np.float64)
+    return sum(len(encode(store.window(x, y, size)[0], compression)[0]) for x, y in places) / len(some)
 
 
 @dataclass(frozen=True)
@@ -294,6 +287,7 @@ class _Job:
     size: int
     layout: Layout
     compression: Compression
+    threads: int
     progress: Progress
 
     @property
@@ -302,22 +296,24 @@ class _Job:
         return points
 
     def write(self, path: Path) -> None:
-        """Write windows as pixels, cut in tile order."""
-        options = _options(self.size, self.compression)
+        """Write windows as pixels, cut in tile order; each is one chunk, so that reading it reads nothing else."""
         shape = (self.size, self.size, 3)
         ids = self.cells[CELL_ID].tolist()
         batch = max(_BATCH_BYTES // (self.size * self.size * 3), 1)
-        with written_h5(path) as (file, sink):
+        with written_h5(path) as (file, sink), ThreadPoolExecutor(self.threads) as pool:
+            encoded = encoder(self.compression, pool)
             if self.layout == "merged":
-                options["chunks"] = (1, *shape)
+                options = chunk_options((1, *shape), self.compression)
                 images = file.create_dataset(IMAGES, (len(ids), *shape), np.uint8, **options)
                 self._write_keys(file)
+            options = chunk_options(shape, self.compression)
             for rows, cut in self.store.batches(self.xy, self.size, batch=batch):
-                for row, image in zip(rows.tolist(), cut, strict=True):
+                for row, (data, left_out) in zip(rows.tolist(), encoded(cut), strict=True):
                     if self.layout == "merged":
-                        images[row] = image
+                        images.id.write_direct_chunk((row, 0, 0, 0), data, left_out)
                     else:
-                        file.create_dataset(ids[row], data=image, **options)
+                        one = file.create_dataset(ids[row], shape, np.uint8, **options)
+                        one.id.write_direct_chunk((0, 0, 0), data, left_out)
                     sink.check()
                     self.progress.advance()
 
