@@ -17,13 +17,14 @@ read       windows of 20,000 cells by the two workers, in training order, and fr
 Memory is the peak resident size that the kernel keeps (VmHWM). That of workers is measured after they have read, from
 /proc/PID/smaps_rollup: with shared pages by their share (PSS), private, and resident (RSS). RSS counts the pages of the
 libraries and of the tables in every process although all share one copy, so the goal is set on PSS; what the imports
-alone take stands beside it. The cache of decoded tiles (128 MB at most) counts.
+alone take stands beside it. The cache of decoded tiles (64 MB at most) counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -133,7 +134,7 @@ def read(results: Path, view: str, cells: int, began: float) -> dict[str, Any]:
     while done < cells:
         done += len(next(batches)["image"])
     seconds = time.perf_counter() - start
-    workers = [memory_mb(worker.pid) for worker in batches._workers]
+    workers = [memory_mb(worker.pid) for worker in multiprocessing.active_children() if worker.pid]
     worst = {name: max(worker[name] for worker in workers) for name in workers[0]}
     told = {"first": first, "rate": done / seconds, "cells": len(dataset), "imports": imports}
     return {**told, "main": memory_mb()["Rss"], **worst}

@@ -104,7 +104,7 @@ class TestDatasets:
         asked = []
 
         class Reader:
-            def read_positions(self, slides, codes, rows, xy, size, level, out_px):
+            def read_positions(self, slides, codes, rows, xy, size, level, out_px, out):
                 asked.append((np.array(slides)[codes].tolist(), rows.tolist(), xy))
                 return np.zeros((len(rows), out_px, out_px, 3), np.uint8)
 
@@ -121,7 +121,7 @@ class TestDatasets:
             def __getstate__(self):
                 return {}
 
-            def read_positions(self, slides, codes, rows, xy, size, level, out_px):
+            def read_positions(self, slides, codes, rows, xy, size, level, out_px, out):
                 assert self.owner in (None, os.getpid()), "a file that another process opened"
                 self.owner = os.getpid()
                 return np.zeros((len(rows), out_px, out_px, 3), np.uint8)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
@@ -164,7 +164,8 @@ class WindowDataset(_Columns):
     def __getitem__(self, index: Index) -> Batch:
         batch = self._rows(index)
         rows = np.atleast_1d(batch["index"].numpy())
-        images = self.reader.read_positions(
+        memory = _batch_memory((len(rows), self.out_px, self.out_px, 3))
+        self.reader.read_positions(
             self.slides,
             self.codes[rows].astype(np.int64),
             None if self.cell_rows is None else self.cell_rows[rows].astype(np.int64),
@@ -172,9 +173,20 @@ class WindowDataset(_Columns):
             self.size,
             self.level,
             self.out_px,
+            out=memory.numpy(),
         )
-        tensor = torch.from_numpy(images if batch["index"].ndim else images[0])
-        return {"image": tensor.movedim(-1, -3), **batch}
+        images = memory if batch["index"].ndim else memory[0]
+        return {"image": images.movedim(-1, -3), **batch}
+
+
+def _batch_memory(shape: tuple[int, ...]) -> Tensor:
+    """Return memory for uint8 windows; in a worker process that which goes to the main one without a copy."""
+    windows = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return windows.new_empty(shape)
+    # As torch's own collation of batches does it.
+    storage = windows._typed_storage()._new_shared(int(np.prod(shape)), device=windows.device)
+    return windows.new(storage).resize_(*shape)  # type: ignore[no-any-return]
 
 
 def choose_dataset(

@@ -35,7 +35,7 @@ class Study:
     results: Path
     mpp: float = 0.25
     windows: dict[str, int] = field(default_factory=lambda: {"local": 224, "global": 1024})
-    cache_mb: int = 128
+    cache_mb: int = 64
 
     def source(self, slide: str) -> Path:
         """Return where a slide's windows come from: its ``windows``, else its store below ``results``."""

@@ -200,13 +200,15 @@ class WindowReader:
         level: int,
         out_px: int,
         progress: Advances | None = None,
+        out: Image | None = None,
     ) -> Image:
         """Do what :meth:`read` does from arrays: ``slides[codes[i]]``, ``rows[i]`` and ``xy[i]`` place window ``i``.
 
-        ``rows`` may be None if every slide asked for is a slide store.
+        ``rows`` may be None if every slide asked for is a slide store. ``out`` is filled and returned if given.
         """
         side = read_side(size, level, out_px)
-        out = np.empty((len(xy), out_px, out_px, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(xy), out_px, out_px, 3), np.uint8)
         chunk = max(1, CHUNK_BYTES // (side * side * 3))
         order = locality_order(codes, xy)
         ends = np.flatnonzero(np.diff(codes[order])) + 1
