@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ import pytest
 for _variable in ("NUCLASS_DATA_DIRS", "NUCLASS_DATA_ROOT"):
     # A user's own data sets must not become the tests' slides.
     os.environ.pop(_variable, None)
+
+
+@pytest.fixture
+def job_environment() -> Iterator[None]:
+    """A job sets the threads of its process; other tests in this one must not inherit them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

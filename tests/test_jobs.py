@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +11,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.jobs import snakemake_job
 
 
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """A job sets the threads of its process; other tests in this one must not inherit them."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("job_environment")
 
 
 def run(tmp_path: Path, error: BaseException) -> tuple[int, str]:

@@ -401,6 +401,7 @@ def test_numbers_of_the_annotations_are_json(slide, tmp_path):
     assert json.dumps(json.loads(text), indent=2) + "\n" == text
 
 
+@pytest.mark.usefixtures("job_environment")
 def test_the_job_of_the_workflow_writes_its_targets(slide, tmp_path):
     store, cells, labels = slide
     cells.to_parquet(tmp_path / "cells.parquet")
