@@ -10,7 +10,6 @@ import pytest
 from nuclass.core.errors import UserError
 from nuclass.core.jobs import snakemake_job
 
-
 pytestmark = pytest.mark.usefixtures("job_environment")
 
 
