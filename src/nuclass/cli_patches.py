@@ -41,7 +41,7 @@ RESULTS/labels/SLIDE. No pixel is copied. A study does this by itself for slides
 shows beforehand whether a data set can be used.
 
 example:
-  nuclass patches import /data/Ovarian_wsi --slide ovary_wsi --results /tmp/try
+  nuclass patches import /data/Ovarian_wsi --slide ovary_wsi --results work/try
 """
 _VERIFY = """\
 Check a data set of three files: ids, sizes, types, fields, scale, black and double windows; and its pixels against the
