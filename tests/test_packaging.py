@@ -55,6 +55,7 @@ IMPORT_NAMES = {
     "google_crc32c": "google-crc32c",
     "igraph": "python-igraph",
     "matplotlib": "matplotlib-base",
+    "open_clip": "open-clip-torch",
     "openslide": "openslide-python",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
