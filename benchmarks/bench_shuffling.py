@@ -77,13 +77,13 @@ def train(study: dict[str, np.ndarray], local: bool, seed: int) -> list[float]:
     net = torch.nn.Sequential(
         torch.nn.Linear(FEATURES, 128), torch.nn.LayerNorm(128), torch.nn.GELU(), torch.nn.Linear(128, CLASSES)
     )
-    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     batches, scores = sampler(study, local, seed), []
     for _ in range(EPOCHS):
         for rows in batches:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(features[rows]), labels[rows]).backward()
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
             predicted = net(features[n:]).argmax(1).numpy()
         scores.append(float(f1_score(study["label"][n:], predicted, average="macro", zero_division=0)))

@@ -25,7 +25,7 @@ def wants_gpu(*names):
 
 def mem_of_run(name, base):
     """Return a memory request in MB for training: ``base``, the windows of train and val, the reading processes."""
-    run = MODEL_CONFIG[name]["run"]
+    run = MODEL_CONFIG[name]["trainer"]
     return mem(base + 2 * run["memory_mb"] + run["workers"] * (500 + STUDY_SCALE["cache_mb"]))
 
 

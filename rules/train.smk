@@ -105,7 +105,7 @@ rule train_local:
         "logs/train_local/all.log",
     benchmark:
         "benchmarks/train_local/all.tsv"
-    threads: 1 + MODEL_CONFIG["local"]["run"]["workers"]
+    threads: 1 + MODEL_CONFIG["local"]["trainer"]["workers"]
     resources:
         mem_mb=mem_of_run("local", 4000),
         runtime=7200,
@@ -140,7 +140,7 @@ rule train_global:
         "logs/train_global/all.log",
     benchmark:
         "benchmarks/train_global/all.tsv"
-    threads: 2 + MODEL_CONFIG["global"]["run"]["workers"]
+    threads: 2 + MODEL_CONFIG["global"]["trainer"]["workers"]
     resources:
         mem_mb=mem_of_run("global", 4000),
         runtime=7200,

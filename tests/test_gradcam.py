@@ -60,14 +60,14 @@ def toy(request):
     torch.manual_seed(0)
     backbone = build_backbone(BACKBONES[request.param])
     model = torch.nn.Sequential(backbone, torch.nn.Linear(backbone.feature_dim, len(COLOURS)))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3 if backbone.kind == "tokens" else 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if backbone.kind == "tokens" else 3e-3)
     images, labels, _ = spots(512, 1)
     for epoch in range(12):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(32):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimiser.step()
+            optimizer.step()
     return model.eval(), backbone
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nuclass.models import losses
+from nuclass.models import gate_losses, losses
 from nuclass.models.gate import gate_statistics, mix
 from nuclass.models.global_ import alpha_schedule
 
@@ -80,7 +80,7 @@ def test_gate_targets_where_one_is_right_and_where_both_are():
     p_a = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
     p_b = torch.tensor([[0.2, 0.8], [0.8, 0.2], [0.7, 0.3]])
     labels = torch.tensor([0, 0, 0])
-    t, w, delta = losses.gate_targets(p_a, p_b, labels)
+    t, w, delta = gate_losses.gate_targets(p_a, p_b, labels)
     assert t[:2].tolist() == [0.0, 1.0]
     assert float(t[2]) == pytest.approx(1 / (1 + math.exp(-10 * 0.1)), rel=1e-5)
     assert delta.tolist() == pytest.approx([-0.7, 0.5, 0.1])
@@ -89,14 +89,14 @@ def test_gate_targets_where_one_is_right_and_where_both_are():
 
 def test_gate_targets_follow_their_powers():
     p_a, p_b = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
-    w = losses.gate_targets(p_a, p_b, torch.tensor([0]), conflict_boost=5, delta_scale=3, delta_gamma=2).weight
+    w = gate_losses.gate_targets(p_a, p_b, torch.tensor([0]), conflict_boost=5, delta_scale=3, delta_gamma=2).weight
     assert float(w) == pytest.approx(1 + 3 * 0.16)
 
 
-def gate_terms(**factors: float) -> losses.GateLoss:
+def gate_terms(**factors: float) -> gate_losses.GateLoss:
     p_a, p_b, labels = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.2, 0.8]]), torch.tensor([1])
-    targets = losses.gate_targets(p_a, p_b, labels)
-    return losses.gate_loss(torch.tensor([0.0]), p_a, p_b, labels, targets, **factors)
+    targets = gate_losses.gate_targets(p_a, p_b, labels)
+    return gate_losses.gate_loss(torch.tensor([0.0]), p_a, p_b, labels, targets, **factors)
 
 
 def test_gate_loss_by_hand():
@@ -118,8 +118,8 @@ def test_gate_factors_and_positive_weight():
 
 
 def test_automatic_positive_weight_is_bounded():
-    assert losses.auto_pos_weight(torch.tensor([0.25, 0.25])) == pytest.approx(3)
-    assert losses.auto_pos_weight(torch.zeros(4)) == pytest.approx(999, rel=1e-3)
+    assert gate_losses.auto_pos_weight(torch.tensor([0.25, 0.25])) == pytest.approx(3)
+    assert gate_losses.auto_pos_weight(torch.zeros(4)) == pytest.approx(999, rel=1e-3)
 
 
 def test_mixture_is_weighted_towards_the_global_model():

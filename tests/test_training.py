@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 SIDE = 640
 CLASSES = ("B_Cell", "Fibroblast", "T_Cell")
 COLOURS = {"B_Cell": (70, 50, 140), "T_Cell": (190, 60, 60), "Fibroblast": (190, 60, 60)}
-RUN = {"epochs": 4, "patience": 9, "batch_size": 16, "precision": "32-true", "accelerator": "cpu"}
+RUN = {"max_epochs": 4, "patience": 9, "batch_size": 16, "precision": "32-true", "accelerator": "cpu"}
 RATES = {"lr_head": 3e-3, "lr_backbone": 3e-3, "warmup_steps": 5, "schedule": "cosine"}
 SOFT = {"stain_scale": 0.05, "stain_shift": 0.01, "stain_mix": 0.0, "blur": 0.1}
 MODELS = {
@@ -57,8 +57,8 @@ MODELS = {
         "views": 2,
         "augment": SOFT,
         "pretrain": {
-            "run": {**RUN, "epochs": 3},
-            "optimiser": RATES,
+            "trainer": {**RUN, "max_epochs": 3},
+            "optimizer": RATES,
             "augment": SOFT,
             "radii_um": [8, 16],
             "samples_per_epoch": 100,
@@ -68,20 +68,20 @@ MODELS = {
         "backbone": {"name": "timm:test_resnet", "input_px": 32, "pool": "center"},
         "read_level": 0,
         "model": {"organ_dim": 4, "hidden": 16, "dropout": 0.1, "organ_dropout": 0.1},
-        "optimiser": RATES,
-        "run": RUN,
+        "optimizer": RATES,
+        "trainer": RUN,
         "augment": SOFT,
     },
     "global": {
         "model": {"project": 12, "hidden": 16, "gate_hidden": 8, "dropout": 0.1},
-        "optimiser": RATES,
-        "run": {**RUN, "epochs": 3},
+        "optimizer": RATES,
+        "trainer": {**RUN, "max_epochs": 3},
         "augment": SOFT,
     },
     "gate": {
         "model": {"project": 4, "hidden": [16]},
-        "optimiser": {"lr": 1e-2, "warmup_steps": 2},
-        "run": {"epochs": 8, "patience": 8, "batch_size": 32},
+        "optimizer": {"lr": 1e-2, "warmup_steps": 2},
+        "trainer": {"max_epochs": 8, "patience": 8, "batch_size": 32},
         "select": 0.4,
         "block_um": 20,
         "views": 1,
@@ -314,7 +314,7 @@ def test_a_state_of_another_run_is_not_taken_up(study, tmp_path):
 
 def test_a_loss_that_is_no_number_names_its_batch(study, tmp_path):
     wild = copy.deepcopy(MODELS)
-    wild["local"]["optimiser"] = {"lr_head": 1e30, "lr_backbone": 1e30, "warmup_steps": 0, "grad_clip": 0}
+    wild["local"]["optimizer"] = {"lr_head": 1e30, "lr_backbone": 1e30, "warmup_steps": 0, "grad_clip": 0}
     with pytest.raises(UserError, match="not a finite number") as caught:
         train_local(wild, study, tmp_path / "out", tmp_path / "work", 1)
     assert "epoch 0, batch" in str(caught.value)
@@ -387,7 +387,7 @@ def test_the_backbone_rests_in_the_first_epochs():
     from nuclass.models.local import LocalModel
     from nuclass.training.modules import LocalModule
 
-    section = from_plain(Local, {"optimiser": {"freeze_epochs": 1}}, "there")
+    section = from_plain(Local, {"optimizer": {"freeze_epochs": 1}}, "there")
     model = LocalModel(build_backbone(MODELS["local"]["backbone"]), 2, 3, organ_dim=4, hidden=8)
     module = LocalModule(model, section, torch.ones(3), 1)
     module.train()
@@ -415,7 +415,7 @@ def test_gradient_checkpointing_changes_no_gradient(backbone):
 
 def test_several_devices_are_refused(study, tmp_path):
     many = copy.deepcopy(MODELS)
-    many["local"]["run"]["devices"] = 2
+    many["local"]["trainer"]["devices"] = 2
     with pytest.raises(UserError, match=r"run\.devices"):
         train_local(many, study, tmp_path / "out", tmp_path / "work", 1)
 
@@ -434,6 +434,6 @@ def test_a_fitted_module_is_back_on_its_device(study, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "predict_logits", lambda *_: moves.append("predict") or torch.zeros(1, 1))
     monkeypatch.setattr(train, "write_outputs", lambda *_: {})
     quick = copy.deepcopy(MODELS)
-    quick["local"]["run"]["epochs"] = 1
+    quick["local"]["trainer"]["max_epochs"] = 1
     train_local(quick, study, tmp_path / "out", tmp_path / "work", 1)
     assert moves[-3:] == [("cpu",), ("to", torch.device("cpu")), "predict"]

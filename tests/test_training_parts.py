@@ -12,7 +12,7 @@ from nuclass.models.backbones import build_backbone
 from nuclass.training import config as settings
 from nuclass.training.checkpoint import load_checkpoint, save_checkpoint
 from nuclass.training.composition import neighbourhoods, soft_cross_entropy
-from nuclass.training.config import Local, Optimiser, from_plain, load_models, parse_models, to_plain
+from nuclass.training.config import Local, Optimizer, from_plain, load_models, parse_models, to_plain
 from nuclass.training.embedding import pool_tokens
 from nuclass.training.gate import auroc, select_blocks
 from nuclass.training.metrics import calibration_error, f1_per_class, macro_f1
@@ -78,7 +78,7 @@ def test_decay_leaves_norms_biases_and_tokens_alone():
     net = torch.nn.ModuleDict(
         {"backbone": build_backbone({"name": "timm:test_vit", "input_px": 160}), "head": torch.nn.Linear(64, 2)}
     )
-    groups = parameter_groups(net, Optimiser(lr_head=1e-3, lr_backbone=1e-4, llrd=0.5, weight_decay=0.1))
+    groups = parameter_groups(net, Optimizer(lr_head=1e-3, lr_backbone=1e-4, llrd=0.5, weight_decay=0.1))
     size = {id(p): name for name, p in net.named_parameters()}
     for group in groups:
         for parameter in group["params"]:
@@ -95,15 +95,15 @@ def test_decay_leaves_norms_biases_and_tokens_alone():
 def test_uni2_h_gets_few_groups_with_the_published_rates():
     with torch.device("meta"):
         net = torch.nn.ModuleDict({"backbone": build_backbone({"name": "uni2-h"}, load_weights=False)})
-    groups = parameter_groups(net, Optimiser(lr_backbone=3e-6, llrd=0.85))
+    groups = parameter_groups(net, Optimizer(lr_backbone=3e-6, llrd=0.85))
     assert len(groups) <= 50
     assert min(group["lr"] for group in groups) == pytest.approx(3e-6 * 0.85**24)
 
 
 def test_warmup_then_constant_or_cosine():
-    constant = Optimiser(warmup_steps=4)
+    constant = Optimizer(warmup_steps=4)
     assert [warmup_factor(step, constant, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    cosine = Optimiser(warmup_steps=0, schedule="cosine")
+    cosine = Optimizer(warmup_steps=0, schedule="cosine")
     assert warmup_factor(0, cosine, 100) == 1.0
     assert warmup_factor(50, cosine, 100) == pytest.approx(0.5)
     assert warmup_factor(100, cosine, 100) == pytest.approx(0.0)
@@ -120,14 +120,23 @@ def test_the_model_files_are_valid(name):
 
 def test_all_faults_of_a_model_file_come_at_once():
     with pytest.raises(UserError) as caught:
-        parse_models({"local": {"run": {"epoch": 3, "batch_size": "many"}}, "gaet": {}, "context": {"pooling": "max"}})
+        parse_models(
+            {"local": {"trainer": {"epoch": 3, "batch_size": "many"}}, "gaet": {}, "context": {"pooling": "max"}}
+        )
     text = str(caught.value)
-    for word in ("local.run.epoch", "'epochs'", "local.run.batch_size", "gaet", "'gate'", "context.pooling"):
+    for word in (
+        "local.trainer.epoch",
+        "'max_epochs'",
+        "local.trainer.batch_size",
+        "gaet",
+        "'gate'",
+        "context.pooling",
+    ):
         assert word in text
 
 
 def test_numbers_written_as_text_are_understood():
-    assert parse_models({"local": {"optimiser": {"lr_head": "3e-4"}}}).local.optimiser.lr_head == 3e-4
+    assert parse_models({"local": {"optimizer": {"lr_head": "3e-4"}}}).local.optimizer.lr_head == 3e-4
     assert settings.Gate().loss.pos_weight == "auto"
 
 

@@ -32,9 +32,9 @@ WINDOWS = {"local": 32, "global": 128}
 SLIDES = {"lung_1": "lung", "colon_1": "colon", "lung_h": "lung"}
 EXACT = copy.deepcopy(MODELS)
 EXACT["context"]["read_level"] = EXACT["local"]["read_level"] = 0
-EXACT["context"]["pretrain"]["run"]["epochs"] = 1
+EXACT["context"]["pretrain"]["trainer"]["max_epochs"] = 1
 for _name in ("local", "global", "gate"):
-    EXACT[_name]["run"]["epochs"] = 2
+    EXACT[_name]["trainer"]["max_epochs"] = 2
 
 
 def from_slides(results: Path) -> Study:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError, closest
 from nuclass.core.holdout import apply_holdout
+from nuclass.core.models_file import read_models_file
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
 from nuclass.core.split_settings import NO_HOLDOUT, split_faults
@@ -191,11 +192,9 @@ def _read_models(
     if not isinstance(path, str):
         return {}, []
     try:
-        settings = read_yaml(root / path)
+        settings, _ = read_models_file(root / path)
     except UserError as error:
         return {}, [error]
-    if not isinstance(settings, dict):
-        return {}, [UserError("the models' settings are not a section of keys", where=path, found=repr(settings)[:80])]
     return check_settings(settings, schema, locator([root / path], path))
 
 

@@ -25,7 +25,7 @@ from nuclass.data.training_cells import load_training_cells
 from nuclass.models.backbones import Backbone, build_backbone, count_parameters
 from nuclass.training.config import Context, Pretrain, parse_models, to_plain
 from nuclass.training.inputs import data_hash
-from nuclass.training.optim import make_optimiser, parameter_groups, warmup_factor
+from nuclass.training.optim import make_optimizer, parameter_groups, warmup_factor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,11 +120,11 @@ class CompositionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with the schedule of the settings."""
-        settings = self.settings.optimiser
-        optimiser = make_optimiser(parameter_groups(self.model, settings))
+        settings = self.settings.optimizer
+        optimizer = make_optimizer(parameter_groups(self.model, settings))
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_factor(step, settings, total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_factor(step, settings, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _in_place(augment: Augment) -> Augment:
@@ -200,15 +200,16 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     result = fit(
         CompositionModule(model, settings, root_weights(train_set.label, len(vocabulary.classes)), seed),
         GivenLoaders(
-            DrawnBatches(train_set, settings.run.batch_size, draw), make_loader(val_set, settings.run.batch_size)
+            DrawnBatches(train_set, settings.trainer.batch_size, draw),
+            make_loader(val_set, settings.trainer.batch_size),
         ),
-        settings.run,
+        settings.trainer,
         work=work,
         identity=fingerprint("context", to_plain(context), data_hash(study, train, val), vocabulary.to_dict(), seed),
         description="context backbone",
         monitor=MONITOR,
         mode="min",
-        grad_clip=settings.optimiser.grad_clip,
+        grad_clip=settings.optimizer.grad_clip,
     )
     metrics = {
         "best": result.best,

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nuclass.core.errors import UserError, closest
+from nuclass.core.models_file import read_models_file
+from nuclass.core.protocol import Protocol
 from nuclass.data.augment import Augment
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class Optimizer:
     """AdamW: learning rates, weight decay, schedule."""
 
     lr_head: float = 3e-4
@@ -28,10 +30,10 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class Run:
+class Trainer:
     """How long and on what."""
 
-    epochs: int = 50
+    max_epochs: int = 50
     patience: int = 4
     batch_size: int = 256
     accumulate: int = 1
@@ -39,11 +41,16 @@ class Run:
     precision: str = "auto"
     accelerator: str = "auto"
     devices: int | list[int] | str = 1
+    num_nodes: int = 1
     gradient_checkpointing: bool = False
     compile: bool = False
     workers: int = 0
     memory_mb: int = 2048
     balance: float = 0.0
+    save_every_min: float = 15.0
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    log_every: int = 50
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Loss:
 class Pretrain:
     """The demo's own context backbone: class composition of the neighbourhood as its task."""
 
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    run: Run = field(default_factory=Run)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: Trainer = field(default_factory=Trainer)
     augment: Augment = field(default_factory=Augment)
     radii_um: tuple[float, ...] = (48.0, 112.0)
     token_weight: float = 1.0
@@ -88,6 +95,7 @@ class Context:
 class LocalNet:
     """Sizes of the local model's own parts."""
 
+    organ: Literal["film", "concat", "none"] = "film"
     organ_dim: int = 64
     hidden: int = 1024
     dropout: float = 0.2
@@ -102,8 +110,8 @@ class Local:
     read_level: int = 0
     model: LocalNet = field(default_factory=LocalNet)
     loss: Loss = field(default_factory=Loss)
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    run: Run = field(default_factory=Run)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: Trainer = field(default_factory=Trainer)
     augment: Augment = field(default_factory=Augment)
     seed: int = 42
 
@@ -126,6 +134,7 @@ class GuidedLoss:
     label_smoothing: float = 0.05
     beta: float = 0.9999
     gamma: float = 2.0
+    doubt: Literal["label", "entropy"] = "label"
     own_weight: float = 0.3
     fused_weight: float = 1.0
 
@@ -145,8 +154,8 @@ class Global:
     model: GlobalNet = field(default_factory=GlobalNet)
     loss: GuidedLoss = field(default_factory=GuidedLoss)
     alpha: Alpha = field(default_factory=Alpha)
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    run: Run = field(default_factory=Run)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: Trainer = field(default_factory=Trainer)
     augment: Augment = field(default_factory=Augment)
     seed: int = 42
 
@@ -173,10 +182,22 @@ class GateTerms:
     bce_weight: float = 1.0
     align_weight: float = 0.1
     entropy_weight: float = 0.05
+    aux_weight: float = 0.05
 
 
 @dataclass(frozen=True)
-class GateOptimiser:
+class Joint:
+    """Fine-tuning of the heads of both models together with the gate, after it; off with ``max_epochs`` 0."""
+
+    max_epochs: int = 0
+    patience: int = 3
+    lr_heads: float = 2e-4
+    lr_gate: float = 2e-4
+    weight_decay: float = 1e-5
+
+
+@dataclass(frozen=True)
+class GateOptimizer:
     """AdamW of the gate, on cached outputs."""
 
     lr: float = 8e-4
@@ -186,10 +207,10 @@ class GateOptimiser:
 
 
 @dataclass(frozen=True)
-class GateRun:
+class GateTrainer:
     """How long the gate trains."""
 
-    epochs: int = 4
+    max_epochs: int = 4
     patience: int = 3
     batch_size: int = 384
 
@@ -200,8 +221,9 @@ class Gate:
 
     model: GateNet = field(default_factory=GateNet)
     loss: GateTerms = field(default_factory=GateTerms)
-    optimiser: GateOptimiser = field(default_factory=GateOptimiser)
-    run: GateRun = field(default_factory=GateRun)
+    optimizer: GateOptimizer = field(default_factory=GateOptimizer)
+    trainer: GateTrainer = field(default_factory=GateTrainer)
+    joint: Joint = field(default_factory=Joint)
     select: float = 0.3
     block_um: float = 64.0
     views: int = 0
@@ -226,6 +248,7 @@ class Models:
     global_: Global = field(default_factory=Global)
     gate: Gate = field(default_factory=Gate)
     predict: Predict = field(default_factory=Predict)
+    protocol: Protocol = field(default_factory=Protocol)
 
 
 def parse_models(data: dict[str, Any], where: str = "the model file") -> Models:
@@ -251,16 +274,9 @@ def parse_models(data: dict[str, Any], where: str = "the model file") -> Models:
 
 def load_models(path: str | Path) -> dict[str, Any]:
     """Read a model file and check it; returns the plain dictionary (see :func:`parse_models`)."""
-    import yaml
-
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("The model file is missing", where=path, fix="check the key 'models'") from error
-    except yaml.YAMLError as error:
-        raise UserError("The model file is not valid YAML", where=path, found=str(error)) from error
-    parse_models(data or {}, where=str(path))
-    return data or {}
+    data, _ = read_models_file(path)
+    parse_models(data, where=str(path))
+    return data
 
 
 def to_plain(section: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
-from nuclass.training.config import Run
+from nuclass.training.config import Trainer
 
 _log = get_logger(__name__)
 
@@ -119,7 +119,7 @@ def fingerprint(*parts: Any) -> str:
 def fit(
     module: pl.LightningModule,
     data: pl.LightningDataModule,
-    run: Run,
+    run: Trainer,
     *,
     work: Path,
     identity: str,
@@ -154,7 +154,7 @@ def fit(
         accelerator=choose_accelerator(run.accelerator),
         devices=run.devices,
         precision=choose_precision(run.precision, run.accelerator),  # type: ignore[arg-type]
-        max_epochs=run.epochs,
+        max_epochs=run.max_epochs,
         val_check_interval=run.validate_every if run.validate_every < 1 else None,
         check_val_every_n_epoch=max(1, round(run.validate_every)),
         accumulate_grad_batches=run.accumulate,
@@ -170,7 +170,7 @@ def fit(
     if trainer.world_size > 1:
         raise UserError(
             "Training runs on one device",
-            where="run.devices",
+            where="trainer.devices",
             found=f"{trainer.world_size} devices",
             expected="one",
             fix="set devices: 1, or a list with one index",

@@ -20,14 +20,15 @@ from nuclass.data.modules import GateData
 from nuclass.data.study import Study
 from nuclass.data.training_cells import known_classes, load_training_cells
 from nuclass.models.gate import GateModel, mix
-from nuclass.models.losses import EPSILON, auto_pos_weight, gate_loss, gate_targets
+from nuclass.models.gate_losses import auto_pos_weight, gate_loss, gate_targets
+from nuclass.models.losses import EPSILON
 from nuclass.training.branches import Branches, BranchOutputs, state_hash
 from nuclass.training.checkpoint import new_gate
-from nuclass.training.config import Gate, Optimiser, Run, parse_models, to_plain
+from nuclass.training.config import Gate, Optimizer, Trainer, parse_models, to_plain
 from nuclass.training.fit import clear_work, fingerprint, fit
 from nuclass.training.inputs import cells_by_slide, data_hash
 from nuclass.training.metrics import summarise
-from nuclass.training.optim import decays, make_optimiser, warmup_factor
+from nuclass.training.optim import decays, make_optimizer, warmup_factor
 from nuclass.training.train import write_outputs
 
 _log = get_logger(__name__)
@@ -99,16 +100,16 @@ class GateModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW, no decay on norms and biases, linear warm-up then constant."""
-        settings = self.settings.optimiser
+        settings = self.settings.optimizer
         named = list(self.model.named_parameters())
         groups = [
             {"params": [p for n, p in named if decays(n, p)], "lr": settings.lr, "weight_decay": settings.weight_decay},
             {"params": [p for n, p in named if not decays(n, p)], "lr": settings.lr, "weight_decay": 0.0},
         ]
-        optimiser = make_optimiser(groups)
-        shape = Optimiser(warmup_steps=settings.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: warmup_factor(step, shape, 1))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = make_optimizer(groups)
+        shape = Optimizer(warmup_steps=settings.warmup_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_factor(step, shape, 1))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def train_gate(
@@ -140,10 +141,10 @@ def train_gate(
     torch.manual_seed(seed)
     model = new_gate(section, tensors["features_a"].shape[1], tensors["features_b"].shape[1])
     module = GateModule(model, section, positive_weight(section, fit_part), seed)
-    run = Run(
-        epochs=section.run.epochs,
-        patience=section.run.patience,
-        batch_size=section.run.batch_size,
+    run = Trainer(
+        max_epochs=section.trainer.max_epochs,
+        patience=section.trainer.patience,
+        batch_size=section.trainer.batch_size,
         precision="32-true",
         accelerator="cpu",
     )
@@ -157,7 +158,7 @@ def train_gate(
         description="gate",
         monitor=MONITOR,
         mode="min",
-        grad_clip=section.optimiser.grad_clip,
+        grad_clip=section.optimizer.grad_clip,
     )
     module = module.cpu()
     with torch.inference_mode():

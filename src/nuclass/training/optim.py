@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nuclass.training.config import Optimiser
+from nuclass.training.config import Optimizer
 
 _NO_DECAY = ("cls_token", "reg_token", "register_tokens", "mask_token", "pos_embed", "embedding.weight")
 _BLOCK = re.compile(r"(?:blocks|layer|layers|stages)\.(\d+)\.")
@@ -21,7 +21,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith(_NO_DECAY) and "weight_logits" not in name
 
 
-def parameter_groups(model: nn.Module, settings: Optimiser, backbone: str = "backbone.") -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, settings: Optimizer, backbone: str = "backbone.") -> list[dict[str, Any]]:
     """Sort parameters into few groups, one for each pair of learning rate and decay.
 
     With ``llrd`` < 1 a transformer's block i of n gets ``lr_backbone * llrd^(n-1-i)`` and its embedding
@@ -55,8 +55,8 @@ def _layers_above(name: str, depth: int) -> int:
     return depth if is_input else 0
 
 
-def warmup_factor(step: int, settings: Optimiser, total_steps: int) -> float:
-    """Return the factor of the learning rate at an optimiser step: linear warm-up, then constant or cosine to 0."""
+def warmup_factor(step: int, settings: Optimizer, total_steps: int) -> float:
+    """Return the factor of the learning rate at an optimizer step: linear warm-up, then constant or cosine to 0."""
     warmup = settings.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
@@ -66,6 +66,6 @@ def warmup_factor(step: int, settings: Optimiser, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimiser(groups: Iterable[dict[str, Any]], *, fused: bool = False) -> torch.optim.AdamW:
+def make_optimizer(groups: Iterable[dict[str, Any]], *, fused: bool = False) -> torch.optim.AdamW:
     """Return AdamW over parameter groups; fused kernels on CUDA."""
     return torch.optim.AdamW(list(groups), fused=fused or None)

@@ -20,7 +20,7 @@ from nuclass.models.backbones import build_backbone, count_parameters
 from nuclass.models.losses import effective_number_weights, fit_temperature
 from nuclass.training.branches import autocast, choose_device, feature_attributes, state_hash
 from nuclass.training.checkpoint import load_checkpoint, new_global, new_local, restore_local, save_checkpoint
-from nuclass.training.config import Models, Run, parse_models, to_plain
+from nuclass.training.config import Models, Trainer, parse_models, to_plain
 from nuclass.training.inputs import cells_by_slide, context_features, data_hash
 from nuclass.training.metrics import calibration_error, summarise
 
@@ -49,7 +49,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
     from nuclass.training.modules import MONITOR, LocalModule
 
     settings = parse_models(models)
-    section, run = settings.local, settings.local.run
+    section, run = settings.local, settings.local.trainer
     side = input_side(section.backbone)
     data = LocalData(study, read_level=section.read_level, input_px=side, loading=loading(run, seed))
     data.setup("fit")
@@ -68,7 +68,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         ),
         description="local model",
         monitor=MONITOR,
-        grad_clip=section.optimiser.grad_clip,
+        grad_clip=section.optimizer.grad_clip,
     )
     logits = predict_logits(module, data.val_dataloader(), run.precision)
     payload = {
@@ -111,7 +111,7 @@ def train_global(
     from nuclass.training.modules import MONITOR, GlobalModule
 
     settings = parse_models(models)
-    section, run = settings.global_, settings.global_.run
+    section, run = settings.global_, settings.global_.trainer
     teacher_ckpt = load_checkpoint(local_checkpoint, LOCAL)
     teacher = restore_local(teacher_ckpt)
     data = GlobalData(
@@ -148,7 +148,7 @@ def train_global(
         ),
         description="global model",
         monitor=MONITOR,
-        grad_clip=section.optimiser.grad_clip,
+        grad_clip=section.optimizer.grad_clip,
     )
     logits = predict_logits(module, data.val_dataloader(), run.precision)
     payload = {
@@ -168,7 +168,7 @@ def train_global(
     return metrics
 
 
-def loading(run: Run, seed: int) -> Loading:
+def loading(run: Trainer, seed: int) -> Loading:
     """Return how batches are made by the settings of a run."""
     return Loading(run.batch_size, run.workers, run.memory_mb, run.balance, seed)
 
@@ -195,7 +195,7 @@ def common_payload(study: Study, vocabulary: Any, train: pd.DataFrame, val: pd.D
     }
 
 
-def speed_up(model: Any, run: Run) -> None:
+def speed_up(model: Any, run: Trainer) -> None:
     """Apply the settings that change speed and memory alone: gradient checkpointing and compilation."""
     if run.gradient_checkpointing:
         model.backbone.checkpoint_gradients()
@@ -217,7 +217,7 @@ def predict_logits(module: Any, loader: Any, precision: str) -> Tensor:
 
 
 @torch.inference_mode()
-def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Run, settings: Models) -> Tensor:
+def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Trainer, settings: Models) -> Tensor:
     """Return the frozen local model's logits (N, C) of a dataset's plain windows, computed once."""
     from nuclass.data import make_loader
 
