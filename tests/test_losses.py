@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nuclass.models import gate_losses, losses
-from nuclass.models.gate import gate_statistics, mix
+from nuclass.models import losses
 from nuclass.models.global_ import alpha_schedule
 
 
@@ -74,64 +73,6 @@ def test_class_weights_enter_the_own_term_only():
 def test_entropy_is_one_for_ignorance_and_zero_for_certainty():
     p = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0]])
     assert losses.normalised_entropy(p).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
-
-
-def test_gate_targets_where_one_is_right_and_where_both_are():
-    p_a = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
-    p_b = torch.tensor([[0.2, 0.8], [0.8, 0.2], [0.7, 0.3]])
-    labels = torch.tensor([0, 0, 0])
-    t, w, delta = gate_losses.gate_targets(p_a, p_b, labels)
-    assert t[:2].tolist() == [0.0, 1.0]
-    assert float(t[2]) == pytest.approx(1 / (1 + math.exp(-10 * 0.1)), rel=1e-5)
-    assert delta.tolist() == pytest.approx([-0.7, 0.5, 0.1])
-    assert w.tolist() == pytest.approx([1 + 2 + 0.7, 1 + 2 + 0.5, 1 + 0.1])
-
-
-def test_gate_targets_follow_their_powers():
-    p_a, p_b = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.9, 0.1]])
-    w = gate_losses.gate_targets(p_a, p_b, torch.tensor([0]), conflict_boost=5, delta_scale=3, delta_gamma=2).weight
-    assert float(w) == pytest.approx(1 + 3 * 0.16)
-
-
-def gate_terms(**factors: float) -> gate_losses.GateLoss:
-    p_a, p_b, labels = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.2, 0.8]]), torch.tensor([1])
-    targets = gate_losses.gate_targets(p_a, p_b, labels)
-    return gate_losses.gate_loss(torch.tensor([0.0]), p_a, p_b, labels, targets, **factors)
-
-
-def test_gate_loss_by_hand():
-    # g = 1/2: p_mix = (0.4, 0.6); B right, A wrong: t = 1, w = 1 + 2 + 0.4 = 3.4, delta = 0.4
-    terms = gate_terms()
-    assert float(terms.mix) == pytest.approx(-3.4 * math.log(0.6), rel=1e-5)
-    assert float(terms.bce) == pytest.approx(3.4 * math.log(2), rel=1e-5)
-    kl = 0.2 * math.log(0.2 / 0.4) + 0.8 * math.log(0.8 / 0.6)
-    assert float(terms.align) == pytest.approx(3.4 * kl, rel=1e-5)
-    assert float(terms.entropy) == pytest.approx(math.log(2) * 0.4, rel=1e-5)
-    total = terms.mix + terms.bce + 0.1 * terms.align + 0.05 * terms.entropy
-    assert float(terms.total) == pytest.approx(float(total))
-
-
-def test_gate_factors_and_positive_weight():
-    alone = gate_terms(mix_weight=0, bce_weight=0, align_weight=0, entropy_weight=2)
-    assert float(alone.total) == pytest.approx(2 * float(alone.entropy))
-    assert float(gate_terms(pos_weight=3).bce) == pytest.approx(3 * float(gate_terms().bce))
-
-
-def test_automatic_positive_weight_is_bounded():
-    assert gate_losses.auto_pos_weight(torch.tensor([0.25, 0.25])) == pytest.approx(3)
-    assert gate_losses.auto_pos_weight(torch.zeros(4)) == pytest.approx(999, rel=1e-3)
-
-
-def test_mixture_is_weighted_towards_the_global_model():
-    p_a, p_b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    assert mix(p_a, p_b, torch.tensor([0.75])).tolist() == [[0.25, 0.75]]
-
-
-def test_statistics_in_their_order():
-    p_a, p_b = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.4, 0.35, 0.25]])
-    entropy = [-sum(p * math.log(p) for p in row) / math.log(3) for row in ((0.7, 0.2, 0.1), (0.4, 0.35, 0.25))]
-    expected = [0.7, 0.4, *entropy, 0.5, 0.05, -0.3, 0.3]
-    assert gate_statistics(p_a, p_b)[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 4.0])

@@ -206,18 +206,3 @@ def test_no_forward_takes_a_label():
         for method in (model.forward, getattr(model, "classify", model.forward), getattr(model, "fuse", model.forward)):
             names = set(inspect.signature(method).parameters)
             assert not names & {"y", "label", "labels", "target", "targets"}
-
-
-def test_gate_of_the_published_size():
-    gate = GateModel(1536, 1024, project=128, hidden=(256, 64))
-    assert sum(p.numel() for p in gate.parameters()) == 417_409
-
-
-def test_gate_sees_features_or_statistics_alone():
-    p = torch.softmax(torch.randn(2, 5, 4), 2)
-    features = torch.randn(2, 5, 6)
-    with_features, alone = GateModel(6, 6, project=4).eval(), GateModel(6, 6, project=0).eval()
-    assert with_features(*features, *p).shape == (5,)
-    other = torch.randn(2, 5, 6)
-    assert not torch.allclose(with_features(*features, *p), with_features(*other, *p))
-    assert torch.equal(alone(*features, *p), alone(*other, *p))

@@ -10,11 +10,9 @@ import torch
 from nuclass.core.errors import UserError
 from nuclass.models.backbones import build_backbone
 from nuclass.training import config as settings
-from nuclass.training.checkpoint import load_checkpoint, save_checkpoint
 from nuclass.training.composition import neighbourhoods, soft_cross_entropy
 from nuclass.training.config import Local, Optimizer, from_plain, load_models, parse_models, to_plain
 from nuclass.training.embedding import pool_tokens
-from nuclass.training.gate import auroc, select_blocks
 from nuclass.training.metrics import calibration_error, f1_per_class, macro_f1
 from nuclass.training.optim import decays, parameter_groups, warmup_factor
 
@@ -46,21 +44,6 @@ def test_pooling_leaves_registers_out():
     assert pool_tokens(tokens, 3, "cls+mean").shape == (1, 6)
 
 
-def test_blocks_are_cut_by_place_and_by_slide():
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"slide": np.repeat(["a", "b"], 500), "x_px": rng.uniform(0, 1000, 1000)})
-    frame["y_px"] = rng.uniform(0, 1000, 1000)
-    chosen = select_blocks(frame, 0.3, 100, 7)
-    for slide in "ab":
-        assert 0.25 < chosen[frame["slide"] == slide].mean() < 0.4
-    block = frame["slide"] + (frame["x_px"] // 100).astype(str) + (frame["y_px"] // 100).astype(str)
-    assert (pd.Series(chosen).groupby(block.to_numpy()).nunique() == 1).all()
-    assert np.array_equal(chosen, select_blocks(frame, 0.3, 100, 7))
-    assert not np.array_equal(chosen, select_blocks(frame, 0.3, 100, 8))
-    with pytest.raises(UserError, match="cannot be cut"):
-        select_blocks(frame, 0.3, 10_000, 7)
-
-
 def test_metrics_by_hand():
     labels, predictions = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
     f1 = f1_per_class(labels, predictions, 3)
@@ -70,8 +53,6 @@ def test_metrics_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7]])
     # bin of 0.9: half right, gap 0.4 twice; bin of 0.7: right, gap 0.3
     assert calibration_error(p, torch.tensor([0, 1, 1]), 10) == pytest.approx((0.8 + 0.3) / 3)
-    assert auroc(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.1])) == pytest.approx(3.5 / 4)
-    assert auroc(torch.tensor([]), torch.tensor([0.1])) is None
 
 
 def test_decay_leaves_norms_biases_and_tokens_alone():
@@ -138,10 +119,3 @@ def test_all_faults_of_a_model_file_come_at_once():
 def test_numbers_written_as_text_are_understood():
     assert parse_models({"local": {"optimizer": {"lr_head": "3e-4"}}}).local.optimizer.lr_head == 3e-4
     assert settings.Gate().loss.pos_weight == "auto"
-
-
-def test_a_checkpoint_survives_a_round_trip(tmp_path):
-    save_checkpoint(tmp_path / "best.ckpt", {"model": "local", "classes": ["a"]}, {"w": torch.arange(3)})
-    data = load_checkpoint(tmp_path / "best.ckpt", "local")
-    assert data["state"]["w"].tolist() == [0, 1, 2]
-    assert data["versions"]["nuclass"]

@@ -24,7 +24,7 @@ from nuclass.training.context import embed_context
 from nuclass.training.gate import train_gate
 from nuclass.training.predict import predict_slide
 from nuclass.training.train import train_global, train_local
-from test_training import MODELS, paint
+from toy_study import MODELS, paint
 from trio_example import store_of
 
 torch.set_num_threads(1)
