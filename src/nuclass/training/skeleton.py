@@ -76,12 +76,14 @@ class Skeleton(pl.LightningModule):
         self.log("val_accuracy", float((predictions == labels).double().mean()))
         self.log("val_loss", float(F.cross_entropy(logits, labels)))
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what the optimizer trains: groups of parameters, each with its learning rate and decay."""
+        return parameter_groups(self.model, self.optimizer_settings)
+
     def configure_optimizers(self) -> Any:
         """Return AdamW in few groups with warm-up by optimizer step."""
         settings = self.optimizer_settings
-        optimizer = make_optimizer(
-            parameter_groups(self.model, settings), fused=self.trainer.strategy.root_device.type == "cuda"
-        )
+        optimizer = make_optimizer(self.parameter_groups(), fused=self.trainer.strategy.root_device.type == "cuda")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_factor(step, settings, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
