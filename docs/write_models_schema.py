@@ -21,7 +21,7 @@ def models_schema() -> dict[str, Any]:
 
 
 def _section(kind: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     properties = {}
     for field in dataclasses.fields(kind):
         part = _value(hints[field.name])
@@ -35,6 +35,9 @@ def _section(kind: type[Any]) -> dict[str, Any]:
 
 
 def _value(kind: Any) -> dict[str, Any]:
+    from nuclass.training.parsing import bare
+
+    kind, limits = bare(kind)
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         options = [_value(option) for option in inner if option is not type(None)]
@@ -50,7 +53,7 @@ def _value(kind: Any) -> dict[str, Any]:
         return {"type": "array", "items": _value(inner[0])}
     if origin is dict or kind is dict:
         return {"type": "object"}
-    return {"type": _SCALARS[kind]}
+    return {"type": _SCALARS[kind], **(limits.schema() if limits else {})}
 
 
 def render() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nuclass.core.errors import UserError
-from nuclass.core.schema import read_yaml
+from nuclass.core.schema import Locate, key_lines, read_yaml
 
 
 def read_models_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -21,6 +22,31 @@ def read_models_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]
     settings = _section(path)
     files = {key: path.parent / value for key, value in settings.items() if isinstance(value, str)}
     return settings | {key: _section(file) for key, file in files.items()}, files
+
+
+def models_locator(path: str | Path, files: Mapping[str, Path]) -> Locate:
+    """Return a function that names file and line of a key of a model file.
+
+    A key that is not written, such as one with its default, stands on the line of the section around it.
+
+    Parameters
+    ----------
+    path, files
+        The model file, and the file of each section that has one of its own, see :func:`read_models_file`.
+    """
+    whole = key_lines(path)
+    own = {name: key_lines(file) for name, file in files.items()}
+
+    def locate(keys: Sequence[str | int]) -> str:
+        for end in range(len(keys), 0, -1):
+            part = tuple(keys[:end])
+            if part[0] in own and part[1:] in own[str(part[0])]:
+                return f"{files[str(part[0])]}, line {own[str(part[0])][part[1:]]}"
+            if part in whole:
+                return f"{path}, line {whole[part]}"
+        return str(path)
+
+    return locate
 
 
 def _section(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nuclass.core.ranges import NotNegative, PartialShare, Share
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -23,18 +25,18 @@ class Augment:
     """Augmentation of a batch on the device it is trained on; see :mod:`nuclass.data.augment`."""
 
     dihedral: bool = True
-    rotate: float = 0.0
-    shift: float = 0.0
-    zoom: float = 0.0
-    stain_scale: float = 0.25
-    stain_shift: float = 0.05
-    stain_mix: float = 0.05
-    brightness: float = 0.1
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    blur: float = 0.5
-    noise: float = 0.01
+    rotate: NotNegative = 0.0
+    shift: Share = 0.0
+    zoom: PartialShare = 0.0
+    stain_scale: NotNegative = 0.25
+    stain_shift: NotNegative = 0.05
+    stain_mix: NotNegative = 0.05
+    brightness: Share = 0.1
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Share = 0.0
+    blur: Share = 0.5
+    noise: Share = 0.01
 
 
 def to_unit(images: Tensor) -> Tensor:
