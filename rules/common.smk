@@ -20,6 +20,7 @@ from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
 from nuclass.core.bundle_source import parse_given
 from nuclass.core.patch_rows import PATCHES, find_patches
+from nuclass.core.protocol import SWITCHES, describe, switches_of
 from nuclass.labels.given import check_given
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
@@ -49,6 +50,7 @@ except UserError as error:
 config.update(STUDY.config)
 CONFIG = config
 MODEL_CONFIG = STUDY.models
+PROTOCOL = STUDY.protocol
 SLIDES = STUDY.slides
 TRAIN_SLIDES = STUDY.train_slides
 COHORTS = STUDY.cohorts

@@ -14,6 +14,7 @@ rule split_cells:
     params:
         role=lambda wildcards: slide_row(wildcards.slide)["role"],
         splits=within_slide(CONFIG["splits"]),
+        protocol=switches_of(PROTOCOL, "splits"),
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
         code=code_hash("nuclass.splits"),

@@ -134,8 +134,6 @@ def demo_splits(**settings):
         ({"folds": 3, "fold": 0}, "fold", "splits.fold is no fold"),
         ({"fold": 2}, "fold", "splits.folds is 0"),
         ({"folds": 3, "test": 0.1}, "test", "must be 0 with splits.folds"),
-        ({"folds": 3, "protocol": "released"}, "protocol", "folds 3"),
-        ({"layout": "blocks", "protocol": "released"}, "protocol", "layout blocks"),
         ({"layout": "blocks", "block_um": 512}, "block_um", "set it to 1537.5"),
         ({"layout": "blocks", "block_um": 1500, "buffer_um": 1000}, "block_um", "set it to 6001.5"),
         ({"buffer_um": 100}, "buffer_um", "at least 256 um"),
@@ -150,22 +148,34 @@ def test_settings_that_do_not_fit_together(settings, key, told):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "key", "told"), [({"folds": 3}, "folds", "folds 3"), ({"layout": "blocks"}, "layout", "layout blocks")]
+)
+def test_settings_that_do_not_fit_the_released_box(settings, key, told):
+    (fault,) = split_faults(demo_splits(**settings), 256.0, 0.25, ".".join, no_buffer=True)
+    assert fault.where == f"splits.{key}"
+    assert told in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("settings", "no_buffer"),
     [
-        {},
-        {"folds": 5, "fold": 5},
-        {"layout": "blocks", "block_um": 513},
-        {"protocol": "released", "buffer_um": 0},
-        {"hold_out": "organ", "leave_out": ["lung"], "test": 0.1},
-        {"hold_out": "patient", "folds": 3, "fold": 2, "test": 0.1},
-        {"hold_out": "patient", "folds": 3, "fold": 2, "protocol": "released"},
+        ({}, False),
+        ({"folds": 5, "fold": 5}, False),
+        ({"layout": "blocks", "block_um": 513}, False),
+        ({"buffer_um": 0}, True),
+        ({"hold_out": "organ", "leave_out": ["lung"], "test": 0.1}, False),
+        ({"hold_out": "patient", "folds": 3, "fold": 2, "test": 0.1}, False),
+        ({"hold_out": "patient", "folds": 3, "fold": 2}, True),
         # The shares have no say in folds.
-        {"folds": 2, "val": 0.89},
+        ({"folds": 2, "val": 0.89}, False),
     ],
 )
-def test_settings_that_do(settings):
-    assert not split_faults(demo_splits(**settings), 256.0, 0.25, ".".join)
-    SplitConfig.from_config({"splits": demo_splits(**settings), "windows": {"local": 224, "global": 1024}, "mpp": 0.25})
+def test_settings_that_do(settings, no_buffer):
+    splits = demo_splits(**settings)
+    assert not split_faults(splits, 256.0, 0.25, ".".join, no_buffer)
+    study = {"splits": splits, "windows": {"local": 224, "global": 1024}, "mpp": 0.25}
+    assert SplitConfig.from_config({**study, "protocol": {"no_buffer": no_buffer}}).no_buffer == no_buffer
+    assert SplitConfig.from_config({**study, "protocol": "released"} if no_buffer else study).no_buffer == no_buffer
 
 
 def test_held_out_slides_cut_no_slide_anew():

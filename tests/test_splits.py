@@ -121,7 +121,7 @@ def test_cohort_is_all_test():
 
 def test_released_box_has_no_buffer():
     cells, labels = make_slide()
-    split = split_cells(cells, labels, SplitConfig(protocol="released"), "train")
+    split = split_cells(cells, labels, SplitConfig(no_buffer=True), "train")
     assert 0.20 <= split.report["area_fraction"] <= 0.30
     labelled = split.report["labelled"]
     assert labelled["val"] / (labelled["val"] + labelled["train"]) == pytest.approx(0.25, abs=0.03)
@@ -148,7 +148,7 @@ def test_short_slide_names_the_millimetres():
         ({"buffer_um": 100}, "narrower than the largest window"),
         ({"val": 0.0}, "leave too few cells to train on"),
         ({"val": 0.6, "test": 0.4}, "leave too few cells to train on"),
-        ({"protocol": "new"}, "value of splits.protocol is not known"),
+        ({"layout": "new"}, "value of splits.layout is not known"),
     ],
 )
 def test_bad_configuration(change, message):
@@ -170,9 +170,9 @@ def test_picture_is_drawn(tmp_path):
     from nuclass.splits.picture import draw_split
 
     cells, labels = make_slide()
-    for role, protocol in [("train", "corrected"), ("train", "released"), ("cohort", "corrected")]:
-        split = split_cells(cells, labels, SplitConfig(protocol=protocol), role, "lung_1")
-        path = tmp_path / f"{role}_{protocol}.png"
+    for role, no_buffer in [("train", False), ("train", True), ("cohort", False)]:
+        split = split_cells(cells, labels, SplitConfig(no_buffer=no_buffer), role, "lung_1")
+        path = tmp_path / f"{role}_{no_buffer}.png"
         draw_split(path, cells, split.frame["split"], split.report, 1024, 0.25)
         image = imread(path)
         assert min(image.shape[:2]) > 300

@@ -219,7 +219,7 @@ def test_a_given_split_is_kept_but_for_training_cells_near_validation():
 
 def test_a_given_split_under_the_released_protocol_is_kept_whole():
     cells, labels = given_slide()
-    split = split_cells(cells, labels, SplitConfig(protocol="released"), "train")
+    split = split_cells(cells, labels, SplitConfig(no_buffer=True), "train")
     assert (split.frame["split"] == cells["given_split"]).all()
     assert split.report["overlapping_cells"]["train-val"] > 100
     assert split.report["margin_px"] < 0

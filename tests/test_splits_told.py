@@ -30,8 +30,8 @@ WAYS = {
         "blocks of 2,500 µm, fold 2 of 3",
     ),
     "given": ({}, BOX, "split as given"),
-    "released": ({"protocol": "released"}, {}, "central box, no buffer"),
-    "given, released": ({"protocol": "released"}, BOX, "split as given, no buffer"),
+    "released": ({"no_buffer": True}, {}, "central box, no buffer"),
+    "given, released": ({"no_buffer": True}, BOX, "split as given, no buffer"),
 }
 
 
@@ -79,7 +79,7 @@ def test_report_is_plain_json_and_complete(slide):
         for key in ("layout", "cells", "labelled", "classes", "absent_classes", "buffer_share", "margin_px"):
             assert key in write
         names = [part for part in report["cells"] if part != "buffer"]
-        assert (report["margin_px"] < 0) == (settings.get("protocol") == "released")
+        assert (report["margin_px"] < 0) == bool(settings.get("no_buffer"))
         xy = cells[["x_px", "y_px"]].to_numpy()
         split = split_cells(cells, slide[1], SplitConfig(**settings), "train").frame["split"].to_numpy()
         some = {name: xy[split == name] for name in names}
@@ -99,7 +99,7 @@ def reports(tmp_path):
     cuts = {
         "a": split_cells(small, labels, SplitConfig(), "train", "a"),
         "b": split_cells(small, labels, SplitConfig(test=0.0, folds=2, fold=2), "train", "b"),
-        "c": split_cells(small, labels, SplitConfig(protocol="released"), "train", "c"),
+        "c": split_cells(small, labels, SplitConfig(no_buffer=True), "train", "c"),
         "d": split_cells(small, labels, SplitConfig(), "cohort", "d"),
     }
     for name, split in cuts.items():

@@ -108,6 +108,7 @@ def _add_check(commands: _Commands) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from nuclass.core.config import load_study, merge_files
+    from nuclass.core.protocol import describe
     from nuclass.labels.given import check_given
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
@@ -131,6 +132,7 @@ def _check(options: argparse.Namespace) -> None:
     sys.stdout.write(
         f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "
         f"({', '.join(study.train_slides)}), {len(study.cohorts)} cohorts ({', '.join(study.cohorts)}).\n"
+        f"Protocol: {describe(study.protocol)}.\n"
     )
 
 

@@ -19,7 +19,7 @@ How it is cut stands under 'splits' in the settings; a file of your own says wha
 
   splits: {layout: blocks, block_um: 1000, val: 0.2, test: 0.1}   squares of 1 mm, balanced over the classes
   splits: {folds: 5, fold: 2, test: 0}                            k-fold: the second of five parts is validation
-  splits: {protocol: released}                                    the original's central box, without a buffer
+  protocol: {no_buffer: true}                                     the original's central box, without a buffer
 
 docs/splits.md explains every key, and how to hold out slides, patients or organs.
 
@@ -37,7 +37,7 @@ def add_split(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="labels.parquet of the slide")
     parser.add_argument("--role", choices=("train", "cohort"), default="train", help="a cohort is all test")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the results")
-    add_settings(parser, "splits (with windows and mpp)")
+    add_settings(parser, "splits (with windows, mpp and protocol)")
     parser.set_defaults(run=_split)
 
 

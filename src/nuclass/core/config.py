@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError, closest
 from nuclass.core.holdout import apply_holdout
-from nuclass.core.models_file import read_models_file
+from nuclass.core.models_file import models_locator, read_models_file
+from nuclass.core.protocol import Protocol, parse_protocol
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
 from nuclass.core.split_settings import NO_HOLDOUT, split_faults
@@ -34,11 +35,14 @@ class Study:
         out; ``sheet_role`` as written.
     models
         The settings of the models, with every default filled in.
+    protocol
+        Which of the original's flaws are on.
     """
 
     config: dict[str, Any]
     slides: pd.DataFrame
     models: dict[str, Any]
+    protocol: Protocol = field(default_factory=Protocol)
 
     @property
     def train_slides(self) -> list[str]:
@@ -147,7 +151,7 @@ def load_study(
     raise_faults(faults, "The study's configuration cannot be used")
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     slides = apply_holdout(slides, checked["splits"], locate)
-    return Study(config=checked, slides=slides, models=models)
+    return Study(config=checked, slides=slides, models=models, protocol=parse_protocol(checked["protocol"]))
 
 
 def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[str, Any]:
@@ -163,7 +167,8 @@ def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[s
 def _check_numbers(config: Mapping[str, Any], locate: Any) -> list[UserError]:
     """Check settings, each valid by itself, against each other."""
     splits, windows, store = config["splits"], config["windows"], config["slide_store"]
-    faults = split_faults(splits, max(windows.values()) * config["mpp"], config["mpp"], locate)
+    no_buffer = parse_protocol(config["protocol"]).no_buffer
+    faults = split_faults(splits, max(windows.values()) * config["mpp"], config["mpp"], locate, no_buffer)
     if windows["local"] >= windows["global"]:
         faults.append(
             UserError(
@@ -192,10 +197,19 @@ def _read_models(
     if not isinstance(path, str):
         return {}, []
     try:
-        settings, _ = read_models_file(root / path)
+        settings, files = read_models_file(root / path)
     except UserError as error:
         return {}, [error]
-    return check_settings(settings, schema, locator([root / path], path))
+    locate = models_locator(root / path, files)
+    if "protocol" in settings:
+        fault = UserError(
+            "the file of the models has the key 'protocol'",
+            where=locate(["protocol"]),
+            expected="it in the configuration, for it also bears on slides and splits",
+            fix="move it to the configuration (config/config.yaml explains it); here only `nuclass train` reads it",
+        )
+        return {}, [fault]
+    return check_settings(settings, schema, locate)
 
 
 def _check_tables(

@@ -84,6 +84,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "slides": ("inverted_mpp",),
     "splits": ("no_buffer",),
     "context": ("truncated_context",),
+    "views": ("test_as_val",),
+    "gate_context": ("truncated_context", "smaller_gate_context"),
     "local": ("test_as_val", "black_corners", "decay_everywhere"),
     "global": (
         "test_as_val",
@@ -106,6 +108,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "batch_pos_weight",
         "frozen_heads",
     ),
+    "predict": ("smaller_gate_context",),
 }
 """Stage -> the switches that change what it makes, so that no other stage runs again for them."""
 
@@ -164,3 +167,15 @@ def switches_of(protocol: Protocol, *stages: str) -> dict[str, bool]:
     """Return the switches that are on and change one of these stages."""
     names = dict.fromkeys(name for stage in stages for name in STAGES[stage])
     return {name: True for name in names if getattr(protocol, name)}
+
+
+def describe(protocol: Protocol) -> str:
+    """Return which flaws are on, as one line tells it: all, none, or their names."""
+    on = [name for name in SWITCHES if getattr(protocol, name)]
+    if not on:
+        return f"{CORRECTED} (no flaw of the original is on)"
+    if len(on) == len(SWITCHES):
+        return f"{RELEASED} (all {len(on)} flaws of the original are on)"
+    left = [name for name in SWITCHES if name not in on]
+    few = f"all but {', '.join(left)}" if len(left) < len(on) else ", ".join(on)
+    return f"{len(on)} of the original's {len(SWITCHES)} flaws are on: {few}"

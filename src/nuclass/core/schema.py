@@ -220,7 +220,15 @@ def _faults(error: Any, locate: Locate) -> Iterator[UserError]:
                 )
     elif error.validator == "anyOf":
         options = " or ".join(_rule(inner) for inner in error.context)
-        yield UserError(f"the value of {key} is not valid", where=where, found=_shown(error.instance), expected=options)
+        words = [str(word) for inner in error.context if inner.validator == "enum" for word in inner.validator_value]
+        yield UserError(
+            f"the value of {key} is not valid.{hint}"
+            if (hint := closest(str(error.instance), words))
+            else f"the value of {key} is not valid",
+            where=where,
+            found=_shown(error.instance),
+            expected=options,
+        )
     else:
         hint = ""
         if error.validator == "enum":

@@ -7,8 +7,6 @@ from typing import Any
 
 from nuclass.core.errors import UserError, closest
 
-CORRECTED, RELEASED = "corrected", "released"
-PROTOCOLS = (CORRECTED, RELEASED)
 AUTO, BANDS, BLOCKS = "auto", "bands", "blocks"
 LAYOUTS = (AUTO, BANDS, BLOCKS)
 NO_HOLDOUT = "none"
@@ -28,7 +26,11 @@ def within_slide(splits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_faults(
-    splits: Mapping[str, Any], window_um: float, mpp: float, locate: Callable[[Sequence[str]], Any]
+    splits: Mapping[str, Any],
+    window_um: float,
+    mpp: float,
+    locate: Callable[[Sequence[str]], Any],
+    no_buffer: bool = False,
 ) -> list[UserError]:
     """Return every fault of the section ``splits``.
 
@@ -42,6 +44,8 @@ def split_faults(
         Micrometres per px of the slide store.
     locate
         Gives the place of a key, from its path.
+    no_buffer
+        Whether this flaw of the released protocol is on, see :class:`nuclass.core.protocol.Protocol`.
     """
 
     def fault(key: str, what: str, found: object, expected: str, fix: str | None = None) -> UserError:
@@ -51,8 +55,9 @@ def split_faults(
     return [
         *_unknown_words(within, fault),
         *_share_faults(within, fault),
-        *_width_faults(within, window_um, mpp, fault),
+        *_width_faults(within, window_um, mpp, no_buffer, fault),
         *_fold_faults(splits, within, fault),
+        *_box_faults(within, no_buffer, fault),
         *_holdout_faults(splits, fault),
     ]
 
@@ -61,17 +66,11 @@ _Fault = Callable[..., UserError]
 
 
 def _unknown_words(splits: Mapping[str, Any], fault: _Fault) -> list[UserError]:
-    known = {"protocol": PROTOCOLS, "layout": LAYOUTS}
-    return [
-        fault(
-            key,
-            f"the value of splits.{key} is not known.{closest(str(splits[key]), list(words))}",
-            splits[key],
-            " | ".join(words),
-        )
-        for key, words in known.items()
-        if splits[key] not in words
-    ]
+    layout = splits["layout"]
+    if layout in LAYOUTS:
+        return []
+    what = f"the value of splits.layout is not known.{closest(str(layout), list(LAYOUTS))}"
+    return [fault("layout", what, layout, " | ".join(LAYOUTS))]
 
 
 def _share_faults(splits: Mapping[str, Any], fault: _Fault) -> list[UserError]:
@@ -91,9 +90,11 @@ def _share_faults(splits: Mapping[str, Any], fault: _Fault) -> list[UserError]:
     ]
 
 
-def _width_faults(splits: Mapping[str, Any], window_um: float, mpp: float, fault: _Fault) -> list[UserError]:
+def _width_faults(
+    splits: Mapping[str, Any], window_um: float, mpp: float, no_buffer: bool, fault: _Fault
+) -> list[UserError]:
     faults = []
-    if splits["buffer_um"] < window_um and splits["protocol"] == CORRECTED:
+    if splits["buffer_um"] < window_um and not no_buffer:
         faults.append(
             fault(
                 "buffer_um",
@@ -139,17 +140,21 @@ def _fold_faults(splits: Mapping[str, Any], within: Mapping[str, Any], fault: _F
                 "set it to 0, and hold out whole slides (role cohort) for the test",
             )
         )
-    if splits["protocol"] == RELEASED and (within["folds"] or within["layout"] != AUTO):
-        faults.append(
-            fault(
-                "protocol",
-                "the released protocol cuts every slide by its one central box",
-                f"layout {within['layout']}, folds {within['folds']}",
-                "layout auto and folds 0 with it",
-                "leave out these keys, or set protocol: corrected",
-            )
-        )
     return faults
+
+
+def _box_faults(within: Mapping[str, Any], no_buffer: bool, fault: _Fault) -> list[UserError]:
+    if not no_buffer or not (within["folds"] or within["layout"] != AUTO):
+        return []
+    return [
+        fault(
+            "folds" if within["folds"] else "layout",
+            "the released protocol (no_buffer) cuts every slide by its one central box",
+            f"layout {within['layout']}, folds {within['folds']}",
+            "layout auto and folds 0 with it",
+            "leave out these keys, or set protocol: {no_buffer: false}",
+        )
+    ]
 
 
 def _holdout_faults(splits: Mapping[str, Any], fault: _Fault) -> list[UserError]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import BUFFER, CELL_ID, LABELLED, TEST, TRAIN, VAL
-from nuclass.core.split_settings import AUTO, BANDS, BLOCKS, RELEASED
+from nuclass.core.split_settings import AUTO, BANDS, BLOCKS
 from nuclass.splits.bands import cut_bands, deal_bands
 from nuclass.splits.blocks import Blocks, cut_blocks
 from nuclass.splits.check import check_no_overlap, count_overlaps, margin
@@ -76,17 +76,17 @@ def split_cells(
     else:
         layout, (split, cut) = _by_place(xy, placed, counted, classes, config, slide)
     frame = cells[[CELL_ID, "x_px", "y_px"]].assign(split=split)
-    if config.protocol != RELEASED:
+    if not config.no_buffer:
         check_no_overlap(frame, config.window_px, slide or None)
     report = {
-        **{"slide": slide, "role": role, "protocol": config.protocol, "layout": layout},
+        **{"slide": slide, "role": role, "no_buffer": config.no_buffer, "layout": layout},
         **({"folds": config.folds, "fold": config.fold} if config.folds and layout != GIVEN else {}),
         **cut,
         **_counts(frame["split"], classes),
         "absent_classes": _absent(split, classes, placed, config),
         "buffer_share": float((split[classes != ""] == BUFFER).mean()) if (classes != "").any() else 0.0,
         "margin_px": margin(frame, config.window_px),
-        "overlapping_cells": count_overlaps(frame, config.window_px) if config.protocol == RELEASED else {},
+        "overlapping_cells": count_overlaps(frame, config.window_px) if config.no_buffer else {},
         "window_px": config.window_px,
         "mpp": config.mpp,
     }
@@ -96,7 +96,7 @@ def split_cells(
 
 def _tell(report: dict[str, Any]) -> None:
     for name in (TRAIN, VAL):
-        if report["absent_classes"].get(name) and report["protocol"] != RELEASED:
+        if report["absent_classes"].get(name) and not report["no_buffer"]:
             _log.warning("No cut puts these common classes into %s: %s", name, report["absent_classes"][name])
     counts = ", ".join(f"{name} {count}" for name, count in report["labelled"].items())
     _log.info("Layout %s. Labelled cells: %s", report["layout"], counts)
@@ -119,7 +119,7 @@ def _by_place(
             expected=f"at least {config.min_class_cells}",
             fix="see the slide's label summary, or give the slide the role cohort",
         )
-    if config.protocol == RELEASED:
+    if config.no_buffer:
         return BOX, _central_box(xy, placed, counted)
     why = ""
     if config.layout in (AUTO, BLOCKS):

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import BUFFER, TEST, TRAIN, VAL
-from nuclass.core.split_settings import RELEASED
 from nuclass.splits.check import reaching
 from nuclass.splits.settings import SplitConfig
 
@@ -38,8 +37,8 @@ def keep_given(
     xy, placed
         Where they lie in store px, ``(N, 2)``, and whether they do, ``(N,)``.
     config
-        Under ``corrected``, a cell of train whose largest window shares a pixel with one of val or test becomes
-        buffer, and one of val that reaches into test; under ``released`` all stay.
+        A cell of train whose largest window shares a pixel with one of val or test becomes buffer, and one of val
+        that reaches into test; with ``no_buffer`` all stay.
 
     Raises
     ------
@@ -59,7 +58,7 @@ def keep_given(
     without = int((split == "").sum())
     split[(split == "") | ~placed] = BUFFER
     moved = {}
-    if config.protocol != RELEASED:
+    if not config.no_buffer:
         for name, above in ((VAL, [TEST]), (TRAIN, [VAL, TEST])):
             rows, higher = np.flatnonzero(split == name), np.isin(split, above)
             reach = rows[reaching(xy[higher], xy[rows], config.window_px)]

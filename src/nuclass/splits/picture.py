@@ -10,7 +10,6 @@ import pandas as pd
 
 from nuclass.core.files import atomic_path
 from nuclass.core.names import BUFFER, TEST, TRAIN, VAL
-from nuclass.core.split_settings import RELEASED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +117,7 @@ def layout_in_words(report: dict[str, Any]) -> str:
         text += f" of {report['grid']['side_px'] * report['mpp']:,.0f} µm"
     if "folds" in report:
         text += f", fold {report['fold']} of {report['folds']}"
-    if layout == "given" and report.get("protocol") == RELEASED:
+    if layout == "given" and report.get("no_buffer"):
         text += ", no buffer"
     return text
 

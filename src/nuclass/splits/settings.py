@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nuclass.core.names import TEST, TRAIN, VAL
+from nuclass.core.protocol import parse_protocol
 from nuclass.core.schema import raise_faults
-from nuclass.core.split_settings import AUTO, CORRECTED, split_faults, within_slide
+from nuclass.core.split_settings import AUTO, split_faults, within_slide
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class SplitConfig:
         A class with at least so many labelled cells on the slide is to occur in train and in val.
     max_buffer_share
         The buffer may take at most this share of the slide's length (bands) or labelled cells (blocks).
-    protocol
-        ``corrected``, or ``released``: a central box without a buffer, for comparison only. The original
+    no_buffer
+        A flaw of the released protocol: a central box without a buffer, for comparison only. The original
         calls the box test and validates on it, so it is ``val`` here; there is no test band.
     layout
         ``bands``, ``blocks``, or ``auto``: blocks where the slide is large enough.
@@ -54,20 +55,27 @@ class SplitConfig:
     mpp: float = 0.25
     min_class_cells: int = 20
     max_buffer_share: float = 0.5
-    protocol: str = CORRECTED
+    no_buffer: bool = False
     layout: str = AUTO
     block_um: float = 1500.0
     folds: int = 0
     fold: int = 1
 
     def __post_init__(self) -> None:
-        faults = split_faults(asdict(self), self.window_um, self.mpp, lambda key: "config, " + ": ".join(key))
+        faults = split_faults(
+            asdict(self), self.window_um, self.mpp, lambda key: "config, " + ": ".join(key), self.no_buffer
+        )
         raise_faults(faults, "The slide cannot be cut by these settings")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SplitConfig:
-        """Read the keys ``splits``, ``windows`` and ``mpp`` of the study's configuration."""
-        return cls(window_px=max(config["windows"].values()), mpp=config["mpp"], **within_slide(config["splits"]))
+        """Read the keys ``splits``, ``windows``, ``mpp`` and ``protocol`` of the study's configuration."""
+        return cls(
+            window_px=max(config["windows"].values()),
+            mpp=config["mpp"],
+            no_buffer=parse_protocol(config.get("protocol")).no_buffer,
+            **within_slide(config["splits"]),
+        )
 
     @property
     def window_um(self) -> float:

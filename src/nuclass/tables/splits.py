@@ -71,7 +71,7 @@ def splits_table(reports: Sequence[str | Path], csv: str | Path, md: str | Path,
             for row in data.to_dict("records")
             if row["overlapping_cells"]
         )
-        notes.append(f"Protocol released: cells whose windows reach into another split's: {told}.")
+        notes.append(f"Protocol released (no_buffer): cells whose windows reach into another split's: {told}.")
     write_table(
         csv, md, data, [markdown(rows, list(rows[0]), left=3)], title="Splits", notes=notes, synthetic=synthetic
     )
