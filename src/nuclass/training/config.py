@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from nuclass.core.errors import UserError
 from nuclass.core.models_file import models_locator, read_models_file
 from nuclass.core.protocol import Protocol
 from nuclass.core.ranges import Count, Factor, NotNegative, PartialShare, Positive, Range, Share, Whole
