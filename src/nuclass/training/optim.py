@@ -10,49 +10,79 @@ from typing import Any
 import torch
 from torch import nn
 
+from nuclass.core.log import get_logger
 from nuclass.training.config import Optimizer
 
-_NO_DECAY = ("cls_token", "reg_token", "register_tokens", "mask_token", "pos_embed", "embedding.weight")
-_BLOCK = re.compile(r"(?:blocks|layer|layers|stages)\.(\d+)\.")
+_log = get_logger(__name__)
+_EMBEDDING = re.compile(r"(?<!patch_)embeddings?\.weight$")
+_MATRIX = re.compile(r"(weight|(^|\.)proj)$")
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers?|stages|features|s)\.?(\d+)\.")
+_OUTPUT = re.compile(r"(^|\.)proj$")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Say whether weight decay applies: matrices and kernels only; no norms, biases, tokens, embeddings."""
-    return parameter.ndim >= 2 and not name.endswith(_NO_DECAY) and "weight_logits" not in name
+    """Say whether weight decay applies: matrices and kernels only.
+
+    Not to norms, biases, class, register and mask tokens, positions, learned queries, embeddings of organs, tables
+    of relative positions, and the factors of LayerScale.
+
+    Parameters
+    ----------
+    name
+        As ``named_parameters`` gives it; a matrix that belongs to no layer of its own is called ``proj``.
+    """
+    if parameter.ndim < 2 or not _MATRIX.search(name):
+        return False
+    return not (parameter.ndim == 2 and _EMBEDDING.search(name))
 
 
-def parameter_groups(model: nn.Module, settings: Optimizer, backbone: str = "backbone.") -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, settings: Optimizer, backbone: str = "backbone.", *, decay_everywhere: bool = False
+) -> list[dict[str, Any]]:
     """Sort parameters into few groups, one for each pair of learning rate and decay.
 
-    With ``llrd`` < 1 a transformer's block i of n gets ``lr_backbone * llrd^(n-1-i)`` and its embedding
-    ``lr_backbone * llrd^n``; the last block and everything after it get ``lr_backbone``.
+    With ``llrd`` < 1 block i of a backbone's n gets ``lr_backbone * llrd^(n-1-i)`` and what comes before the
+    blocks ``lr_backbone * llrd^n``; the last block and everything after it get ``lr_backbone``. Blocks are those of
+    a transformer, or the stages of a convolutional network.
+
+    Parameters
+    ----------
+    model
+        Its parameters that want a gradient are sorted.
+    backbone
+        What the names of the backbone's parameters begin with; all others get ``lr_head``.
+    decay_everywhere
+        The original's decay of every parameter, for a comparison; see :func:`decays`.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    inside = [name for name, _ in named if name.startswith(backbone)]
-    depth = 1 + max((_block(name) for name in inside), default=-1)
+    above = _layers_above([name for name, _ in model.named_parameters() if name.startswith(backbone)])
+    if settings.llrd < 1 and above and not any(above.values()):
+        _log.warning("llrd %g does nothing: the backbone's blocks are not known by their names", settings.llrd)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in named:
-        rate = settings.lr_head
-        if name.startswith(backbone):
-            rate = settings.lr_backbone * settings.llrd ** _layers_above(name, depth)
-        decay = settings.weight_decay if decays(name, parameter) else 0.0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = settings.lr_backbone * settings.llrd ** above[name] if name in above else settings.lr_head
+        decay = settings.weight_decay if decay_everywhere or decays(name, parameter) else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
 
 
-def _block(name: str) -> int:
-    match = _BLOCK.search(name)
-    return int(match.group(1)) if match else -1
+def _layers_above(names: list[str]) -> dict[str, int]:
+    """Return how many blocks lie between each of a backbone's parameters and its output.
 
-
-def _layers_above(name: str, depth: int) -> int:
-    if depth == 0:
-        return 0
-    block = _block(name)
-    if block >= 0:
-        return depth - 1 - block
-    is_input = any(part in name for part in ("embed", "cls_token", "reg_token", "register_tokens", "mask_token"))
-    return depth if is_input else 0
+    ``names`` are in the order of the network: what has no block's number belongs to the input where it comes
+    before the first block, to the block before it, or to the output after the last one.
+    """
+    numbers = {name: int(match.group(1)) for name in names if (match := _BLOCK.search(name))}
+    if not numbers:
+        return dict.fromkeys(names, 0)
+    last, depth = max(numbers.values()), 1 + max(numbers.values()) - min(numbers.values())
+    above, here = {}, depth
+    for name in names:
+        if name in numbers:
+            here = last - numbers[name]
+        above[name] = 0 if _OUTPUT.search(name) else here
+    return above
 
 
 def warmup_factor(step: int, settings: Optimizer, total_steps: int) -> float:
