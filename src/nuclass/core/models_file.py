@@ -20,7 +20,8 @@ def read_models_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]
     """
     path = Path(path)
     settings = _section(path)
-    files = {key: path.parent / value for key, value in settings.items() if isinstance(value, str)}
+    named = {key: value for key, value in settings.items() if isinstance(value, str) and key != "protocol"}
+    files = {key: path.parent / value for key, value in named.items()}
     return settings | {key: _section(file) for key, file in files.items()}, files
 
 
