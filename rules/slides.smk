@@ -40,6 +40,7 @@ rule check_alignment:
         slide=WITH_BUNDLE,
     params:
         alignment={key: value for key, value in CONFIG["alignment"].items() if key not in ("align", "robust", "accept")},
+        inverted_mpp=PROTOCOL.inverted_mpp,
         code=code_hash("nuclass.slides.verdict", "nuclass.slides.overlay"),
     log:
         "logs/check_alignment/{slide}.log",
@@ -74,6 +75,7 @@ rule build_slide:
         window=CONFIG["windows"]["local"],
         store={key: CONFIG["slide_store"][key] for key in ("tile", "shard", "levels")},
         qc=CONFIG["qc"],
+        inverted_mpp=PROTOCOL.inverted_mpp,
         code=code_hash("nuclass.slides.build", "nuclass.slides.writer"),
     log:
         "logs/build_slide/{slide}.log",

@@ -21,4 +21,5 @@ with snakemake_job(snakemake):
         tiles=snakemake.params.store,
         name=snakemake.wildcards.slide,
         threads=snakemake.threads,
+        inverted_mpp=snakemake.params.inverted_mpp,
     )

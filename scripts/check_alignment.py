@@ -13,4 +13,5 @@ with snakemake_job(snakemake):
         verdict=snakemake.output.verdict,
         overlay=snakemake.output.overlay,
         settings=snakemake.params.alignment,
+        inverted_mpp=snakemake.params.inverted_mpp,
     )

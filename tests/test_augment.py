@@ -24,7 +24,7 @@ from nuclass.data.image_ops import (
 from nuclass.training.config import load_models, parse_models
 
 OFF = Augment(**{field.name: type(field.default)(0) for field in fields(Augment)})
-STRENGTHS = [field.name for field in fields(Augment) if field.name != "dihedral"]
+STRENGTHS = [field.name for field in fields(Augment) if not isinstance(field.default, bool)]
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -47,6 +47,7 @@ OTHER = {
     "views": 3,
     "augment": (("blur", 0.4), ("dihedral", True)),
     "seed": 43,
+    "truncated": True,
 }
 
 

@@ -59,6 +59,7 @@ def _align(options: argparse.Namespace) -> None:
     import numpy as np
 
     from nuclass.core.files import atomic_path, read_json
+    from nuclass.core.protocol import parse_protocol
     from nuclass.slides.job import align_slide, check_slide
     from nuclass.xenium.fetch import fetch_slide
 
@@ -76,7 +77,14 @@ def _align(options: argparse.Namespace) -> None:
         robust=settings["alignment"]["robust"],
     )
     verdict, picture = options.out / "alignment.json", options.out / "alignment.png"
-    check_slide(bundle=bundle, transform=transform, verdict=verdict, overlay=picture, settings=settings["alignment"])
+    check_slide(
+        bundle=bundle,
+        transform=transform,
+        verdict=verdict,
+        overlay=picture,
+        settings=settings["alignment"],
+        inverted_mpp=parse_protocol(settings["protocol"]).inverted_mpp,
+    )
     record = read_json(verdict)
     with atomic_path(options.out / "matrix.csv") as temporary:
         np.savetxt(temporary, np.asarray(record["matrix"]), delimiter=",", fmt="%.12g")
@@ -123,6 +131,7 @@ def add_build_slide(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _build_slide(options: argparse.Namespace) -> None:
+    from nuclass.core.protocol import parse_protocol
     from nuclass.slides.job import build_slide
 
     settings = settings_of(options)
@@ -138,5 +147,6 @@ def _build_slide(options: argparse.Namespace) -> None:
         tiles={key: settings["slide_store"][key] for key in ("tile", "shard", "levels")},
         name=options.bundle.name,
         threads=options.threads,
+        inverted_mpp=parse_protocol(settings["protocol"]).inverted_mpp,
     )
     sys.stdout.write(f"Wrote {options.out}.\n")

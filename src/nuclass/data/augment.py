@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device they lie on; every image gets its own parameters, without a loop.
 
 Turns by right angles and mirrors are exact. All other movements go into one bilinear resampling whose borders are
-reflected, so that no pixel appears that is not tissue of the window.
+reflected, so that no pixel appears that is not tissue of the window (but for :attr:`Augment.black_corners`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ _CACHED_VALUES = 1 << 20
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of a batch on the device it is trained on; see :mod:`nuclass.data.augment`."""
+    """Augmentation of a batch on the device it is trained on; see :mod:`nuclass.data.augment`.
+
+    ``black_corners`` is a flaw of the original (:class:`nuclass.core.protocol.Protocol`), not a strength: mirrors
+    alone, each with probability 1/2, in place of the eight symmetries; turns, shifts and zooms take the nearest pixel
+    and fill with black; the stain stays. The strengths of all other changes are those given.
+    """
 
     dihedral: bool = True
     rotate: NotNegative = 0.0
@@ -37,6 +42,7 @@ class Augment:
     hue: Share = 0.0
     blur: Share = 0.5
     noise: Share = 0.01
+    black_corners: bool = False
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -68,7 +74,8 @@ def augment_images(images: Tensor, settings: Augment, generator: torch.Generator
         step = _images_at_once(images)
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            out[part] = _change(images[part], {name: values[part] for name, values in draws.items()})
+            drawn = {name: values[part] for name, values in draws.items()}
+            out[part] = _change(images[part], drawn, black=settings.black_corners)
         return out
 
 
@@ -97,12 +104,15 @@ def _draw(images: Tensor, settings: Augment, generator: torch.Generator | None) 
         """Return a number in +-strength an image, zeros (undrawn) where it is 0."""
         return (2 * uniform() - 1) * strength if strength else torch.zeros(n)
 
-    if settings.dihedral:
+    if settings.dihedral and settings.black_corners:
+        # Of the eight symmetries 0 is none, 2 both mirrors, 4 left-right, 6 top-bottom.
+        draws["dihedral"] = 2 * torch.randint(0, 4, (n,), generator=generator)
+    elif settings.dihedral:
         draws["dihedral"] = torch.randint(0, 8, (n,), generator=generator)
     if settings.rotate or settings.shift or settings.zoom:
         draws["degrees"], draws["zoom"] = spread(settings.rotate), 1 + spread(settings.zoom)
         draws["shift"] = torch.stack([spread(settings.shift), spread(settings.shift)], 1)
-    if settings.stain_scale or settings.stain_shift or settings.stain_mix:
+    if not settings.black_corners and (settings.stain_scale or settings.stain_shift or settings.stain_mix):
         strengths = (settings.stain_scale, settings.stain_shift, settings.stain_mix)
         draws["stain"], draws["stain_offset"] = ops.draw_stain(n, *strengths, generator=generator)
     if settings.blur:
@@ -119,8 +129,8 @@ def _draw(images: Tensor, settings: Augment, generator: torch.Generator | None) 
     return draws
 
 
-def _change(images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-    """Apply what was drawn to uint8 images; returns float32 in [0, 1]."""
+def _change(images: Tensor, draws: dict[str, Tensor], *, black: bool = False) -> Tensor:
+    """Apply what was drawn to uint8 images; returns float32 in [0, 1]. ``black``: see :func:`image_ops.move`."""
     import torch
 
     from nuclass.data import image_ops as ops
@@ -133,7 +143,7 @@ def _change(images: Tensor, draws: dict[str, Tensor]) -> Tensor:
         images = ops.dihedral(images, draws["dihedral"])
     x = images.float()
     if "degrees" in draws:
-        x = ops.move(x, draws["degrees"], draws["shift"], draws["zoom"])
+        x = ops.move(x, draws["degrees"], draws["shift"], draws["zoom"], black=black)
     if "stain" in draws:
         x = ops.change_stain(x, draws["stain"], draws["stain_offset"])
     if "blur" in draws:

@@ -47,6 +47,8 @@ class FeatureKey:
         In which the network computed: ``float32`` or ``bfloat16``.
     views, augment, seed
         Of features under augmentation: copies a cell, settings as sorted pairs (name, value), seed. Else 0, (), None.
+    truncated
+        Whether windows were reduced and normalised as the original does (protocol: truncated_context).
     """
 
     backbone: str
@@ -62,6 +64,7 @@ class FeatureKey:
     views: int = 0
     augment: tuple[tuple[str, float], ...] = ()
     seed: int | None = None
+    truncated: bool = False
 
     def __post_init__(self) -> None:
         # 1 and 1.0 must give one digest, whichever a settings file says.
@@ -81,14 +84,15 @@ class FeatureKey:
         return replace(self, views=0, augment=(), seed=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON knows: lists for tuples, a dictionary for ``augment``."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std), "augment": dict(self.augment)}
+        """Return what JSON knows: lists for tuples, a dictionary for ``augment``; ``truncated`` only where it is on."""
+        data = asdict(self) | {"mean": list(self.mean), "std": list(self.std), "augment": dict(self.augment)}
+        return data if self.truncated else {name: data[name] for name in data if name != "truncated"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: object) -> FeatureKey:
         """Undo :meth:`to_dict`; ``where`` is named in the error when a field is missing or unknown."""
         names = [field.name for field in fields(cls)]
-        if set(names) != set(data):
+        if set(names) != {*data, "truncated"}:
             raise UserError(
                 "The key of features has other fields than this version's",
                 where=where,
@@ -104,7 +108,7 @@ class FeatureKey:
 
     def tell(self, names: Iterable[str]) -> str:
         """Return these fields as people read them: ``pooling = cls, read_level = 1``."""
-        data = self.to_dict()
+        data = {"truncated": False, **self.to_dict()}
         return ", ".join(f"{name} = {data[name]}" for name in names)
 
 

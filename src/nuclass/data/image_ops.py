@@ -33,7 +33,7 @@ def dihedral(images: Tensor, operation: Tensor) -> Tensor:
     return result
 
 
-def move(x: Tensor, degrees: Tensor, shift: Tensor, zoom: Tensor) -> Tensor:
+def move(x: Tensor, degrees: Tensor, shift: Tensor, zoom: Tensor, *, black: bool = False) -> Tensor:
     """Turn, shift and enlarge each image in one bilinear resampling, borders reflected.
 
     Parameters
@@ -44,6 +44,8 @@ def move(x: Tensor, degrees: Tensor, shift: Tensor, zoom: Tensor) -> Tensor:
         How far the picture then moves to the right and down, (B, 2), in shares of its side.
     zoom
         Enlargement around the middle, (B,); meant for 0.9 to 1.1, since shrinking does not filter.
+    black
+        Take the nearest pixel, and black for what lies outside, as the original does.
     """
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
@@ -57,7 +59,18 @@ def move(x: Tensor, degrees: Tensor, shift: Tensor, zoom: Tensor) -> Tensor:
     for axis in (0, 1):
         along_x, along_y, start = (theta[:, axis, k].view(n, 1, 1) for k in range(3))
         torch.add(along_x * across, along_y * down[:, None] + start, out=grid[..., axis])
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    mode, padding = ("nearest", "zeros") if black else ("bilinear", "reflection")
+    return F.grid_sample(x, grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def reduce_truncated(images: Tensor, side: int) -> Tensor:
+    """Return uint8 images (B, 3, H, W) at ``side`` px as the original makes them: bilinear, decimals cut off.
+
+    Bilinear without a filter: the mean of 2 x 2 px where the side is halved, a sample of the picture where it shrinks
+    more. A few at a time, since whole windows in float32 take much memory.
+    """
+    options = {"size": (side, side), "mode": "bilinear", "align_corners": False}
+    return torch.cat([F.interpolate(part.float(), **options).to(torch.uint8) for part in images.split(8)])
 
 
 def draw_stain(

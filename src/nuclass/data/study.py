@@ -59,6 +59,10 @@ class Study:
         """Return the path of the context features of train and val cells under augmentation, (N, V, K)."""
         return Path(self.results) / "features" / "context" / f"{slide}.views.h5"
 
+    def gate_features(self, slide: str) -> Path:
+        """Return the path of the context features that the gate reads under ``smaller_gate_context``, (N, K)."""
+        return Path(self.results) / "features" / "context_gate" / f"{slide}.h5"
+
     def reader(self) -> WindowReader:
         """Return a window reader of all slides."""
         from nuclass.patches.windows import WindowReader

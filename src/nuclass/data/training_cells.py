@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
-from nuclass.core.names import TRAIN, VAL
+from nuclass.core.names import TEST, TRAIN, VAL
 from nuclass.data.cells import load_cells
 from nuclass.data.study import Study
 from nuclass.data.vocabulary import Vocabulary
@@ -17,17 +17,27 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 
-def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocabulary]:
+def load_training_cells(study: Study, test_as_val: bool = False) -> tuple[pd.DataFrame, pd.DataFrame, Vocabulary]:
     """Return the labelled train cells, the labelled val cells, and the vocabulary of the train cells.
 
     Cells of val whose class no training cell has are left out and counted in the log.
+
+    Parameters
+    ----------
+    study
+        The training slides.
+    test_as_val
+        A flaw of the original, see :class:`nuclass.core.protocol.Protocol`: the val cells are the test cells of every
+        slide that has some (its own val cells are left out), else its val cells. Their ``split`` is ``val`` then.
 
     Raises
     ------
     UserError
         When a split is empty or training has fewer than two classes.
     """
-    frame = by_place(load_cells(study.slides, study.results, (TRAIN, VAL)))
+    frame = by_place(load_cells(study.slides, study.results, (TRAIN, VAL, TEST) if test_as_val else (TRAIN, VAL)))
+    if test_as_val:
+        frame = _test_as_val(frame)
     names = ", ".join(row["slide"] for row in study.slides)
     for split in (TRAIN, VAL):
         if not (frame["split"] == split).any():
@@ -50,6 +60,18 @@ def load_training_cells(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, Vocab
         raise UserError("No val cell has a class that training saw", where=f"slides {names}")
     _log.info("%d train and %d val cells, %d classes", len(train), len(val), len(vocabulary.classes))
     return train, val, vocabulary
+
+
+def _test_as_val(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return ``frame`` with the test cells of a slide in place of its val cells, where it has test cells."""
+    split = frame["split"].astype(str)
+    tested = frame.loc[split == TEST, "slide"].unique()
+    kept = frame[~((split == VAL) & frame["slide"].isin(tested))]
+    _log.warning(
+        "Models are stopped, chosen and calibrated by cells they are reported on: test cells of %s (protocol: test_as_val)",
+        ", ".join(map(str, tested)) or "no slide, for none has any; val it is",
+    )
+    return kept.assign(split=kept["split"].astype(str).replace(TEST, VAL)).reset_index(drop=True)
 
 
 def by_place(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID
-from nuclass.evaluation.leak import check_no_overlap, seen_cells
+from nuclass.evaluation.leak import check_no_overlap, read_seen
 from nuclass.evaluation.metrics import confusion, ece, metrics, per_class, reliability, softmax
 from nuclass.evaluation.predictions import Predictions, read_predictions
 
@@ -53,11 +53,17 @@ def evaluate_model(
     Returns
     -------
     dict
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds; of a model trained with flaws of the original also these (``protocol``), and how
+        many of the cells chose it (``n_chosen_by``, with ``test_as_val``).
     """
     found = read_predictions(paths, arrays=True)
+    told: dict[str, Any] = {}
     if checkpoint is not None:
-        check_no_overlap(found.table, seen_cells(checkpoint), patients=patients, where=checkpoint)
+        seen = read_seen(checkpoint)
+        flawed = "test_as_val" in seen.protocol
+        chosen_by = check_no_overlap(found.table, seen.cells, patients=patients, where=checkpoint, test_as_val=flawed)
+        told |= {"protocol": list(seen.protocol)} if seen.protocol else {}
+        told |= {"n_chosen_by": chosen_by} if flawed else {}
     if found.logits is None or found.logits.shape != found.probs.shape:
         raise UserError(
             "Logits do not match the probabilities",
@@ -71,6 +77,7 @@ def evaluate_model(
         "model": model,
         "cohort": cohort,
         "slides": sorted(found.table["slide"].unique()),
+        **told,
         "n_outside": sum(found.outside.values()),
         "outside": found.outside,
         **metrics(found.y, found.probs, found.classes, bins=bins, min_support=min_support),

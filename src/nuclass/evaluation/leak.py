@@ -7,20 +7,40 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, TRAIN, VAL
 
+_log = get_logger(__name__)
 
-def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
-    """Return the cells a checkpoint was trained and selected on: ``{train | val: {slide: ids}}``.
+
+@dataclass(frozen=True)
+class Seen:
+    """What a checkpoint says of itself.
+
+    Attributes
+    ----------
+    cells
+        The cells it was trained and selected on: ``{train | val: {slide: ids}}``.
+    protocol
+        The flaws of the original that it was trained with, see :mod:`nuclass.core.protocol`.
+    """
+
+    cells: dict[str, dict[str, set[str]]]
+    protocol: tuple[str, ...] = ()
+
+
+def read_seen(checkpoint: str | Path) -> Seen:
+    """Return the cells a checkpoint was trained and selected on, and with which flaws.
 
     Only the plain data of the file is read, without its tensors and without loading torch, which would
-    take longer than the evaluation itself. The key is ``cells``: ``{slide: {split: ids}}``.
+    take longer than the evaluation itself. The keys are ``cells``: ``{slide: {split: ids}}``, and ``protocol``.
 
     Raises
     ------
@@ -37,10 +57,16 @@ def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
             expected="cells: slide -> split -> cell ids",
             fix="train it again with this workflow",
         )
-    return {
-        split: {str(slide): set(map(str, by_split.get(split, ()))) for slide, by_split in cells.items()}
+    by_split = {
+        split: {str(slide): set(map(str, parts.get(split, ()))) for slide, parts in cells.items()}
         for split in (TRAIN, VAL)
     }
+    return Seen(by_split, tuple(name for name, on in (data.get("protocol") or {}).items() if on))
+
+
+def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
+    """Return :attr:`Seen.cells` of a checkpoint."""
+    return read_seen(checkpoint).cells
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -84,7 +110,8 @@ def check_no_overlap(
     *,
     patients: Mapping[str, str] | None = None,
     where: object = None,
-) -> None:
+    test_as_val: bool = False,
+) -> int:
     """Raise when any evaluated cell, its slide or its patient was used in training or model selection.
 
     Parameters
@@ -97,8 +124,22 @@ def check_no_overlap(
         Patient of each slide, for evaluated and training slides.
     where
         The checkpoint, for the message.
+    test_as_val
+        Whether the checkpoint was trained with this flaw of the original: cells that chose it may then be evaluated,
+        with a warning. Its train cells, other cells of its slides and other slides of its patients may not.
+
+    Returns
+    -------
+    Number of evaluated cells that chose the model; 0 but for ``test_as_val``.
     """
     patients = patients or {}
+    chosen_by = _chosen_by(cells, seen) if test_as_val else pd.Series(False, index=cells.index)
+    if chosen_by.any():
+        _log.warning(
+            "%s: %d of %d evaluated cells chose the model and its calibration, so the numbers are too good "
+            "(protocol: test_as_val)", where, int(chosen_by.sum()), len(cells),
+        )  # fmt: skip
+        cells = cells[~chosen_by]
     training = sorted({slide for by_slide in seen.values() for slide, ids in by_slide.items() if ids})
     for slide, group in cells.groupby("slide"):
         for key, by_slide in seen.items():
@@ -128,6 +169,15 @@ def check_no_overlap(
                 expected="patients on one side only",
                 fix="move all slides of a patient to the same role in the slide sheet",
             )
+    return int(chosen_by.sum())
+
+
+def _chosen_by(cells: pd.DataFrame, seen: Mapping[str, Mapping[str, set[str]]]) -> pd.Series[bool]:
+    """Mark the evaluated cells that are among the val cells of a checkpoint."""
+    result = pd.Series(False, index=cells.index)
+    for slide, group in cells.groupby("slide", observed=True):
+        result.loc[group.index] = group[CELL_ID].isin(seen.get(VAL, {}).get(str(slide), set()))
+    return result
 
 
 def _same_patient(slide: str, training: Sequence[str], patients: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,8 @@ px       level-0 pixels of the slide store            ``x_px = x_he * mpp_he / m
 ``A`` is the alignment file of 10x Genomics, which maps H&E pixels to morphology pixels. The scale of the
 H&E follows from it alone: ``mpp_he = sqrt(|det A|) * pixel_size``. What the image file says about its own
 pixel size is never used, because it is wrong in about half of the public files.
+
+The original divides by the root instead (:attr:`Frames.inverted_mpp`): its px are ``mpp_target * |det A|`` um wide.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ class Frames:
     he_shape
         ``(height, width)`` of the H&E at level 0. Needed for a homography only, whose scale differs
         from place to place and is taken at the centre of the image.
+    inverted_mpp
+        A flaw of the original, for comparison: the store is scaled as if ``mpp_he`` were ``pixel_size /
+        sqrt(|det A|)``. Measures in micrometres stay true; only the frame ``px`` changes.
 
     Raises
     ------
@@ -61,6 +66,7 @@ class Frames:
     pixel_size: float
     mpp_target: float = 0.25
     he_shape: tuple[int, int] | None = None
+    inverted_mpp: bool = False
 
     def __post_init__(self) -> None:
         matrix = np.asarray(self.alignment, dtype=np.float64)
@@ -119,7 +125,13 @@ class Frames:
     @property
     def scale(self) -> float:
         """Slide-store pixels per H&E pixel."""
-        return self.mpp_he / self.mpp_target
+        taken = self.pixel_size**2 / self.mpp_he if self.inverted_mpp else self.mpp_he
+        return taken / self.mpp_target
+
+    @property
+    def mpp_store(self) -> float:
+        """Micrometres per px that the store really has: ``mpp_target``, but for ``inverted_mpp``."""
+        return self.mpp_he / self.scale if self.inverted_mpp else self.mpp_target
 
     @property
     def mirrored(self) -> bool:

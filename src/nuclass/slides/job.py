@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,13 @@ def align_slide(
 
 
 def check_slide(
-    *, bundle: str | Path, transform: str | Path, verdict: str | Path, overlay: str | Path, settings: Mapping[str, Any]
+    *,
+    bundle: str | Path,
+    transform: str | Path,
+    verdict: str | Path,
+    overlay: str | Path,
+    settings: Mapping[str, Any],
+    inverted_mpp: bool = False,
 ) -> None:
     """Measure how a bundle's nuclei lie on its H&E, judge it, and write ``alignment.json`` and its picture.
 
@@ -110,6 +116,9 @@ def check_slide(
         The picture, PNG.
     settings
         The section ``alignment`` of the settings.
+    inverted_mpp
+        Whether the store will be built at the original's wrong scale: the verdict does not depend on it, but the
+        record then tells the true one (``protocol``, ``mpp_store``).
     """
     from nuclass.slides.align import load_transform, nuclei_of
     from nuclass.slides.overlay import draw_overlay
@@ -129,6 +138,12 @@ def check_slide(
         if mismatch:
             notes.append(
                 f"the H&E file claims {embedded:.4f} um/px, the alignment says {frames.mpp_he:.4f} and is used"
+            )
+        if inverted_mpp:
+            record |= {"protocol": ["inverted_mpp"], "mpp_store": replace(frames, inverted_mpp=True).mpp_store}
+            notes.append(
+                f"px of the store are {record['mpp_store']:.4f} um wide and taken for {frames.mpp_target:g} um "
+                "(protocol: inverted_mpp)"
             )
         peak = measured.peak
         # A peak that does not stand out is chance, and its place says nothing.
@@ -189,6 +204,7 @@ def build_slide(
     tiles: Mapping[str, int],
     name: str,
     threads: int = 1,
+    inverted_mpp: bool = False,
 ) -> None:
     """Write a slide's store and its table of cells.
 
@@ -212,6 +228,8 @@ def build_slide(
         The slide's name.
     threads
         Tiles decoded and encoded at the same time.
+    inverted_mpp
+        Scale the store as the original does, see :class:`nuclass.slides.geometry.Frames`.
 
     Raises
     ------
@@ -228,7 +246,9 @@ def build_slide(
     xenium = read_bundle(folder)
     _check_bundle(xenium, checks, name)
     read, record = load_transform(transform)
-    frames = Frames(read.alignment, read.pixel_size, mpp, read.he_shape)
+    frames = Frames(read.alignment, read.pixel_size, mpp, read.he_shape, inverted_mpp)
+    if inverted_mpp:
+        _log.warning("%s: a px is %.4f um wide, not %g um (protocol: inverted_mpp)", name, frames.mpp_store, mpp)
     he_shape = (int(record["he_shape"][0]), int(record["he_shape"][1]))
     # The cells first: a wrong alignment shows in seconds, the picture takes minutes.
     table = build_cells_table(xenium, frames, he_shape, qc, window)

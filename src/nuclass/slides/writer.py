@@ -49,7 +49,8 @@ def write_store(
     The pixels do not depend on ``threads``. Returns the attributes kept in the store: ``mpp``, ``source`` (file
     name), ``mpp_he``, ``scale`` (store px per H&E px), ``he_shape``, ``store_shape`` (height, width),
     ``embedded_mpp`` (what the file says of itself), ``background_rgb`` (colour of the empty glass, None if none
-    was found) and ``tissue_fraction``.
+    was found) and ``tissue_fraction``; with ``frames.inverted_mpp`` also ``protocol`` and ``mpp_true``, the um a px of
+    the store really has.
     """
     if tile % 2 or shard % tile:
         raise UserError(
@@ -69,6 +70,7 @@ def write_store(
             "he_shape": list(source.shape),
             "store_shape": [height, width],
             "embedded_mpp": source.embedded_mpp,
+            **({"protocol": ["inverted_mpp"], "mpp_true": frames.mpp_store} if frames.inverted_mpp else {}),
         }
         with atomic_path(out) as root:
             root.mkdir(parents=True)

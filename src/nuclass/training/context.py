@@ -13,13 +13,33 @@ from nuclass.training.config import Context, parse_models
 from nuclass.training.embedding import Embedding, embed_slide
 
 
-def context_backbone(settings: Context, folder: Path | None) -> Backbone:
-    """Return the context backbone: from ``folder`` where one was trained, else by its own settings."""
+def context_backbone(settings: Context, folder: Path | None, *, smaller: bool = False) -> Backbone:
+    """Return the context backbone: from ``folder`` where one was trained, else by its own settings.
+
+    ``smaller`` makes it see three quarters of its side, see :func:`smaller_side`.
+    """
     described: dict[str, Any] = dict(settings.backbone)
     if folder is not None:
         keep: dict[str, Any] = {key: described[key] for key in ("input_px", "mean", "std") if key in described}
         described = {"name": "folder", "path": str(folder), **keep}
-    return build_backbone(described)
+    backbone = build_backbone(described)
+    if smaller:
+        backbone.input_px = smaller_side(backbone)
+        backbone.settings = {**backbone.settings, "input_px": backbone.input_px}
+        if hasattr(backbone.net, "set_input_size"):
+            backbone.net.set_input_size(img_size=backbone.input_px)  # type: ignore[operator]
+    return backbone
+
+
+def smaller_side(backbone: Backbone) -> int:
+    """Return three quarters of a backbone's side in whole patches: 384 of 512 px, as the original's gate takes it."""
+    net: Any = backbone.net
+    for holder in (getattr(net, "config", None), getattr(net, "patch_embed", None)):
+        patch = getattr(holder, "patch_size", None)
+        if patch is not None:
+            step = int(patch[0] if isinstance(patch, tuple | list) else patch)
+            return max(round(0.75 * backbone.input_px / step), 1) * step
+    return round(0.75 * backbone.input_px)
 
 
 def embed_context(
@@ -46,21 +66,26 @@ def embed_context(
         Folder of the trained context backbone; None takes the registered one of the settings.
     views_out
         File for the features of train and val cells under ``context.views`` stain augmentations, (N, V, K).
+
+    With ``smaller_gate_context`` in the section ``protocol`` of ``models`` these are the features for the gate; with
+    ``truncated_context`` windows are reduced as the original does; with ``test_as_val`` test cells get views too.
     """
     from nuclass.data import load_cells
 
-    settings = parse_models(models).context
+    parsed = parse_models(models)
+    settings, flaws = parsed.context, parsed.protocol
     shared = {item.name for item in fields(Embedding)} & {item.name for item in fields(Context)}
+    chosen = {name: getattr(settings, name) for name in shared} | {"truncated": flaws.truncated_context}
     frame = load_cells(study.slides, study.results, (TRAIN, VAL, TEST))
     embed_slide(
-        context_backbone(settings, folder),
+        context_backbone(settings, folder, smaller=flaws.smaller_gate_context),
         frame,
         study,
-        Embedding(window="global", seed=seed, **{name: getattr(settings, name) for name in shared}),
+        Embedding(window="global", seed=seed, **chosen),
         out,
         work,
         name=str(settings.backbone["name"]),
         views_out=views_out,
-        augmented=frame["split"].isin((TRAIN, VAL)).to_numpy(),
+        augmented=frame["split"].isin((TRAIN, VAL, TEST) if flaws.test_as_val else (TRAIN, VAL)).to_numpy(),
     )
     return len(frame)

@@ -18,6 +18,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.names import CELL_ID
 from nuclass.core.progress import Progress
 from nuclass.data.augment import Augment, augment_images, to_unit
+from nuclass.data.image_ops import reduce_truncated
 from nuclass.data.training_cells import by_place
 from nuclass.models.backbones import Backbone
 from nuclass.training.branches import autocast, choose_device, computes_in, state_hash
@@ -52,6 +53,9 @@ class Embedding:
         ``auto`` | ``32-true`` | ``bf16-mixed``; ``auto`` | ``cpu`` | ``gpu``.
     views, augment, seed
         Copies under augmentation of the cells chosen for them, their strengths and seed.
+    truncated
+        A flaw of the original (protocol: truncated_context): windows are read at level 0 whatever ``read_level``
+        says, reduced by :func:`nuclass.data.image_ops.reduce_truncated` and normalised in bfloat16.
     """
 
     window: Literal["local", "global"] = "global"
@@ -64,6 +68,12 @@ class Embedding:
     views: int = 0
     augment: Augment = field(default_factory=Augment)
     seed: int = 42
+    truncated: bool = False
+
+    @property
+    def level(self) -> int:
+        """The pyramid level that windows are read from."""
+        return 0 if self.truncated else self.read_level
 
 
 def pool_tokens(tokens: Tensor, prefix: int, pooling: str) -> Tensor:
@@ -121,6 +131,15 @@ def check_pooling(backbone: Backbone, pooling: str) -> None:
     )
 
 
+def normalised_in_bf16(backbone: Backbone, x: Tensor) -> Tensor:
+    """Return images that the backbone's own normalisation turns into those normalised in bfloat16, float32.
+
+    As the original does it, every step is rounded to bfloat16 (8 bits of precision); ``x`` (B, 3, S, S) in [0, 1].
+    """
+    half = (x.bfloat16() - backbone.mean.bfloat16()) / backbone.std.bfloat16()
+    return half.float() * backbone.std + backbone.mean
+
+
 def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str) -> FeatureKey:
     """Return what plain features of ``backbone``, on the device where it is, depend on.
 
@@ -133,12 +152,13 @@ def feature_key(backbone: Backbone, study: Study, settings: Embedding, name: str
         sha256=network_hash(backbone),
         window_px=study.windows[settings.window],
         mpp=study.mpp,
-        read_level=settings.read_level,
+        read_level=settings.level,
         input_px=backbone.input_px,
         pooling=settings.pooling,
         mean=tuple(round(float(value), 6) for value in backbone.mean.flatten()),
         std=tuple(round(float(value), 6) for value in backbone.std.flatten()),
         precision=computes_in(backbone.mean.device, settings.precision),
+        truncated=settings.truncated,
     )
 
 
@@ -205,7 +225,7 @@ def embed_slide(
     key = feature_key(backbone, study, settings, name)
     outputs = {"features": Output(out, key)}
     if views_out is not None:
-        changes = tuple(asdict(settings.augment).items())
+        changes = tuple(item for item in asdict(settings.augment).items() if item != ("black_corners", False))
         changed = replace(key, views=settings.views, augment=changes, seed=settings.seed)
         outputs["views"] = Output(views_out, changed, mask)
     part_cells = part_size(settings.batch_size)
@@ -247,8 +267,9 @@ class _Pass:
 
         rows = self.frame.iloc[start:]
         none = np.zeros(len(rows), np.int64)
-        side, level = self.study.windows[self.settings.window], self.settings.read_level
-        dataset = WindowDataset(self.study.reader(), rows, side, level, self.backbone.input_px, none, none)
+        side, seen = self.study.windows[self.settings.window], self.backbone.input_px
+        out = side if self.settings.truncated else seen
+        dataset = WindowDataset(self.study.reader(), rows, side, self.settings.level, out, none, none)
         on_gpu = self.backbone.mean.device.type == "cuda"
         loader = make_loader(dataset, self.settings.batch_size, num_workers=self.settings.workers, pin_memory=on_gpu)
         with Progress(len(self.frame), f"{self.settings.window} features", "cells", done=start) as progress:
@@ -268,6 +289,8 @@ class _Pass:
     @torch.inference_mode()
     def _embed(self, image: Tensor, row: int) -> dict[str, NDArray[Any]]:
         image = image.to(self.backbone.mean.device, non_blocking=True)
+        if self.settings.truncated:
+            image = reduce_truncated(image, self.backbone.input_px)
         plain = self._pooled(to_unit(image))
         result = {"features": plain.numpy()}
         if self.augmented is not None:
@@ -280,6 +303,8 @@ class _Pass:
         return result
 
     def _pooled(self, x: Tensor) -> Tensor:
+        if self.settings.truncated:
+            x = normalised_in_bf16(self.backbone, x)
         with autocast(x.device, self.settings.precision):
             spatial = self.backbone.spatial(x)
         return pool_spatial(self.backbone, spatial.float(), self.settings.pooling).half().cpu()

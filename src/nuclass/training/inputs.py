@@ -19,28 +19,30 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def context_features(frame: pd.DataFrame, study: Study, *, views: bool) -> Tensor:
+def context_features(frame: pd.DataFrame, study: Study, *, views: bool, gate: bool = False) -> Tensor:
     """Return the cached context features of ``frame``'s cells as float16 (N, 1 + V, K), plain ones first.
 
     Without ``views``, or where none were cached, V is 0. Beside this array only a block of one file is held.
+    ``gate`` reads those of :meth:`nuclass.data.study.Study.gate_features`, of which there are no views.
     """
     from nuclass.data.features import feature_shape, read_features
     from nuclass.patches.windows import slide_codes
 
     slides, codes = slide_codes(frame)
-    copies = {slide: study.views(slide) for slide in slides if views and study.views(slide).is_file()}
+    plain = {slide: study.gate_features(slide) if gate else study.features(slide) for slide in slides}
+    copies = {slide: study.views(slide) for slide in slides if views and not gate and study.views(slide).is_file()}
     check_views(study, copies)
     shapes = {
         slide: (
             1 + (feature_shape(copies[slide])[1] if slide in copies else 0),
-            feature_shape(study.features(slide))[1],
+            feature_shape(plain[slide])[1],
         )
         for slide in slides
     }
     if len(set(shapes.values())) != 1:
         raise UserError(
             "Context features differ between slides",
-            where=study.features("<slide>"),
+            where=next(iter(plain.values())).parent,
             found=", ".join(map(str, sorted(set(shapes.values())))),
             expected="one number of views and one width",
             fix="compute the features of all slides again",
@@ -49,7 +51,7 @@ def context_features(frame: pd.DataFrame, study: Study, *, views: bool) -> Tenso
     ids = frame["cell_id"].to_numpy()
     for code, slide in enumerate(slides):
         rows = np.flatnonzero(codes == code)
-        read_features(study.features(slide), ids[rows], out=result[:, 0], rows=rows)
+        read_features(plain[slide], ids[rows], out=result[:, 0], rows=rows)
         if slide in copies:
             read_features(copies[slide], ids[rows], out=result[:, 1:], rows=rows)
     return torch.from_numpy(result)
