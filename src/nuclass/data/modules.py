@@ -93,6 +93,10 @@ class CellData(pl.LightningDataModule):
         """Return batches of the val cells in their order, each cell once over all processes."""
         return self._in_order(self._dataset("val_set"))
 
+    def whole_val_dataloader(self) -> Any:
+        """Return batches of all val cells in their order, in this process alone."""
+        return make_loader(self._dataset("val_set"), self.loading.batch_size, num_workers=self.loading.workers)
+
     def predict_dataloader(self) -> Any:
         """Return batches of the cells to predict in their order, each cell once over all processes."""
         return self._in_order(self._dataset("predict_set"))
@@ -143,6 +147,8 @@ class LocalData(CellData):
         Batches, workers, memory.
     vocabulary
         Classes and organs by which cells are predicted; training takes those of its cells.
+    test_as_val
+        See :func:`nuclass.data.training_cells.load_training_cells`.
 
     :meth:`read_cells` makes ``train`` and ``val`` (tables of cells) and ``known``, their vocabulary; :meth:`setup`
     with ``fit`` or ``validate`` does so too and makes ``train_set`` and ``val_set``; with ``predict`` it makes
@@ -158,17 +164,25 @@ class LocalData(CellData):
     known: Vocabulary
 
     def __init__(
-        self, study: Study, *, read_level: int, input_px: int, loading: Loading, vocabulary: Vocabulary | None = None
+        self,
+        study: Study,
+        *,
+        read_level: int,
+        input_px: int,
+        loading: Loading,
+        vocabulary: Vocabulary | None = None,
+        test_as_val: bool = False,
     ) -> None:
         super().__init__(loading)
         self.study, self.read_level, self.input_px = study, read_level, input_px
+        self.test_as_val = test_as_val
         if vocabulary is not None:
             self.known = vocabulary
 
     def read_cells(self) -> None:
         """Load the train and val cells and take their vocabulary."""
         if not hasattr(self, "train"):
-            self.train, self.val, self.known = load_training_cells(self.study)
+            self.train, self.val, self.known = load_training_cells(self.study, self.test_as_val)
             give_back_memory()
 
     def setup(self, stage: str | None = None) -> None:

@@ -32,6 +32,7 @@ class FitResult:
     history: list[dict[str, Any]]
     best: dict[str, Any]
     seconds: float
+    is_main: bool = True
 
 
 class History(pl.Callback):

@@ -5,26 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from nuclass.core.files import write_csv, write_json
+from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
+from nuclass.core.protocol import Protocol, switches_of
 from nuclass.data.augment import to_unit
 from nuclass.data.modules import GlobalData, Loading, LocalData
 from nuclass.data.study import Study
-from nuclass.models.backbones import build_backbone, count_parameters
-from nuclass.models.losses import effective_number_weights, fit_temperature
+from nuclass.data.vocabulary import UNKNOWN, Vocabulary
+from nuclass.models.backbones import build_backbone
+from nuclass.models.heads import NONE
+from nuclass.models.local import LocalModel
+from nuclass.models.losses import effective_number_weights
 from nuclass.training.branches import autocast, choose_device, feature_attributes, state_hash
-from nuclass.training.checkpoint import load_checkpoint, new_global, new_local, restore_local, save_checkpoint
-from nuclass.training.config import Models, Trainer, parse_models, to_plain
+from nuclass.training.checkpoint import (
+    backbone_facts,
+    load_checkpoint,
+    new_global,
+    new_local,
+    restore_local,
+    same_names,
+    weights_of,
+)
+from nuclass.training.config import Local, Models, Trainer, parse_models, to_plain
 from nuclass.training.inputs import cells_by_slide, context_features, data_hash
-from nuclass.training.metrics import calibration_error, summarise
+from nuclass.training.outputs import cost_report, predict_logits, write_outputs
+from nuclass.training.predict import check_unseen
 
 _log = get_logger(__name__)
+
+__all__ = ["train_global", "train_local", "write_outputs"]
 
 
 def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, seed: int) -> dict[str, Any]:
@@ -43,47 +57,40 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
 
     Returns
     -------
-    The content of ``metrics.json``.
+    The content of ``metrics.json``; nothing in a process that is not the first of several.
     """
-    from nuclass.training.fit import clear_work, fingerprint, fit
-    from nuclass.training.modules import MONITOR, LocalModule
+    from nuclass.training.modules import LocalModule
 
     settings = parse_models(models)
-    section, run = settings.local, settings.local.trainer
+    section, run, protocol = settings.local, settings.local.trainer, settings.protocol
     side = input_side(section.backbone)
-    data = LocalData(study, read_level=section.read_level, input_px=side, loading=loading(run, seed))
-    data.setup("fit")
-    vocabulary, labels = data.known, data.train_set.label
-    torch.manual_seed(seed)
-    model = new_local(section, len(vocabulary.organs), len(vocabulary.classes))
-    speed_up(model, run)
-    module = LocalModule(model, section, class_weights(labels, vocabulary, section.loss.beta), seed)
-    result = fit(
-        module,
-        data,
-        run,
-        work=work,
-        identity=fingerprint(
-            LOCAL, to_plain(section), data_hash(study, data.train, data.val), vocabulary.to_dict(), seed
-        ),
-        description="local model",
-        monitor=MONITOR,
-        grad_clip=section.optimizer.grad_clip,
+    data = LocalData(
+        study,
+        read_level=section.read_level,
+        input_px=side,
+        loading=loading(run, seed),
+        test_as_val=protocol.test_as_val,
     )
-    logits = predict_logits(module, data.val_dataloader(), run.precision)
+    data.setup("fit")
+    told(section, run, data)
+    torch.manual_seed(seed)
+    model = new_local(section, len(data.known.organs), len(data.known.classes))
+    speed_up(model, run)
+    weights = class_weights(data.train_set.label, data.known, section.loss.beta)
+    module = LocalModule(model, section, weights, seed, protocol)
     payload = {
         "model": LOCAL,
         "config": to_plain(section),
-        **common_payload(study, vocabulary, data.train, data.val),
+        **common_payload(study, data, protocol, LOCAL),
+        "weights": weights_of(model.backbone),
         "input": {
             "size": study.windows["local"],
             "read_level": section.read_level,
-            "input_px": model.backbone.input_px,
+            **backbone_facts(model.backbone),
         },
     }
-    metrics = write_outputs(out, payload, model, logits, data.val_set.label, result, {"n_train": len(data.train)})
-    clear_work(work)
-    return metrics
+    identity = [LOCAL, payload["config"], data_hash(study, data.train, data.val), data.known.to_dict(), seed]
+    return fit_and_write(module, data, run, payload, [*identity, payload["protocol"]], out, work)
 
 
 def train_global(
@@ -101,71 +108,106 @@ def train_global(
     ----------
     local_checkpoint
         ``best.ckpt`` of the local model: the backbone's start, and the frozen teacher of the guided loss.
-
     context_folder
         Folder of the context backbone where the study trained its own; noted in the checkpoint.
 
     Other parameters and the result are those of :func:`train_local`.
+
+    Raises
+    ------
+    UserError
+        When the local model is of other classes, organs or windows, or was fitted to cells that are val now.
     """
-    from nuclass.training.fit import clear_work, fingerprint, fit
-    from nuclass.training.modules import MONITOR, GlobalModule
+    from nuclass.training.modules import GlobalModule
 
     settings = parse_models(models)
-    section, run = settings.global_, settings.global_.trainer
-    teacher_ckpt = load_checkpoint(local_checkpoint, LOCAL)
-    teacher = restore_local(teacher_ckpt)
-    data = GlobalData(
-        study,
-        read_level=teacher_ckpt["input"]["read_level"],
-        input_px=teacher_ckpt["input"]["input_px"],
-        loading=loading(run, seed),
-        context=lambda frame, views: context_features(frame, study, views=views),
-        teacher=lambda windows: teacher_logits(teacher, windows, run, settings),
-    )
+    section, run, protocol = settings.global_, settings.global_.trainer, settings.protocol
+    local = load_checkpoint(local_checkpoint, LOCAL)
+    teacher = restore_local(local)
+    data = global_data(study, local, teacher, settings, seed)
     data.read_cells()
-    vocabulary = data.known
-    same_vocabulary(teacher_ckpt, vocabulary, local_checkpoint)
+    check_local(local, study, data.known, local_checkpoint)
+    check_unseen(data.val, local)
     data.setup("fit")
+    told(None, run, data)
     context_dim = int(data.train_set.extra["context"].shape[2])
     torch.manual_seed(seed)
-    model = new_global(section, teacher_ckpt["config"]["backbone"], context_dim, len(vocabulary.classes))
+    model = new_global(section, local["config"]["backbone"], context_dim, len(data.known.classes))
     model.backbone.load_state_dict(teacher.backbone.state_dict())
     speed_up(model, run)
-    module = GlobalModule(model, section, class_weights(data.train_set.label, vocabulary, section.loss.beta), seed)
+    guard = not protocol.unguarded_class_weights
+    weights = class_weights(data.train_set.label, data.known, section.loss.beta, guard=guard)
+    module = GlobalModule(model, section, weights, seed, protocol, teacher)
+    payload = {
+        "model": GLOBAL,
+        "config": to_plain(section),
+        **common_payload(study, data, protocol, GLOBAL),
+        "weights": local.get("weights"),
+        "input": dict(local["input"]),
+        "backbone": local["config"]["backbone"],
+        "context": to_plain(settings.context),
+        "context_folder": str(context_folder) if context_folder else None,
+        "features": feature_attributes(study, [row["slide"] for row in study.slides]),
+        "context_dim": context_dim,
+        "alpha_schedule": {**to_plain(section.alpha), "end": 1.0},
+    }
+    identity = [GLOBAL, payload["config"], data_hash(study, data.train, data.val), data.known.to_dict(), seed]
+    identity += [state_hash(teacher), tensor_hash(data.val_set.extra["context"]), payload["protocol"]]
+    return fit_and_write(module, data, run, payload, identity, out, work)
+
+
+def fit_and_write(
+    module: Any, data: LocalData, run: Trainer, payload: dict[str, Any], identity: list[Any], out: Path, work: Path
+) -> dict[str, Any]:
+    """Fit a module, write its four files, clear the running state; returns the metrics.
+
+    Parameters
+    ----------
+    payload
+        What the checkpoint holds besides weights and temperature.
+    identity
+        Plain values; a running state is taken up by a run of the same ones only.
+    """
+    from nuclass.training.fit import clear_work, fingerprint, fit
+    from nuclass.training.modules import MONITOR
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     result = fit(
         module,
         data,
         run,
         work=work,
-        identity=fingerprint(
-            GLOBAL,
-            to_plain(section),
-            data_hash(study, data.train, data.val),
-            vocabulary.to_dict(),
-            seed,
-            state_hash(teacher),
-            tensor_hash(data.val_set.extra["context"]),
-        ),
-        description="global model",
+        identity=fingerprint(*identity),
+        description=f"{payload['model']} model",
         monitor=MONITOR,
-        grad_clip=section.optimizer.grad_clip,
+        grad_clip=module.optimizer_settings.grad_clip,
     )
-    logits = predict_logits(module, data.val_dataloader(), run.precision)
-    payload = {
-        "model": GLOBAL,
-        "config": to_plain(section),
-        **common_payload(study, vocabulary, data.train, data.val),
-        "input": dict(teacher_ckpt["input"]),
-        "backbone": teacher_ckpt["config"]["backbone"],
-        "context": to_plain(settings.context),
-        "context_folder": str(context_folder) if context_folder else None,
-        "features": feature_attributes(study, [row["slide"] for row in study.slides]),
-        "context_dim": context_dim,
-        "alpha": float(model.alpha),
-    }
-    metrics = write_outputs(out, payload, model, logits, data.val_set.label, result, {"n_train": len(data.train)})
+    if not result.is_main:
+        return {}
+    model = module.model
+    cost = cost_report(module, run, len(data.train))
+    logits = predict_logits(module, data.whole_val_dataloader(), run.precision)
+    if payload["model"] == GLOBAL:
+        payload = {**payload, "alpha": float(model.alpha)}
+    extra = {"n_train": len(data.train), **cost}
+    metrics = write_outputs(out, payload, model, logits, data.val_set.label, result, extra)
     clear_work(work)
     return metrics
+
+
+def global_data(study: Study, local: dict[str, Any], teacher: LocalModel, settings: Models, seed: int) -> GlobalData:
+    """Return the data of the global model: windows as the local model ``local`` (a checkpoint) reads them."""
+    run = settings.global_.trainer
+    return GlobalData(
+        study,
+        read_level=local["input"]["read_level"],
+        input_px=local["input"]["input_px"],
+        loading=loading(run, seed),
+        test_as_val=settings.protocol.test_as_val,
+        context=lambda frame, views: context_features(frame, study, views=views),
+        teacher=lambda windows: teacher_logits(teacher, windows, run, settings),
+    )
 
 
 def loading(run: Trainer, seed: int) -> Loading:
@@ -179,41 +221,48 @@ def input_side(backbone: dict[str, Any]) -> int:
         return build_backbone(backbone, load_weights=False).input_px
 
 
-def class_weights(labels: Tensor, vocabulary: Any, beta: float) -> Tensor:
+def class_weights(labels: Tensor, vocabulary: Any, beta: float, *, guard: bool = True) -> Tensor:
     """Return the effective-number weights (C,) of training labels."""
-    return effective_number_weights(torch.bincount(labels, minlength=len(vocabulary.classes)), beta)
+    return effective_number_weights(torch.bincount(labels, minlength=len(vocabulary.classes)), beta, guard=guard)
 
 
-def common_payload(study: Study, vocabulary: Any, train: pd.DataFrame, val: pd.DataFrame) -> dict[str, Any]:
-    """Return what every checkpoint holds besides its model: vocabulary, scale, cells."""
+def common_payload(study: Study, data: LocalData, protocol: Protocol, stage: str) -> dict[str, Any]:
+    """Return what both checkpoints hold besides their model: vocabulary, scale, cells, flaws that are on."""
     return {
-        **vocabulary.to_dict(),
+        **data.known.to_dict(),
         "mpp": study.mpp,
         "windows": dict(study.windows),
         "slides": {row["slide"]: row["organ"] for row in study.slides},
-        "cells": cells_by_slide(train, val),
+        "cells": cells_by_slide(data.train, data.val),
+        "protocol": switches_of(protocol, stage),
     }
 
 
 def speed_up(model: Any, run: Trainer) -> None:
-    """Apply the settings that change speed and memory alone: gradient checkpointing and compilation."""
+    """Apply the settings that change speed and memory alone: gradient checkpointing and compilation.
+
+    The backbone is compiled in place: names of weights stay as they are.
+    """
     if run.gradient_checkpointing:
         model.backbone.checkpoint_gradients()
     if run.compile:
-        model.compile()
+        model.backbone.compile()
 
 
-@torch.inference_mode()
-def predict_logits(module: Any, loader: Any, precision: str) -> Tensor:
-    """Return the logits (N, C) of a fitted module over a loader, float32 on the CPU."""
-    device = _device_of(module)
-    parts = []
-    for batch in loader:
-        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        with autocast(device, precision):
-            logits = module.logits(moved, to_unit(moved["image"]))
-        parts.append(logits.float().cpu())
-    return torch.cat(parts)
+def told(section: Local | None, run: Trainer, data: LocalData) -> None:
+    """Log what works but may not be what was meant: an unknown organ never trained, batches never full."""
+    if section is not None and section.model.organ != NONE and section.model.organ_dropout == 0:
+        seen = data.train_set.organ.unique().tolist()
+        if UNKNOWN in data.known.organs and data.known.organs.index(UNKNOWN) not in seen:
+            _log.warning(
+                "organ_dropout is 0: the unknown organ is never trained, and cells of an organ that is none of %s "
+                "will be typed by random numbers",
+                ", ".join(name for name in data.known.organs if name != UNKNOWN),
+            )
+    if run.batch_size > len(data.train):
+        _log.warning(
+            "batch_size is %d, but there are %d train cells: each batch holds all", run.batch_size, len(data.train)
+        )
 
 
 @torch.inference_mode()
@@ -232,74 +281,31 @@ def teacher_logits(teacher: torch.nn.Module, dataset: Any, run: Trainer, setting
                 logits = teacher(to_unit(image), organ).logits
             parts.append(logits.float().cpu())
             progress.advance(len(logits))
+    teacher.cpu()
     return torch.cat(parts)
 
 
-def write_outputs(
-    out: Path,
-    payload: dict[str, Any],
-    model: torch.nn.Module,
-    logits: Tensor,
-    labels: Tensor,
-    result: Any,
-    extra: dict[str, Any],
-) -> dict[str, Any]:
-    """Write a trained model's four files; returns the metrics.
-
-    ``logits`` (N, C) and ``labels`` (N,) are those of the cells that the temperature is fitted on.
-    """
-    temperature = fit_temperature(logits, labels)
-    calibration = calibration_report(logits, labels, temperature)
-    metrics = {
-        "model": payload["model"],
-        "val": summarise(logits, labels, payload["classes"]),
-        "best": result.best,
-        "epochs": len(result.history),
-        "seconds": round(result.seconds, 1),
-        "parameters": count_parameters(model),
-        "temperature": temperature,
-        **extra,
-    }
-    save_checkpoint(out / "best.ckpt", {**payload, "temperature": temperature}, model.state_dict())
-    write_csv(out / "history.csv", pd.DataFrame(result.history), float_format="%.6g")
-    write_json(out / "calibration.json", calibration)
-    write_json(out / "metrics.json", metrics)
-    _log.info(
-        "%s: val macro-F1 %.3f, log loss %.3f, temperature %.2f",
-        payload["model"], metrics["val"]["f1_macro"], calibration["log_loss_after"], temperature,
-    )  # fmt: skip
-    return metrics
-
-
-def calibration_report(logits: Tensor, labels: Tensor, temperature: float, bins: int = 15) -> dict[str, Any]:
-    """Return the temperature with log loss and expected calibration error before and after it."""
-    import torch.nn.functional as F
-
-    scaled = logits / temperature
-    return {
-        "temperature": temperature,
-        "n": len(labels),
-        "bins": bins,
-        "log_loss_before": float(F.cross_entropy(logits, labels)),
-        "log_loss_after": float(F.cross_entropy(scaled, labels)),
-        "ece_before": calibration_error(logits.softmax(1), labels, bins),
-        "ece_after": calibration_error(scaled.softmax(1), labels, bins),
-    }
-
-
-def same_vocabulary(checkpoint: dict[str, Any], vocabulary: Any, where: object) -> None:
-    """Raise when a checkpoint was trained on other classes or organs."""
-    from nuclass.core.errors import UserError
-
+def check_local(checkpoint: dict[str, Any], study: Study, vocabulary: Vocabulary, where: object) -> None:
+    """Raise when a local checkpoint was trained on other classes or organs, or at another scale or window size."""
     for key, names in vocabulary.to_dict().items():
-        if list(checkpoint[key]) != names:
-            raise UserError(
-                f"A checkpoint has other {key} than the training cells",
-                where=where,
-                found=", ".join(checkpoint[key]),
-                expected=", ".join(names),
-                fix="train the local model again on the same slides and labels",
-            )
+        same_names(
+            checkpoint[key],
+            names,
+            key,
+            where=where,
+            problem=f"The local model has other {key} than the training cells",
+            fix="train the local model again on the same slides and labels",
+        )
+    found = f"{checkpoint['input']['size']} px at {checkpoint['mpp']:g} um/px"
+    expected = f"{study.windows['local']} px at {study.mpp:g} um/px"
+    if found != expected:
+        raise UserError(
+            "The local model saw other windows than the study has",
+            where=where,
+            found=found,
+            expected=expected,
+            fix="train the local model again on this study",
+        )
 
 
 def tensor_hash(values: Tensor) -> str:
@@ -307,7 +313,3 @@ def tensor_hash(values: Tensor) -> str:
     import hashlib
 
     return hashlib.sha256(values.cpu().float().contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _device_of(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device
