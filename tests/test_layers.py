@@ -11,7 +11,17 @@ import pytest
 LIBRARY = Path(__file__).parent.parent / "src" / "nuclass"
 LAYERS = (
     ("cli",),
-    ("cli_data", "cli_labels", "cli_panel", "cli_patches", "cli_slides", "cli_splits"),
+    (
+        "cli_backbones",
+        "cli_data",
+        "cli_import",
+        "cli_labels",
+        "cli_panel",
+        "cli_patches",
+        "cli_slides",
+        "cli_splits",
+        "cli_train",
+    ),
     ("cli_common",),
     ("figures", "tables"),
     ("evaluation", "interpret"),

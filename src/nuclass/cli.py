@@ -1,4 +1,4 @@
-"""The ``nuclass`` command: configuration check and the stages up to the splits, and evaluation, without Snakemake."""
+"""The ``nuclass`` command: configuration check, stages up to the splits, training, evaluation, without Snakemake."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nuclass.cli_panel import add_panel
 from nuclass.cli_patches import add_patches
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.cli_splits import add_split
+from nuclass.cli_train import add_train
 from nuclass.core.errors import UserError, closest
 
 _EXAMPLES = """\
@@ -24,6 +25,7 @@ examples:
   nuclass check                                  is the demo study's configuration sound?
   nuclass check --configfile config/mine.yaml    is mine?
   nuclass simulate ovary_1 --organ ovary --out work/simulated
+  nuclass train local --print-config             the settings of a model, each with where it comes from
   nuclass COMMAND --help                         what a command reads, writes and expects
 
 The whole study, from bundles to the report, is one Snakemake command: snakemake --cores 2
@@ -50,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = UserError("There is no right to read or write a file", where=error.filename, found=error.strerror)
         sys.stderr.write(f"{told}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("Stopped.\n")
+    except KeyboardInterrupt as stopped:
+        sys.stderr.write(f"{stopped or 'Stopped.'}\n")
         return 130
     return 0
 
@@ -81,7 +83,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     before = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
-    for add in (*before, add_panel, add_label, add_split, add_patches, _add_evaluate):
+    for add in (*before, add_panel, add_label, add_split, add_patches, add_train, _add_evaluate):
         add(commands)
     return parser
 

@@ -1,0 +1,283 @@
+"""What training needs of a study before it starts: cells, labels and splits of its slides, features of neighbourhoods.
+
+For use without Snakemake: what a rule would make is made here by the same functions, where it is not there yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nuclass.core.errors import UserError
+from nuclass.core.files import read_json
+from nuclass.core.log import get_logger
+from nuclass.core.patch_rows import PATCHES, find_patches
+from nuclass.data.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nuclass.training.config import Context
+
+_log = get_logger(__name__)
+CONTEXT_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study lies.
+
+    Attributes
+    ----------
+    config
+        Its checked configuration.
+    slides
+        Its training slides: the sheet, indexed by slide, with ``organ``, ``source`` and ``path``.
+    root
+        The folder that paths of the sheet and the configuration start from.
+    results, work
+        Folders of results, and of the running state.
+    """
+
+    config: dict[str, Any]
+    slides: pd.DataFrame
+    root: Path
+    results: Path = Path("results")
+    work: Path = Path("work")
+
+    def study(self, *slides: str) -> Study:
+        """Return these slides, all without names, as the functions of training take them."""
+        rows = [
+            {"slide": slide, "organ": self.slides.loc[slide, "organ"], "windows": str(self.windows(slide))}
+            for slide in slides or self.slides.index
+        ]
+        return Study(
+            rows,
+            self.results,
+            mpp=self.config["mpp"],
+            windows=self.config["windows"],
+            cache_mb=self.config["slide_store"]["cache_mb"],
+        )
+
+    def windows(self, slide: str) -> Path:
+        """Return what the windows of a slide are read from: its store, or the list of its patch files."""
+        name = "patches.json" if self.slides.loc[slide, "source"] == PATCHES else "he.ome.zarr"
+        return self.results / "slides" / slide / name
+
+    def tables(self, slide: str) -> dict[str, Path]:
+        """Return the tables of a slide that training reads."""
+        return {
+            "cells": self.results / "slides" / slide / "cells.parquet",
+            "labels": self.results / "labels" / slide / "labels.parquet",
+            "splits": self.results / "splits" / f"{slide}.parquet",
+        }
+
+    @property
+    def context_folder(self) -> Path:
+        """Folder of the context backbone that a study trains itself."""
+        return self.results / "backbones" / "context"
+
+
+def unprepared(place: Place) -> list[str]:
+    """Return the slides of patch files whose cells, labels or split are not there, or older than the files.
+
+    Raises
+    ------
+    UserError
+        What belongs to a slide with an H&E image is missing; it is made by the workflow.
+    """
+    lacking: dict[str, Path] = {}
+    stale = []
+    for slide in map(str, place.slides.index):
+        missing = [path for path in (place.windows(slide), *place.tables(slide).values()) if not path.exists()]
+        if place.slides.loc[slide, "source"] == PATCHES:
+            if missing or _changed(place, slide):
+                stale.append(slide)
+        elif missing:
+            lacking[slide] = missing[0]
+    if lacking:
+        goals = " ".join(str(place.tables(slide)["splits"]) for slide in lacking)
+        raise UserError(
+            "What training needs of its slides is not there yet",
+            where=place.results,
+            found=f"of {len(lacking)} slides no " + next(iter(lacking.values())).name
+            if len(lacking) > 1
+            else f"no {next(iter(lacking.values()))}",
+            expected="slide stores, cells, labels and splits: " + ", ".join(lacking),
+            fix=f"run in the folder of the study: snakemake --cores 2 {goals}   (or name data sets of patch files in "
+            "NUCLASS_DATA_DIRS)",
+        )
+    return stale
+
+
+def prepare_slides(place: Place) -> None:
+    """Take in the slides that come as patch files, label their cells and divide them, where that is not done yet."""
+    from nuclass.labels.named import label_named_cells
+    from nuclass.patches.importing import import_patches
+
+    for slide in unprepared(place):
+        tables = place.tables(slide)
+        store = place.results / "slides" / slide / "he.ome.zarr"
+        if store.exists():
+            raise UserError(
+                "There are results of a slide with an H&E image under this name",
+                where=store,
+                expected="a slide without results, or one of patch files",
+                fix="set NUCLASS_RESULTS_ROOT to another folder",
+            )
+        import_patches(
+            folder=place.root / place.slides.loc[slide, "path"],
+            cells=tables["cells"],
+            manifest=place.windows(slide),
+            windows=place.config["windows"],
+            mpp=place.config["mpp"],
+            slide=slide,
+        )
+        label_named_cells(
+            cells=tables["cells"],
+            ontology=place.root / place.config["ontology"],
+            out=tables["labels"].parent,
+            name=slide,
+        )
+        _split(place, slide)
+
+
+def features_to_make(place: Place, context: Context) -> list[str]:
+    """Return the slides without features of their cells' neighbourhoods.
+
+    Raises
+    ------
+    UserError
+        There are features that were made by other settings.
+    """
+    from nuclass.data.features import read_key
+
+    study = place.study()
+    lacking = []
+    for slide in map(str, place.slides.index):
+        files = [study.features(slide)] + ([study.views(slide)] if context.views else [])
+        if not all(file.is_file() for file in files):
+            lacking.append(slide)
+            continue
+        key = read_key(files[0])
+        wanted = {
+            "backbone": str(context.backbone.get("name")),
+            "pooling": context.pooling,
+            "read_level": context.read_level,
+            "window_px": study.windows["global"],
+            "mpp": float(study.mpp),
+        }
+        wrong = {name: getattr(key, name) for name, value in wanted.items() if getattr(key, name) != value}
+        if wrong:
+            raise UserError(
+                "The features of neighbourhoods were made by other settings",
+                where=files[0],
+                found=", ".join(f"{name} {value}" for name, value in wrong.items()),
+                expected=", ".join(f"{name} {wanted[name]}" for name in wrong),
+                fix=f"delete {study.features('*')}, or set NUCLASS_RESULTS_ROOT to another folder",
+            )
+    return lacking
+
+
+def prepare_context(
+    place: Place, context: Context, protocol: dict[str, bool], seed: int, folder: Path | None = None
+) -> Path | None:
+    """Make the features of neighbourhoods that are missing; return the folder of a backbone that a study trains itself.
+
+    That backbone is trained first, where it is not there yet. A pass that was stopped goes on where it was.
+
+    Parameters
+    ----------
+    context, protocol, seed
+        Settings of the section ``context``, the switches that bear on it, the seed of views under augmentation.
+    folder
+        The backbone of a study that trained its own, where it is not at its usual place.
+    """
+    from nuclass.training.config import to_plain
+    from nuclass.training.context import embed_context
+
+    sections = {"context": to_plain(context), "protocol": protocol}
+    lacking = features_to_make(place, context)
+    if context.pretrain is not None:
+        folder = folder or place.context_folder
+        if not all((folder / name).is_file() for name in CONTEXT_FILES):
+            from nuclass.training.composition import pretrain_context
+
+            pretrain_context(sections, place.study(), folder, place.work / "models" / "context", context.pretrain.seed)
+    for number, slide in enumerate(lacking, start=1):
+        _log.info("Features of neighbourhoods: slide %s, %d of %d", slide, number, len(lacking))
+        study = place.study(slide)
+        embed_context(
+            sections,
+            study,
+            study.features(slide),
+            place.work / "features" / "context" / slide,
+            folder=folder,
+            views_out=study.views(slide) if context.views else None,
+            seed=seed,
+        )
+    return folder
+
+
+def context_of(checkpoint: Path) -> tuple[Context, Path | None]:
+    """Return the context settings that a global model was trained with, and the folder of its own backbone, if any."""
+    from nuclass.core.names import GLOBAL
+    from nuclass.training.checkpoint import load_checkpoint
+    from nuclass.training.config import Context, from_plain
+
+    data = load_checkpoint(checkpoint, GLOBAL)
+    folder = data["context_folder"]
+    return from_plain(Context, data["context"], str(checkpoint)), Path(folder) if folder else None
+
+
+def need_checkpoints(paths: dict[str, Path], model: str) -> None:
+    """Raise when a checkpoint that the training of ``model`` starts from is missing."""
+    missing = {name: path for name, path in paths.items() if not path.is_file()}
+    if missing:
+        raise UserError(
+            f"The {model} model is trained after the {' and the '.join(paths)} model",
+            where=", ".join(map(str, missing.values())),
+            found="no checkpoint of the " + " and of the ".join(missing) + " model",
+            fix=f"run: {' && '.join(f'nuclass train {name}' for name in missing)}   (or name a checkpoint: "
+            + " ".join(f"--{name} FILE" for name in missing)
+            + ")",
+        )
+
+
+def _changed(place: Place, slide: str) -> bool:
+    """Return whether the patch files, the ontology, or how windows are read changed since a slide was taken in."""
+    from nuclass.patches.states import file_state
+
+    manifest = read_json(place.windows(slide))
+    noted = {
+        file["path"]: {"size": file["size"], "mtime_ns": file["mtime_ns"]}
+        for part in manifest["parts"]
+        for file in part["files"].values()
+    }
+    folder = place.root / place.slides.loc[slide, "path"]
+    paths = [path for path in find_patches(folder, place.config["windows"]).paths if str(path.absolute()) in noted]
+    ontology = place.root / place.config["ontology"]
+    return (
+        len(paths) != len(noted)
+        or any(noted[str(path.absolute())] != file_state(path) for path in paths)
+        or manifest["windows"] != dict(place.config["windows"])
+        or ontology.stat().st_mtime_ns > place.tables(slide)["labels"].stat().st_mtime_ns
+    )
+
+
+def _split(place: Place, slide: str) -> None:
+    """Divide a training slide, as the rule split_cells does."""
+    from nuclass.core.files import write_json, write_parquet
+    from nuclass.splits import SplitConfig, read_cells, read_labels, split_cells
+    from nuclass.splits.picture import draw_split
+
+    tables = place.tables(slide)
+    config = SplitConfig.from_config(place.config)
+    cells, labels = read_cells(tables["cells"]), read_labels(tables["labels"])
+    split = split_cells(cells, labels, config, "train", slide)
+    write_json(tables["splits"].with_suffix(".json"), split.report)
+    draw_split(
+        tables["splits"].with_suffix(".png"), cells, split.frame["split"], split.report, config.window_px, config.mpp
+    )
+    write_parquet(tables["splits"], split.frame)
