@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +18,10 @@ from nuclass.core.progress import Progress
 from nuclass.data.augment import Augment, augment_images, to_unit
 from nuclass.data.datasets import local_windows
 from nuclass.data.study import Study
-from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local
+from nuclass.training.checkpoint import load_checkpoint, same_names
 from nuclass.training.config import Predict
 from nuclass.training.inputs import context_features
+from nuclass.training.restore import restore_global, restore_local
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,16 +30,23 @@ _log = get_logger(__name__)
 
 
 class BranchOutputs(NamedTuple):
-    """Features (N, DA), (N, DB) and uncalibrated logits (N, C) of both branches, float32 on the CPU."""
+    """What both branches give for B cells, float32 on the branches' device.
+
+    Attributes
+    ----------
+    features_a, features_b
+        What enters the heads, (B, DA) and (B, DB).
+    logits_a, logits_b
+        Uncalibrated, (B, C).
+    local_b
+        Features of the global model's own backbone, (B, D).
+    """
 
     features_a: Tensor
     features_b: Tensor
     logits_a: Tensor
     logits_b: Tensor
-
-    def probabilities(self, temperature_a: float, temperature_b: float) -> tuple[Tensor, Tensor]:
-        """Return calibrated probabilities of both branches."""
-        return (self.logits_a / temperature_a).softmax(1), (self.logits_b / temperature_b).softmax(1)
+    local_b: Tensor
 
 
 def choose_device(accelerator: str = "auto") -> torch.device:
@@ -89,20 +98,15 @@ class Branches:
 
         self.local = load_checkpoint(local_checkpoint, LOCAL)
         self.global_ = load_checkpoint(global_checkpoint, GLOBAL)
-        for key in ("classes", "organs", "input", "mpp"):
-            if self.local[key] != self.global_[key]:
-                raise UserError(
-                    f"The local and the global model differ in their {key}",
-                    where=f"{local_checkpoint} and {global_checkpoint}",
-                    found=self.global_[key],
-                    expected=self.local[key],
-                    fix="train the global model again after the local one",
-                )
+        same_branches(self.local, self.global_, f"{local_checkpoint} and {global_checkpoint}")
         self.settings = settings
         self.device = choose_device(settings.accelerator)
         self.vocabulary = Vocabulary.from_dict(self.local)
         self.model_a = restore_local(self.local).to(self.device).requires_grad_(False)
         self.model_b = restore_global(self.global_).to(self.device).requires_grad_(False)
+        # The models have the weights; a second reference would keep them in the processor's memory too.
+        self.local.pop("state")
+        self.global_.pop("state")
 
     @property
     def context_folder(self) -> Path | None:
@@ -115,9 +119,13 @@ class Branches:
         """Temperatures of the local and the global model, fitted on val."""
         return float(self.local["temperature"]), float(self.global_["temperature"])
 
-    def dataset(self, frame: pd.DataFrame, study: Study, *, views: bool, memory_mb: float = 2048) -> Any:
-        """Return the local windows and context features of ``frame``; its classes may be any."""
-        check_features(study, frame, self.global_)
+    def dataset(
+        self, frame: pd.DataFrame, study: Study, *, views: bool, smaller: bool = False, memory_mb: float = 2048
+    ) -> Any:
+        """Return the local windows and context features of ``frame``; its classes may be any.
+
+        ``smaller`` takes the context features of ``protocol.smaller_gate_context``.
+        """
         source = self.local["input"]
         return local_windows(
             frame.assign(**{"class": self.vocabulary.only_known(frame["class"])}),
@@ -126,45 +134,90 @@ class Branches:
             read_level=source["read_level"],
             input_px=source["input_px"],
             memory_mb=memory_mb,
-            extra={"context": context_features(frame, study, views=views)},
+            extra={"context": self.context(frame, study, views=views, smaller=smaller)},
         )
 
-    @torch.inference_mode()
-    def outputs(
-        self, dataset: Any, *, view: int = 0, augment: Augment | None = None, seed: int = 0, description: str = "cells"
-    ) -> BranchOutputs:
-        """Run both models over a dataset of :meth:`dataset`.
+    def context(self, frame: pd.DataFrame, study: Study, *, views: bool = False, smaller: bool = False) -> Tensor:
+        """Return the cached context features (N, 1 + V, K), which must be those that the global model knows."""
+        check_features(study, frame, self.global_, smaller=smaller)
+        return context_features(frame, study, views=views, gate=smaller)
+
+    def run(
+        self,
+        dataset: Any,
+        *,
+        view: int = 0,
+        augment: Augment | None = None,
+        seed: int = 0,
+        start: int = 0,
+        description: str = "cells",
+    ) -> Iterator[tuple[dict[str, Tensor], BranchOutputs]]:
+        """Run both models over a dataset of :meth:`dataset` in its order; yields each batch with its outputs.
 
         Parameters
         ----------
         view
             Which stored context features to use: 0 the plain ones, then those under augmentation.
         augment
-            Augmentation of the local windows, seeded by ``seed``; None takes them as they are.
+            Augmentation of the local windows, seeded by ``seed`` and the batch; None takes them as they are.
+        start
+            Batches to leave out, for a pass that goes on.
         """
         from nuclass.data import make_loader
 
-        generator = torch.Generator().manual_seed(seed)
-        parts: list[tuple[Tensor, ...]] = []
-        with Progress(len(dataset), description, "cells") as progress:
-            on_gpu = self.device.type == "cuda"
-            for batch in make_loader(dataset, self.settings.batch_size, pin_memory=on_gpu):
+        size, on_gpu = self.settings.batch_size, self.device.type == "cuda"
+        loader = make_loader(dataset, size, num_workers=self.settings.workers, pin_memory=on_gpu)
+        loader.sampler.start_at(start)  # type: ignore[union-attr]
+        with Progress(len(dataset), description, "cells", done=min(start * size, len(dataset))) as progress:
+            for number, batch in enumerate(loader, start):
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
                 image, organ = (batch[key].to(self.device, non_blocking=True) for key in ("image", "organ"))
                 pixels = augment_images(image, augment, generator) if augment else to_unit(image)
-                context = batch["context"][:, view].to(self.device)
-                with autocast(self.device, self.settings.precision):
-                    a = self.model_a(pixels, organ)
-                    b = self.model_b(pixels, context)
-                parts.append(tuple(x.float().cpu() for x in (a.features, b.features, a.logits, b.logits)))
+                yield batch, self.forward(pixels, organ, batch["context"][:, view].to(self.device))
                 progress.advance(len(image))
-        return BranchOutputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor, organ: Tensor, context: Tensor) -> BranchOutputs:
+        """Return what both models give for images (B, 3, S, S) in [0, 1], organs (B,) and context features (B, K)."""
+        with autocast(self.device, self.settings.precision):
+            a = self.model_a(images, organ)
+            local_b = self.model_b.backbone(images)
+            b = self.model_b.classify(local_b, context)
+        return BranchOutputs(*(x.float() for x in (a.features, b.features, a.logits, b.logits, local_b)))
+
+    @torch.inference_mode()
+    def classify_b(self, local_b: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and logits of the global model for its own backbone's features and other context features."""
+        with autocast(self.device, self.settings.precision):
+            b = self.model_b.classify(local_b, context.to(self.device))
+        return b.features.float(), b.logits.float()
 
 
-def feature_attributes(study: Study, slides: list[str]) -> dict[str, Any]:
-    """Return the key of the cached context features, as a checkpoint stores it; it must be one over ``slides``."""
+def same_branches(local: dict[str, Any], global_: dict[str, Any], where: str) -> None:
+    """Raise when two checkpoints differ in classes, organs, windows, their input or its scale."""
+    fix = "train the global model again after the local one"
+    for key in ("classes", "organs"):
+        problem = f"The local and the global model differ in their {key}"
+        same_names(global_[key], local[key], key, where=where, problem=problem, fix=fix)
+    for key in ("mpp", "windows", "input"):
+        if local[key] != global_[key]:
+            raise UserError(
+                f"The local and the global model differ in their {key}",
+                where=where,
+                found=global_[key],
+                expected=local[key],
+                fix=fix,
+            )
+
+
+def feature_attributes(study: Study, slides: list[str], *, smaller: bool = False) -> dict[str, Any]:
+    """Return the key of the cached context features, as a checkpoint stores it; it must be one over ``slides``.
+
+    ``smaller``: of those that the gate reads under ``protocol.smaller_gate_context``.
+    """
     from nuclass.data.features import check_key, read_key
 
-    paths = [study.features(slide) for slide in slides]
+    paths = [study.gate_features(slide) if smaller else study.features(slide) for slide in slides]
     first = read_key(paths[0])
     for path in paths[1:]:
         check_key(
@@ -177,21 +230,32 @@ def feature_attributes(study: Study, slides: list[str]) -> dict[str, Any]:
     return first.to_dict()
 
 
-def check_features(study: Study, frame: pd.DataFrame, checkpoint: dict[str, Any]) -> None:
+def check_features(study: Study, frame: pd.DataFrame, checkpoint: dict[str, Any], *, smaller: bool = False) -> None:
     """Raise when the cached context features are not of the kind that the global model was trained on.
 
     Another precision changes features by about one part in a hundred; it is told in the log only, so that a model
-    of a GPU works on a machine without one.
+    of a GPU works on a machine without one. ``smaller``: those of ``protocol.smaller_gate_context``, which differ in
+    what the network sees, and have to be smaller there.
     """
     from nuclass.data.features import FeatureKey, check_key
 
     slides = [str(slide) for slide in dict.fromkeys(frame["slide"])]
-    where = study.features(slides[0])
-    found = FeatureKey.from_dict(feature_attributes(study, slides), where)
+    where = study.gate_features(slides[0]) if smaller else study.features(slides[0])
+    found = FeatureKey.from_dict(feature_attributes(study, slides, smaller=smaller), where)
     expected = FeatureKey.from_dict(checkpoint["features"], "the checkpoint of the global model")
     if found.precision != expected.precision:
         _log.warning("%s: features in %s, the model saw %s", where, found.precision, expected.precision)
         found = replace(found, precision=expected.precision)
+    if smaller:
+        if found.input_px >= expected.input_px:
+            raise UserError(
+                "The gate's context features are no smaller than the global model's",
+                where=where,
+                found=f"{found.input_px} px",
+                expected=f"fewer than {expected.input_px} px",
+                fix="compute them again, or turn protocol.smaller_gate_context off",
+            )
+        found = replace(found, input_px=expected.input_px)
     check_key(
         found,
         expected,

@@ -1,0 +1,152 @@
+"""Arrays on disk, filled row by row in a pass that may be killed and goes on; read by mapping them into memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nuclass.core.errors import UserError
+from nuclass.core.files import read_json, write_json
+from nuclass.core.log import get_logger
+
+_log = get_logger(__name__)
+NOTE = "rows.json"
+SAVE_EVERY_S = 20.0
+
+
+class RowStore:
+    """Named arrays of equal length in one folder, one file each, without header.
+
+    Use as a context manager and call :meth:`append`; every 20 s, and at the end, what was appended is made sure of and
+    noted. A later store of the same ``key`` goes on after the noted rows; one of another key starts anew.
+
+    Parameters
+    ----------
+    folder
+        Where the files lie; made where needed.
+    key
+        What the rows depend on.
+    total
+        Rows when all is done.
+
+    Attributes
+    ----------
+    rows
+        Rows that are there.
+    """
+
+    def __init__(self, folder: Path, key: str, total: int) -> None:
+        self.folder, self.key, self.total = Path(folder), key, total
+        self.rows = 0
+        self._columns: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._files: dict[str, BinaryIO] = {}
+        self._stack = ExitStack()
+        self._saved = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are there."""
+        return self.rows >= self.total
+
+    def __enter__(self) -> RowStore:
+        note = self.folder / NOTE
+        found = read_json(note) if note.is_file() else {}
+        if found.get("key") != self.key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            return self
+        self.rows = int(found["rows"])
+        for name, (width, kind) in found["columns"].items():
+            self._columns[name] = (tuple(width), kind)
+            if not self.done:
+                self._open(name)
+        if self.rows:
+            _log.info("%s: %d of %d rows are there from an earlier run", self.folder, self.rows, self.total)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        try:
+            if self._files:
+                self._save()
+        finally:
+            self._stack.close()
+
+    def append(self, **arrays: NDArray[Any]) -> None:
+        """Add rows, the same number to every array; widths and types are those of the first call.
+
+        Raises
+        ------
+        UserError
+            When the disk is full.
+        """
+        if not self._columns:
+            self._columns = {name: (values.shape[1:], values.dtype.str) for name, values in arrays.items()}
+            self._check_space()
+            for name in arrays:
+                self._open(name)
+        lengths = {len(values) for values in arrays.values()}
+        kinds = {name: (values.shape[1:], values.dtype.str) for name, values in arrays.items()}
+        if kinds != self._columns or len(lengths) != 1:
+            raise ValueError(f"Rows of {kinds}, {lengths} of them, for arrays of {self._columns}")
+        try:
+            for name, values in arrays.items():
+                self._files[name].write(np.ascontiguousarray(values).data)
+            self.rows += lengths.pop()
+            if time.monotonic() - self._saved > SAVE_EVERY_S:
+                self._save()
+        except OSError as error:
+            raise self._full(str(error)) if error.errno in (28, 122) else error from error
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all arrays, mapped: the system keeps in memory what fits there."""
+        return {
+            name: torch.from_numpy(
+                np.memmap(self._path(name), np.dtype(kind), mode="c", shape=(self.rows, *map(int, width)))
+            )
+            for name, (width, kind) in self._columns.items()
+        }
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _row_bytes(self, name: str) -> int:
+        width, kind = self._columns[name]
+        return int(np.prod(width, dtype=np.int64)) * np.dtype(kind).itemsize
+
+    def _open(self, name: str) -> None:
+        path = self._path(name)
+        stream = self._stack.enter_context(path.open("r+b" if path.exists() else "w+b"))
+        stream.truncate(self.rows * self._row_bytes(name))
+        stream.seek(0, os.SEEK_END)
+        self._files[name] = stream
+
+    def _save(self) -> None:
+        for stream in self._files.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+        columns = {name: [list(width), kind] for name, (width, kind) in self._columns.items()}
+        write_json(self.folder / NOTE, {"key": self.key, "rows": self.rows, "columns": columns})
+        self._saved = time.monotonic()
+
+    def _check_space(self) -> None:
+        need = self.total * sum(self._row_bytes(name) for name in self._columns)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise self._full(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+    def _full(self, found: str) -> UserError:
+        return UserError(
+            "The disk is full",
+            where=self.folder,
+            found=found,
+            fix="free space or quota on that disk and start again; the rows so far are kept",
+        )
