@@ -67,13 +67,7 @@ class Maps:
 
 def target_layer(backbone: Backbone) -> nn.Module:
     """Return the module whose output is explained: the last block's first norm, or the last stage."""
-    net: Any = backbone.net
-    if backbone.kind == "map":
-        return net.get_submodule(net.feature_info[-1]["module"])
-    if backbone.library == "transformers":
-        blocks = net.model.layer if hasattr(net, "model") else net.layer
-        return blocks[-1].norm1
-    return net.blocks[-1].norm1
+    return backbone.explained_layer()
 
 
 @contextmanager

@@ -3,25 +3,28 @@
 A backbone is described by a small dictionary (``local.backbone`` or ``context.backbone`` of a model file):
 
 ``name``
-    ``uni2-h`` or ``dinov3-vitl16`` (registered, with fixed arguments), ``timm:<architecture>`` (any timm network),
-    ``dinov3`` (a network of the DINOv3 architecture built from ``config``), or ``folder`` (one written by
-    ``save_pretrained``, found at ``path``).
+    A registered one (``nuclass backbones`` lists them), with fixed arguments; ``timm:<architecture>``, any of timm;
+    ``transformers:<folder or hub id>``, any vision model of transformers, or ``transformers`` with its ``config``;
+    ``dinov3``, a network of the DINOv3 architecture built from ``config``; ``folder``, a vision model written by
+    ``save_pretrained``, found at ``path``.
 ``kwargs`` / ``config``
-    Arguments of the timm network / of :class:`transformers.DINOv3ViTConfig`.
+    Arguments of the timm network / of the transformers configuration, there with ``model_type``.
 ``input_px``, ``mean``, ``std``
-    Input side in pixels; normalisation of values in [0, 1]. Registered backbones know theirs.
+    Input side in pixels; normalisation of values in [0, 1]. Registered backbones know theirs, a folder may tell them in
+    its ``preprocessor_config.json``; else ImageNet's.
 ``pool``
-    ``native`` (what the network returns), ``center`` (networks with a feature map only): see :class:`CenterPool`.
+    ``native`` (what the network returns); ``center`` (networks of timm with a feature map): see :class:`CenterPool`;
+    ``cls``, ``mean``, ``pooler`` (models of transformers).
 ``weights``
-    ``required`` (registered ones), ``none`` (random start), or a file.
+    ``required`` (the default where there are registered ones or a folder), ``none`` (random start), or a file.
 """
 
 from __future__ import annotations
 
-from nuclass.models.backbones.build import BACKBONE_KEYS, build_backbone
+from nuclass.models.backbones.build import BACKBONE_KEYS, build_backbone, describe
 from nuclass.models.backbones.network import Backbone, CenterPool, count_parameters
-from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, BackboneSpec
-from nuclass.models.backbones.weights import WEIGHT_FILES, find_weights
+from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, WEIGHT_FILES, BackboneSpec
+from nuclass.models.backbones.weights import WeightFile, find_weights, identify, locate
 
 __all__ = [
     "BACKBONE_KEYS",
@@ -32,7 +35,11 @@ __all__ = [
     "Backbone",
     "BackboneSpec",
     "CenterPool",
+    "WeightFile",
     "build_backbone",
     "count_parameters",
+    "describe",
     "find_weights",
+    "identify",
+    "locate",
 ]

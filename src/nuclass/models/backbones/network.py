@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nuclass.core.errors import UserError
+from nuclass.models.backbones.forms import Form, HubForm, timm_form
+from nuclass.models.backbones.weights import WeightFile
 
 
 class CenterPool(nn.Module):
@@ -36,54 +38,63 @@ class Backbone(nn.Module):
     Attributes
     ----------
     settings
-        The dictionary it was built from, complete enough to build it again.
-    feature_dim
-        D.
+        The dictionary it was built from, complete enough to build it again without any file.
+    library
+        ``timm``, ``transformers`` or ``open_clip``.
+    form
+        How the network gives tokens or maps.
     kind
         ``tokens`` (a vision transformer) or ``map`` (a convolutional network).
     prefix_tokens
         Class and register tokens before the patch tokens; 0 for ``map``.
+    token_dim, feature_dim
+        Width of a token or place, and D.
+    weights
+        The file that the weights came from; None after a random start, and for an architecture that a checkpoint fills.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, net: nn.Module, settings: dict[str, Any], library: str, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        net: nn.Module,
+        settings: dict[str, Any],
+        library: str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        form: Form | None = None,
+        weights: WeightFile | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.settings = settings
         self.library = library
+        self.weights = weights
         self.input_px = int(settings["input_px"])
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.form = form or (dinov3_form(net) if library == "transformers" else timm_form(net))
+        self.kind, self.prefix_tokens = self.form.kind, self.form.prefix_tokens
+        self.token_dim, self.feature_dim = self.form.token_dim, self.form.feature_dim
         self.pool: nn.Module | None = None
-        if library == "transformers":
-            config: Any = net.config
-            self.kind, self.prefix_tokens = "tokens", 1 + int(config.num_register_tokens)
-            self.feature_dim = int(config.hidden_size)
-        else:
-            self._describe_timm(settings)
-
-    def _describe_timm(self, settings: dict[str, Any]) -> None:
-        net: Any = self.net
-        is_vit = hasattr(net, "blocks") and hasattr(net, "num_prefix_tokens")
-        self.kind, self.prefix_tokens = ("tokens", int(net.num_prefix_tokens)) if is_vit else ("map", 0)
-        self.feature_dim = int(net.num_features)
         if settings.get("pool", "native") == "center":
-            if is_vit:
-                raise UserError(
-                    "This backbone has no feature map to pool",
-                    where="backbone.pool",
-                    found=f"pool: center with {settings['name']}",
-                    expected="pool: native for a vision transformer",
-                    fix="remove the key 'pool'",
-                )
-            reduction = net.feature_info[-1]["reduction"]
-            side = -(-self.input_px // reduction)
-            self.pool = CenterPool(side, side)
-            self.feature_dim *= 2
+            self._pool_by_center()
+
+    def _pool_by_center(self) -> None:
+        net: Any = self.net
+        if self.kind != "map" or not hasattr(net, "feature_info"):
+            raise UserError(
+                "This backbone has no feature map to pool",
+                where="backbone.pool",
+                found=f"pool: center with {self.settings['name']}",
+                expected="pool: native for a vision transformer",
+                fix="remove the key 'pool'",
+            )
+        side = -(-self.input_px // net.feature_info[-1]["reduction"])
+        self.pool = CenterPool(side, side)
+        self.feature_dim *= 2
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return ``(images - mean) / std`` in float32; ``images`` in [0, 1]."""
@@ -91,12 +102,11 @@ class Backbone(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Keep no activations inside the blocks; compute them again in the backward pass."""
-        net: Any = self.net
-        if self.library == "transformers":
-            enable = getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)
-            enable()
-        else:
-            net.set_grad_checkpointing(True)
+        self.form.checkpoint(self.net)
+
+    def explained_layer(self) -> nn.Module:
+        """Return the module whose output an activation map is made of."""
+        return self.form.explained(self.net)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features of ``images`` (B, 3, S, S) in [0, 1] as (B, D)."""
@@ -106,18 +116,19 @@ class Backbone(nn.Module):
         """Return what is pooled: tokens (B, T, D) after the final norm, or the last feature map (B, C, h, w)."""
         if images.shape[-1] != self.input_px or images.shape[-2] != self.input_px:
             raise ValueError(f"the backbone expects {self.input_px} px, got {tuple(images.shape[-2:])}")
-        pixels = self.normalise(images)
-        if self.library == "transformers":
-            return self.net(pixel_values=pixels).last_hidden_state
-        return self.net.forward_features(pixels)  # type: ignore[operator]
+        pixels = self.normalise(images).to(next(self.net.parameters()).dtype)
+        return self.form.spatial(self.net, pixels)
 
     def pool_tokens(self, spatial: Tensor) -> Tensor:
         """Return (B, D) from the output of :meth:`spatial`."""
-        if self.library == "transformers":
-            return spatial[:, 0]
-        if self.pool is not None:
-            return self.pool(spatial)
-        return self.net.forward_head(spatial, pre_logits=True)  # type: ignore[operator]
+        return self.form.pool(self.net, spatial) if self.pool is None else self.pool(spatial)
+
+
+def dinov3_form(net: Any) -> HubForm:
+    """Return the form of a DINOv3 vision transformer, whose feature is the class token."""
+    width = int(net.config.hidden_size)
+    blocks = "model.layer" if hasattr(net, "model") else "layer"
+    return HubForm("tokens", 1 + int(net.config.num_register_tokens), width, width, blocks, "norm1")
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,83 +1,115 @@
-"""Where the weights of a backbone lie, and how they are read."""
+"""Where the weight file of a backbone lies, and what it is: name, size, sha256."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
-from nuclass.models.backbones.registry import BackboneSpec
+from nuclass.models.backbones.registry import WEIGHT_FILES, BackboneSpec
 
 _log = get_logger(__name__)
+_HASHES: dict[tuple[str, int, int], str] = {}
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+VARIABLE = "NUCLASS_BACKBONES"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The file that a backbone's weights came from.
+
+    Attributes
+    ----------
+    file
+        Its name, without the folder.
+    hub_id
+        Owner and name on the hub; empty for a file of one's own.
+    sha256
+        Of the whole file.
+    bytes
+        Its size.
+    """
+
+    file: str
+    hub_id: str
+    sha256: str
+    bytes: int
+
+
+def identify(file: Path, hub_id: str = "") -> WeightFile:
+    """Return name, size and sha256 of a weight file; a file is hashed once in a process (about 2 s for each GB)."""
+    facts = file.stat()
+    key = (str(file.resolve()), facts.st_size, facts.st_mtime_ns)
+    if key not in _HASHES:
+        with file.open("rb") as stream:
+            _HASHES[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return WeightFile(file.name, hub_id, _HASHES[key], facts.st_size)
+
+
+def own_folders(hub_id: str, root: Path) -> list[Path]:
+    """Return the folders of the user where weights are looked for, in order."""
+    given = os.environ.get(VARIABLE)
+    bases = [Path(given)] if given else []
+    return [base / hub_id for base in (*bases, root / "backbones")]
+
+
+def locate(hub_id: str, files: tuple[str, ...], root: Path) -> Path | None:
+    """Return the weight file of a hub id on this machine, None without one.
+
+    Looked for in ``$NUCLASS_BACKBONES/<hub id>/``, in ``<root>/backbones/<hub id>/``, then in the hub's own cache.
+    """
+    for folder in own_folders(hub_id, root):
+        for name in files:
+            if (folder / name).is_file():
+                return folder / name
+    return next((path for path in (_cached(hub_id, name) for name in files) if path is not None), None)
+
+
+def _cached(hub_id: str, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, name)
+    return Path(found) if isinstance(found, str) else None
 
 
 def find_weights(spec: BackboneSpec, root: Path) -> Path:
-    """Return the folder with the weights of a registered backbone.
-
-    Looked for in ``$NUCLASS_BACKBONES/<hub id>/``, then in ``<root>/backbones/<hub id>/``.
+    """Return the folder with the weights of a registered backbone; the hub is not asked.
 
     Raises
     ------
     UserError
-        When no folder has a weight file, with the command that downloads it.
+        When there is no weight file (see :func:`locate`), with the command that downloads it.
     """
-    bases = [Path(os.environ["NUCLASS_BACKBONES"])] if os.environ.get("NUCLASS_BACKBONES") else []
-    bases.append(root / "backbones")
-    folders = [base / spec.hub_id for base in bases]
-    for folder in folders:
-        if any((folder / name).is_file() for name in WEIGHT_FILES):
-            return folder
-    gate = "accept the licence on the model's page, then " if spec.gated else ""
-    raise UserError(
-        f"The weights of {spec.name} are missing",
-        where=" or ".join(str(folder) for folder in folders),
-        expected=" or ".join(WEIGHT_FILES),
-        fix=f"{gate}run: hf download {spec.hub_id} --local-dir {folders[-1]}   "
-        "(or set NUCLASS_BACKBONES to the folder that holds your backbones)",
-    )
+    file = locate(spec.hub_id, spec.files, root)
+    if file is None:
+        raise missing(spec.name, spec.hub_id, spec.files, root, gated=spec.gated)
+    return file.parent
 
 
-def weight_file(folder: Path) -> Path:
-    """Return the weight file of a folder that has one."""
-    return next(folder / name for name in WEIGHT_FILES if (folder / name).is_file())
-
-
-def is_file_setting(weights: object) -> bool:
-    """Return whether the key ``weights`` names a file."""
-    return weights not in (None, "none", "required")
-
-
-def load_strict(net: nn.Module, file: Path, name: str) -> None:
-    """Load a weight file that has exactly the network's tensors."""
-    if not file.is_file():
-        raise UserError(f"The weights of {name} are missing", where=file, fix="check the key 'weights' of the backbone")
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(file)
-    else:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    own = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
-    if wrong:
-        raise misfit(file, wrong)
-    net.load_state_dict(state, strict=True)
-    _log.info("%s: weights from %s", name, file)
-
-
-def misfit(file: Path, wrong: list[str]) -> UserError:
-    """Return the error for a file whose tensors are not those of the network."""
+def missing(
+    name: str, hub_id: str, files: tuple[str, ...], root: Path, *, gated: bool = False, why: str | None = None
+) -> UserError:
+    """Return the error for weights that are nowhere; ``why`` tells what became of the download."""
+    folders = own_folders(hub_id, root)
+    gate = f"accept the licence on the page {hub_id} of the hub, then " if gated else ""
     return UserError(
-        "A backbone's weights do not fit its architecture",
-        where=file,
-        found=f"{len(wrong)} tensors missing, unknown or of another shape, the first: {wrong[0]}",
-        expected="the file of exactly this network",
-        fix="check the backbone's name against the file",
+        f"The weights of {name} are missing",
+        where=" or ".join(str(folder) for folder in folders),
+        found=why,
+        expected=" or ".join(files),
+        fix=f"{gate}run: {download_command(hub_id, folders[-1])}   "
+        f"(or set {VARIABLE} to the folder that holds your backbones)",
     )
+
+
+def download_command(hub_id: str, folder: Path) -> str:
+    """Return the command that downloads a repository of the hub."""
+    return f"hf download {hub_id} --local-dir {folder}"
+
+
+def weight_file_in(folder: Path) -> Path | None:
+    """Return the weight file of a folder as ``save_pretrained`` writes it."""
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
