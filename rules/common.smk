@@ -20,7 +20,7 @@ from nuclass.core.config import load_study
 from nuclass.core.errors import UserError
 from nuclass.core.bundle_source import parse_given
 from nuclass.core.patch_rows import PATCHES, find_patches
-from nuclass.core.protocol import SWITCHES, describe, switches_of
+from nuclass.core.protocol import flaws, switches_of
 from nuclass.labels.given import check_given
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
@@ -51,6 +51,7 @@ config.update(STUDY.config)
 CONFIG = config
 MODEL_CONFIG = STUDY.models
 PROTOCOL = STUDY.protocol
+FLAWS = flaws(PROTOCOL)
 SLIDES = STUDY.slides
 TRAIN_SLIDES = STUDY.train_slides
 COHORTS = STUDY.cohorts
@@ -143,14 +144,14 @@ def slide_threads(wildcards):
 
 
 def slide_mem(wildcards, attempt):
-    """Return a memory request in MB for the tables and the picture of one slide, doubled at each new attempt."""
-    return (1500 if is_small(wildcards) else 8000) * 2 ** (attempt - 1)
+    """Return a memory request in MB for the tables and the picture of one slide, up to four times in new attempts."""
+    return (1500 if is_small(wildcards) else 8000) * 2 ** min(attempt - 1, 2)
 
 
 def mem(base, factor=0.0):
-    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, doubled at each new attempt."""
+    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, up to four times in new attempts."""
 
     def megabytes(wildcards, input, attempt):
-        return int((base + factor * input.size_mb) * 2 ** (attempt - 1))
+        return int((base + factor * input.size_mb) * 2 ** min(attempt - 1, 2))
 
     return megabytes

@@ -1,4 +1,4 @@
-"""What the models are trained with: sections of the model file, cells, cached features."""
+"""What the models are trained with: sections of the model file, flaws that are on, cells, cached features, machines."""
 
 OWN_CONTEXT = bool(MODEL_CONFIG["context"]["pretrain"])
 CONTEXT_FOLDER = "results/backbones/context" if OWN_CONTEXT else None
@@ -12,21 +12,19 @@ def organs_of(slides):
     return [{"slide": slide, "organ": SLIDES.loc[slide, "organ"], "windows": windows_of(slide)} for slide in slides]
 
 
-def sections(*names):
-    """Return these sections of the model file, so that a change elsewhere reruns nothing."""
-    return {name: MODEL_CONFIG[name] for name in names}
+def sections(*names, stages=()):
+    """Return these sections of the model file, so that a change elsewhere reruns nothing.
+
+    Flaws of the original that are on and bear on one of ``stages`` come along as ``protocol``.
+    """
+    flaws = switches_of(PROTOCOL, *stages)
+    return {name: MODEL_CONFIG[name] for name in names} | ({"protocol": flaws} if flaws else {})
 
 
-def wants_gpu(*names):
-    """Return 1 where a section's network is one that needs a GPU, else 0."""
-    large = {"uni2-h", "dinov3-vitl16"}
-    return int(any(MODEL_CONFIG[name].get("backbone", {}).get("name") in large for name in names))
-
-
-def mem_of_run(name, base):
-    """Return a memory request in MB for training: ``base``, the windows of train and val, the reading processes."""
-    run = MODEL_CONFIG[name]["trainer"]
-    return mem(base + 2 * run["memory_mb"] + run["workers"] * (500 + STUDY_SCALE["cache_mb"]))
+def context_sections(wildcards):
+    """Return the settings of context features; only those of training slides have copies under augmentation."""
+    views = VIEWS and wildcards.slide in TRAIN_SLIDES
+    return sections("context", stages=("context", "views") if views else ("context",))
 
 
 def cells_of(slides):
@@ -43,3 +41,73 @@ def features_of(slides, views):
     """Return the cached context features of slides, with those under augmentation where asked for."""
     kept = expand("results/features/context/{slide}.h5", slide=slides)
     return kept + (expand("results/features/context/{slide}.views.h5", slide=slides) if views and VIEWS else [])
+
+
+def gate_features_of(slides):
+    """Return the context features that the gate has of its own where smaller_gate_context is on; else none."""
+    return expand("results/features/context_gate/{slide}.h5", slide=slides if PROTOCOL.smaller_gate_context else [])
+
+
+def is_large(name):
+    """Return whether a section's network is a published one, too large for a processor."""
+    network = str(MODEL_CONFIG[name].get("backbone", {}).get("name", ""))
+    return network not in ("", "dinov3", "folder") and not network.startswith("timm:")
+
+
+def wants_gpu(name):
+    """Return 1 where a section's network needs a GPU, else 0."""
+    settings = MODEL_CONFIG[name]
+    return int(is_large(name) and settings.get("trainer", settings).get("accelerator", "auto") != "cpu")
+
+
+def processes(name):
+    """Return how many processes of a node train a model: one for each of its devices."""
+    devices = MODEL_CONFIG[name]["trainer"]["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else 1
+
+
+def train_gpus(name):
+    """Return how many GPUs of a node train a model: one a process, if its network, that of the local model, is large."""
+    on_cpu = MODEL_CONFIG[name]["trainer"]["accelerator"] == "cpu"
+    return 0 if on_cpu or not is_large("local") else processes(name)
+
+
+def train_threads(name, own=1):
+    """Return the threads of a training: ``own`` and those of the reading processes, for each process."""
+    return processes(name) * (own + MODEL_CONFIG[name]["trainer"]["workers"])
+
+
+def train_base():
+    """Return the memory in MB of a training beside its data: libraries, weights, the state that is written."""
+    return 24000 if is_large("local") else 2500
+
+
+def train_mem(name):
+    """Return a memory request in MB for training: a base, features, and for each process windows and readers.
+
+    No more windows than there are cells are counted. A new attempt asks for twice as much once: later ones may
+    be due to a time limit.
+    """
+    run, side = MODEL_CONFIG[name]["trainer"], CONFIG["windows"]["local"]
+    window_mb = 3e-6 * MODEL_CONFIG["local"]["backbone"].get("input_px", side) ** 2
+
+    def megabytes(wildcards, input, attempt):
+        windows = min(2 * run["memory_mb"], window_mb * rows_of(input.cells))
+        each = windows + run["workers"] * (500 + STUDY_SCALE["cache_mb"])
+        features = 2e-6 * sum(os.path.getsize(file) for file in input.get("features", []))
+        return int((train_base() + features + processes(name) * each) * 2 ** min(attempt - 1, 1))
+
+    return megabytes
+
+
+def rows_of(tables):
+    """Return how many rows Parquet tables have together."""
+    import pyarrow.parquet as pq
+
+    total = 0
+    for table in tables:
+        with open(table, "rb") as stream:
+            total += pq.read_metadata(stream).num_rows
+    return total

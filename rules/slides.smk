@@ -107,7 +107,7 @@ rule tabulate_alignment:
         md="results/tables/alignment.md",
         page="results/alignment.html",
     params:
-        study=CONFIG["study"],
+        study=f"{CONFIG['study']}. {FLAWS}" if FLAWS else CONFIG["study"],
         synthetic=bool((SLIDES["source"] == "synthetic").any()),
         code=code_hash("nuclass.tables.alignment"),
     log:

@@ -9,6 +9,7 @@ rule tabulate_holdout_comparison:
         md="results/tables/holdout_comparison.md",
     params:
         synthetic=SYNTHETIC,
+        flaws=FLAWS,
         code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_holdout_comparison/all.log",
@@ -34,6 +35,7 @@ rule tabulate_branches:
         md="results/tables/branches.md",
     params:
         synthetic=SYNTHETIC,
+        flaws=FLAWS,
         code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_branches/all.log",
@@ -219,6 +221,7 @@ if TRUTH_KNOWN:
             csv=laid_out("synthetic_truth", "Results", "Against the truth"),
             md="results/tables/synthetic_truth.md",
         params:
+            flaws=FLAWS,
             code=code_hash("nuclass.tables"),
         log:
             "logs/tabulate_synthetic_truth/all.log",

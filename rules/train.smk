@@ -47,7 +47,7 @@ rule embed_context:
     wildcard_constraints:
         slide="|".join(COHORTS if VIEWS else ALL_SLIDES),
     params:
-        models=sections("context"),
+        models=context_sections,
         slides=lambda wildcards: organs_of([wildcards.slide]),
         scale=STUDY_SCALE,
         work="work/features/context/{slide}",
@@ -86,6 +86,24 @@ if VIEWS:
             "Slide {wildcards.slide}: features of every cell's neighbourhood, also under changed stain"
 
 
+if PROTOCOL.smaller_gate_context:
+
+    use rule embed_context as embed_gate_context with:
+        output:
+            features="results/features/context_gate/{slide}.h5",
+        wildcard_constraints:
+            slide="|".join(ALL_SLIDES),
+        params:
+            models=sections("context", stages=["gate_context"]),
+            work="work/features/context_gate/{slide}",
+        log:
+            "logs/embed_gate_context/{slide}.log",
+        benchmark:
+            "benchmarks/embed_gate_context/{slide}.tsv"
+        message:
+            "Slide {wildcards.slide}: features of smaller neighbourhoods, for the gate"
+
+
 rule train_local:
     input:
         **cells_of(TRAIN_SLIDES),
@@ -95,7 +113,7 @@ rule train_local:
         history="results/models/local/history.csv",
         calibration="results/models/local/calibration.json",
     params:
-        models=sections("local"),
+        models=sections("local", stages=["local"]),
         slides=organs_of(TRAIN_SLIDES),
         scale=STUDY_SCALE,
         work="work/models/local",
@@ -105,11 +123,12 @@ rule train_local:
         "logs/train_local/all.log",
     benchmark:
         "benchmarks/train_local/all.tsv"
-    threads: 1 + MODEL_CONFIG["local"]["trainer"]["workers"]
+    threads: train_threads("local")
     resources:
-        mem_mb=mem_of_run("local", 4000),
+        mem_mb=train_mem("local"),
         runtime=7200,
-        gpu=wants_gpu("local"),
+        gpu=train_gpus("local"),
+        nodes=MODEL_CONFIG["local"]["trainer"]["num_nodes"],
     conda:
         "../envs/train.yaml"
     message:
@@ -130,7 +149,7 @@ rule train_global:
         history="results/models/global/history.csv",
         calibration="results/models/global/calibration.json",
     params:
-        models=sections("context", "global", "predict"),
+        models=sections("context", "global", "predict", stages=["global"]),
         slides=organs_of(TRAIN_SLIDES),
         scale=STUDY_SCALE,
         work="work/models/global",
@@ -140,11 +159,12 @@ rule train_global:
         "logs/train_global/all.log",
     benchmark:
         "benchmarks/train_global/all.tsv"
-    threads: 2 + MODEL_CONFIG["global"]["trainer"]["workers"]
+    threads: train_threads("global", own=2)
     resources:
-        mem_mb=mem_of_run("global", 4000),
+        mem_mb=train_mem("global"),
         runtime=7200,
-        gpu=wants_gpu("local"),
+        gpu=train_gpus("global"),
+        nodes=MODEL_CONFIG["global"]["trainer"]["num_nodes"],
     conda:
         "../envs/train.yaml"
     message:
@@ -159,13 +179,14 @@ rule train_gate:
         local="results/models/local/best.ckpt",
         wide="results/models/global/best.ckpt",
         features=features_of(TRAIN_SLIDES, views=True),
+        gate_features=gate_features_of(TRAIN_SLIDES),
     output:
         checkpoint="results/models/gate/best.ckpt",
         metrics="results/models/gate/metrics.json",
         history="results/models/gate/history.csv",
         calibration="results/models/gate/calibration.json",
     params:
-        models=sections("global", "gate", "predict"),
+        models=sections("global", "gate", "predict", stages=["gate"]),
         slides=organs_of(TRAIN_SLIDES),
         scale=STUDY_SCALE,
         work="work/models/gate",
@@ -177,7 +198,7 @@ rule train_gate:
         "benchmarks/train_gate/all.tsv"
     threads: 2
     resources:
-        mem_mb=mem(4000),
+        mem_mb=mem(train_base(), 4),
         runtime=480,
         gpu=wants_gpu("local"),
     conda:
@@ -195,12 +216,13 @@ rule predict:
         labels="results/labels/{slide}/labels.parquet",
         splits="results/splits/{slide}.parquet",
         features="results/features/context/{slide}.h5",
+        gate_features=lambda wildcards: gate_features_of([wildcards.slide]),
         checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
     output:
         tables=expand("results/predictions/{model}/{{slide}}.parquet", model=MODELS),
         arrays=expand("results/predictions/{model}/{{slide}}.h5", model=MODELS),
     params:
-        models=sections("predict"),
+        models=sections("predict", stages=["predict"]),
         slides=lambda wildcards: organs_of([wildcards.slide]),
         scale=STUDY_SCALE,
         names=MODELS,

@@ -10,4 +10,5 @@ with snakemake_job(snakemake):
         snakemake.output.csv,
         snakemake.output.md,
         synthetic=snakemake.params.synthetic,
+        flaws=snakemake.params.flaws,
     )

@@ -9,4 +9,5 @@ with snakemake_job(snakemake):
         snakemake.input.criteria,
         snakemake.output.csv,
         snakemake.output.md,
+        flaws=snakemake.params.flaws,
     )

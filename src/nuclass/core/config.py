@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nuclass.core.errors import UserError, closest
 from nuclass.core.holdout import apply_holdout
 from nuclass.core.models_file import models_locator, read_models_file
-from nuclass.core.protocol import Protocol, parse_protocol
+from nuclass.core.protocol import Protocol, parse_protocol, to_setting
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
 from nuclass.core.split_settings import NO_HOLDOUT, split_faults
@@ -149,9 +149,11 @@ def load_study(
     if read_markers is not None:
         faults += _check_markers(root, checked, read_markers, locate)
     raise_faults(faults, "The study's configuration cannot be used")
+    protocol = parse_protocol(checked["protocol"])
+    checked["protocol"] = to_setting(protocol)
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     slides = apply_holdout(slides, checked["splits"], locate)
-    return Study(config=checked, slides=slides, models=models, protocol=parse_protocol(checked["protocol"]))
+    return Study(config=checked, slides=slides, models=models, protocol=protocol)
 
 
 def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[str, Any]:

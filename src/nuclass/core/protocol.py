@@ -169,6 +169,17 @@ def switches_of(protocol: Protocol, *stages: str) -> dict[str, bool]:
     return {name: True for name in names if getattr(protocol, name)}
 
 
+def to_setting(protocol: Protocol) -> str | dict[str, bool]:
+    """Return the shortest setting that means these switches: a word, or a section of those that are on."""
+    on = [name for name in SWITCHES if getattr(protocol, name)]
+    return CORRECTED if not on else RELEASED if len(on) == len(SWITCHES) else dict.fromkeys(on, True)
+
+
+def flaws(protocol: Protocol) -> str:
+    """Return the note for what is made with flaws on; nothing where none is."""
+    return "" if protocol == Protocol() else f"Protocol: {describe(protocol)}. These results are not the method's."
+
+
 def describe(protocol: Protocol) -> str:
     """Return which flaws are on, as one line tells it: all, none, or their names."""
     on = [name for name in SWITCHES if getattr(protocol, name)]

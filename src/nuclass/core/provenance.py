@@ -13,6 +13,7 @@ from typing import Any
 
 import nuclass
 from nuclass.core.files import read_json, sha256
+from nuclass.core.protocol import describe, parse_protocol
 
 PACKAGES = (
     "anndata",
@@ -62,6 +63,7 @@ def run_record(
     inventories = {slide: read_json(path) for slide, path in bundles.items()}
     return {
         "study": config["study"],
+        "protocol": describe(parse_protocol(config.get("protocol"))),
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "code": {"nuclass": nuclass.__version__, **git_state(root)},
         "machine": {

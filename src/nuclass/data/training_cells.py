@@ -68,7 +68,7 @@ def _test_as_val(frame: pd.DataFrame) -> pd.DataFrame:
     tested = frame.loc[split == TEST, "slide"].unique()
     kept = frame[~((split == VAL) & frame["slide"].isin(tested))]
     _log.warning(
-        "Models are stopped, chosen and calibrated by cells they are reported on: test cells of %s (protocol: test_as_val)",
+        "Models are stopped, chosen and calibrated by cells they are reported on (protocol: test_as_val): test cells of %s",
         ", ".join(map(str, tested)) or "no slide, for none has any; val it is",
     )
     return kept.assign(split=kept["split"].astype(str).replace(TEST, VAL)).reset_index(drop=True)

@@ -55,9 +55,15 @@ def write_table(
     title: str,
     notes: Sequence[str] = (),
     synthetic: bool = False,
+    flaws: str = "",
 ) -> None:
-    """Write the numbers as CSV, and title, Markdown tables and notes as Markdown."""
+    """Write the numbers as CSV, and title, Markdown tables and notes as Markdown.
+
+    ``flaws``, where not empty, says above the table which flaws of the original the study has on.
+    """
     write_csv(csv, data)
     lines = [*notes, *([SYNTHETIC_NOTE] if synthetic else [])]
     with atomic_path(md) as temporary:
-        temporary.write_text("\n\n".join([f"# {title}", *parts, *lines]) + "\n", encoding="utf-8")
+        temporary.write_text(
+            "\n\n".join([f"# {title}", *([f"**{flaws}**"] if flaws else []), *parts, *lines]) + "\n", encoding="utf-8"
+        )

@@ -25,7 +25,9 @@ def _read(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
 
 
-def holdout_comparison(comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+def holdout_comparison(
+    comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool, flaws: str = ""
+) -> None:
     """Lay out macro-F1, accuracy and log loss of each model on each cohort; the best in bold.
 
     A second part holds the paired differences of the fused model to the others.
@@ -43,7 +45,8 @@ def holdout_comparison(comparison: str | Path, csv: str | Path, md: str | Path, 
         "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column. Differences are "
         "paired; bold where the interval leaves out 0. Predictions may fall on any class of the model (open set).",
     ]
-    write_table(csv, md, data, parts, title="Models on the held-out cohorts", notes=notes, synthetic=synthetic)
+    title = "Models on the held-out cohorts"
+    write_table(csv, md, data, parts, title=title, notes=notes, synthetic=synthetic, flaws=flaws)
 
 
 def _model_rows(data: pd.DataFrame, cohorts: Sequence[str], *, smaller: bool) -> str:
@@ -73,7 +76,7 @@ def _difference_rows(data: pd.DataFrame, cohorts: Sequence[str]) -> str:
     return markdown(rows, ["difference", *map(_cohort, cohorts)])
 
 
-def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool, flaws: str = "") -> None:
     """Lay out what the branches reach, who is right where, and how well the gate tells."""
     cohorts: dict[str, Any] = {name: result["branches"] for name, result in read_json(comparison)["cohorts"].items()}
     records = []
@@ -95,7 +98,8 @@ def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthet
         "how well the gate's weight tells, where exactly one branch is right, which one.",
     ]
     part = markdown(rows, list(rows[0]))
-    write_table(csv, md, pd.DataFrame(records), [part], title="Branches and gate", notes=notes, synthetic=synthetic)
+    data, title = pd.DataFrame(records), "Branches and gate"
+    write_table(csv, md, data, [part], title=title, notes=notes, synthetic=synthetic, flaws=flaws)
 
 
 _RIGHT = {"both": "both right", "A_only": "only local", "B_only": "only global", "neither": "neither"}
@@ -193,7 +197,7 @@ def funnel(counts: str | Path, csv: str | Path, md: str | Path, *, synthetic: bo
     write_table(csv, md, data, [part], title="Cells left after each step", synthetic=synthetic)
 
 
-def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path) -> None:
+def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path, *, flaws: str = "") -> None:
     """Lay out what the synthetic study is expected to show, with value and verdict."""
     data = pd.read_csv(criteria)
     rows = [
@@ -207,4 +211,5 @@ def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path) -> No
     ]
     part = markdown(rows, ["criterion", "value", "expected", "met"])
     notes = ["In brackets: 95 % interval by bootstrap over spatial blocks, all cohorts pooled."]
-    write_table(csv, md, data, [part], title="The synthetic study against its truth", notes=notes, synthetic=True)
+    title = "The synthetic study against its truth"
+    write_table(csv, md, data, [part], title=title, notes=notes, synthetic=True, flaws=flaws)
