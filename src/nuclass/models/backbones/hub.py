@@ -66,9 +66,25 @@ def download(hub_id: str, files: tuple[str, ...], folder: Path) -> Path:
     return _get(hub_id, name, folder)
 
 
-def download_spec(spec: BackboneSpec, folder: Path) -> Path:
-    """Download the weights of a registered backbone to ``folder`` (see :func:`download`)."""
-    return download(spec.hub_id, spec.files, folder)
+def fetch(spec: BackboneSpec, folder: Path) -> Path:
+    """Download the weights of a registered backbone to ``folder`` and return the file.
+
+    Raises
+    ------
+    UserError
+        As :func:`download`, and when the hub does not answer or must not be asked.
+    """
+    try:
+        return download(spec.hub_id, spec.files, folder)
+    except HubSilentError as error:
+        raise UserError(
+            f"The weights of {spec.name} cannot be fetched",
+            where=f"{spec.hub_id} on the hub",
+            found=str(error),
+            expected="an answer of the hub",
+            fix="try again with a network (and without HF_HUB_OFFLINE), or on another machine run: "
+            f"{download_command(spec.hub_id, folder)}   and copy the folder here",
+        ) from error
 
 
 def _listing(hub_id: str, folder: Path) -> dict[str, int]:
