@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,24 +22,6 @@ __all__ = ["MONITOR", "GlobalModule", "LocalModule", "augmentation"]
 CORRECTED = Protocol()
 
 
-class Clock:
-    """Seconds and cells of training, validation left out; of this run and process alone."""
-
-    def __init__(self) -> None:
-        self.seconds, self.cells = 0.0, 0
-        self._since: float | None = None
-
-    def go(self) -> None:
-        """Start, or go on."""
-        self._since = time.monotonic()
-
-    def rest(self) -> None:
-        """Stop, and add what went by."""
-        if self._since is not None:
-            self.seconds += time.monotonic() - self._since
-        self._since = None
-
-
 def augmentation(settings: Augment, protocol: Protocol, *, none: bool = False) -> Augment:
     """Return how windows are changed in training, under the protocol.
 
@@ -57,7 +38,7 @@ def augmentation(settings: Augment, protocol: Protocol, *, none: bool = False) -
 
 
 class _Branch(Skeleton):
-    """What the modules of both models share: class weights, the protocol, a clock."""
+    """What the modules of both models share: class weights, and the protocol."""
 
     class_weights: Tensor
 
@@ -72,28 +53,7 @@ class _Branch(Skeleton):
     ) -> None:
         super().__init__(model, settings.optimizer, augment, seed)
         self.protocol = protocol
-        self.clock = Clock()
         self.register_buffer("class_weights", class_weights, persistent=False)
-
-    def on_train_start(self) -> None:
-        """Start the clock."""
-        self.clock.go()
-
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Count a batch's cells."""
-        self.clock.cells += len(batch["label"])
-
-    def on_validation_start(self) -> None:
-        """Stop the clock."""
-        self.clock.rest()
-
-    def on_validation_end(self) -> None:
-        """Let the clock go on."""
-        self.clock.go()
-
-    def on_train_end(self) -> None:
-        """Stop the clock."""
-        self.clock.rest()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the model's parameters in few groups."""

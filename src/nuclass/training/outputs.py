@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -41,32 +40,33 @@ def predict_logits(module: Any, loader: Any, precision: str) -> Tensor:
     return torch.cat(parts)
 
 
-def cost_report(module: Any, run: Trainer, n_train: int) -> dict[str, Any]:
-    """Return what training took, by the module's clock and for this run alone where it went on from another.
+def cost_report(history: list[dict[str, Any]], run: Trainer, n_train: int, processes: int = 1) -> dict[str, Any]:
+    """Return what training took, interrupted runs included.
+
+    Parameters
+    ----------
+    history
+        Rows with ``train_seconds`` and ``train_cells`` since the row before, and ``memory_mb``.
+    n_train
+        Training cells of an epoch.
+    processes
+        That trained together.
 
     Returns
     -------
     ``effective_batch_size`` (cells an optimizer step, over all processes), ``seconds_per_epoch`` and
-    ``cells_per_second`` of training without validation (None where this run had no batch), and the peak of
-    ``memory_mb`` in MB of 10^6 bytes, of the GPU where training ran on one (``memory_of: gpu``), else of this process.
+    ``cells_per_second`` of training without validation, and the peak of ``memory_mb``, of 10^6 bytes: of tensors on
+    the GPU where training ran on one, else of all that the process held.
     """
-    processes = int(module.trainer.world_size)
-    cells, seconds = module.clock.cells * processes, module.clock.seconds
-    rate = cells / seconds if cells and seconds > 0 else None
+    seconds = sum(row["train_seconds"] for row in history)
+    cells = sum(row["train_cells"] for row in history)
+    rate = cells / max(seconds, 1e-9)
     return {
-        "effective_batch_size": run.batch_size * run.accumulate * processes,
-        "seconds_per_epoch": round(n_train / rate, 3) if rate else None,
-        "cells_per_second": round(rate, 1) if rate else None,
-        **peak_memory(next(module.parameters()).device),
+        "effective_batch_size": min(run.batch_size, n_train) * run.accumulate * processes,
+        "seconds_per_epoch": round(n_train / max(rate, 1e-9), 3),
+        "cells_per_second": round(rate, 1),
+        "memory_mb": max(row["memory_mb"] for row in history),
     }
-
-
-def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Return the peak of memory on a device so far, in MB: tensors on a GPU, else all that this process held."""
-    if device.type == "cuda":
-        return {"memory_mb": round(torch.cuda.max_memory_allocated(device) / 1e6, 1), "memory_of": "gpu"}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory_mb": round(kilobytes * 1024 / 1e6, 1), "memory_of": "process"}
 
 
 def write_outputs(

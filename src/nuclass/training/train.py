@@ -168,11 +168,10 @@ def fit_and_write(
     identity
         Plain values; a running state is taken up by a run of the same ones only.
     """
-    from nuclass.training.fit import clear_work, fingerprint, fit
+    from nuclass.training.fit import choose_accelerator, clear_work, fingerprint, fit
+    from nuclass.training.launch import find_place
     from nuclass.training.modules import MONITOR
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     result = fit(
         module,
         data,
@@ -186,7 +185,8 @@ def fit_and_write(
     if not result.is_main:
         return {}
     model = module.model
-    cost = cost_report(module, run, len(data.train))
+    place = find_place(run, choose_accelerator(run.accelerator))
+    cost = cost_report(result.history, run, len(data.train), place.per_node * place.nodes)
     logits = predict_logits(module, data.whole_val_dataloader(), run.precision)
     if payload["model"] == GLOBAL:
         payload = {**payload, "alpha": float(model.alpha)}
