@@ -22,7 +22,7 @@ from nuclass.data import Study, Vocabulary
 from nuclass.data.datasets import InMemoryWindows, WindowDataset
 from nuclass.data.modules import GateData, GlobalData, Loading, LocalData
 from nuclass.data.training_cells import load_training_cells
-from nuclass.training.config import Run
+from nuclass.training.config import Trainer
 from nuclass.training.inputs import data_hash
 from nuclass.training.train import loading
 
@@ -129,7 +129,9 @@ class TestLocal:
         change(study.results / "labels" / "lung_1" / "labels.parquet", lambda t: t.assign(**{"class": classes}))
         counts = []
         for balance in (0.0, 1.0):
-            data = LocalData(study, read_level=0, input_px=16, loading=loading(Run(batch_size=8, balance=balance), 1))
+            data = LocalData(
+                study, read_level=0, input_px=16, loading=loading(Trainer(batch_size=8, balance=balance), 1)
+            )
             data.setup("fit")
             loader = data.train_dataloader()
             shown = torch.cat([batch["label"] for _ in range(60) for batch in loader])

@@ -111,6 +111,11 @@ class InMemoryWindows(_Columns):
             raise ValueError(f"Images must be uint8 ({len(self)}, H, W, 3); got {images.dtype} {images.shape}")
         self.images = torch.from_numpy(images)
 
+    def part(self, start: int, stop: int) -> InMemoryWindows:
+        """Return the rows from ``start`` to before ``stop``; nothing is copied."""
+        images = self.images[start:stop].numpy()
+        return InMemoryWindows(images, self._organ[start:stop], self._label[start:stop], _cut(self.extra, start, stop))
+
     def __getitem__(self, index: Index) -> Batch:
         batch = self._rows(index)
         image = self.images[batch["index"]]
@@ -157,6 +162,15 @@ class WindowDataset(_Columns):
         """Return row numbers in an order in which neighbours follow each other."""
         return locality_order(self.codes, self.xy)
 
+    def part(self, start: int, stop: int) -> WindowDataset:
+        """Return the rows from ``start`` to before ``stop``; nothing is copied."""
+        result = copy.copy(self)
+        result._organ, result._label = self._organ[start:stop], self._label[start:stop]
+        result.codes, result.xy = self.codes[start:stop], self.xy[start:stop]
+        result.cell_rows = None if self.cell_rows is None else self.cell_rows[start:stop]
+        result.extra = _cut(self.extra, start, stop)
+        return result
+
     def open_anew(self) -> None:
         """Forget files that another process opened; called in every worker."""
         self.reader = copy.copy(self.reader)
@@ -177,6 +191,10 @@ class WindowDataset(_Columns):
         )
         images = memory if batch["index"].ndim else memory[0]
         return {"image": images.movedim(-1, -3), **batch}
+
+
+def _cut(columns: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    return {name: values[start:stop] for name, values in columns.items()}
 
 
 def _batch_memory(shape: tuple[int, ...]) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +15,7 @@ from torch import Tensor
 from nuclass.core.names import TEST, VAL
 from nuclass.data.cells import give_back_memory, load_cells
 from nuclass.data.datasets import InMemoryWindows, Rows, WindowDataset, local_windows
+from nuclass.data.kept_rows import kept_rows
 from nuclass.data.loaders import balanced_weights, make_loader
 from nuclass.data.study import Study
 from nuclass.data.training_cells import by_place, load_training_cells
@@ -86,7 +89,12 @@ class CellData(pl.LightningDataModule):
         dataset: Windows | Rows = self._dataset("train_set")
         power = self.loading.balance
         weights = balanced_weights(dataset.label, power) if power and not isinstance(dataset, Rows) else None
-        options = {"shuffle": True, "seed": self.loading.seed, "drop_last": self.drop_last, "weights": weights}
+        options: dict[str, Any] = {
+            "shuffle": True,
+            "seed": self.loading.seed,
+            "drop_last": self.drop_last,
+            "weights": weights,
+        }
         return self._loader(dataset, self.loading.batch_size, **options)
 
     def val_dataloader(self) -> Any:
@@ -95,22 +103,33 @@ class CellData(pl.LightningDataModule):
 
     def whole_val_dataloader(self) -> Any:
         """Return batches of all val cells in their order, in this process alone."""
-        return make_loader(self._dataset("val_set"), self.loading.batch_size, num_workers=self.loading.workers)
+        return self._in_order(self._dataset("val_set"), (0, 1))
 
     def predict_dataloader(self) -> Any:
         """Return batches of the cells to predict in their order, each cell once over all processes."""
         return self._in_order(self._dataset("predict_set"))
 
-    def _in_order(self, dataset: Windows | Rows) -> Any:
+    def cell_names(self, rows: Sequence[int]) -> list[str]:
+        """Return names of training cells, by row, for messages."""
+        return [f"row {row}" for row in rows]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one process: its loaders and their workers."""
+        return self.__dict__ | {"_kept": {}}
+
+    def _in_order(self, dataset: Windows | Rows, place: tuple[int, int] | None = None) -> Any:
         """Return the loader of a dataset; the same again while nothing changed, so that its workers stay."""
         size = _SELECT_BATCH if isinstance(dataset, Rows) else self.loading.batch_size
-        key = (id(dataset), *self._place(), self._on_gpu())
+        place = place or self._place()
+        key = (id(dataset), *place, self._on_gpu())
         if key not in self._kept:
-            self._kept[key] = self._loader(dataset, size)
+            self._kept[key] = self._loader(dataset, size, place)
         return self._kept[key]
 
-    def _loader(self, dataset: Windows | Rows, batch_size: int, **options: Any) -> Any:
-        rank, world_size = self._place()
+    def _loader(
+        self, dataset: Windows | Rows, batch_size: int, place: tuple[int, int] | None = None, **options: Any
+    ) -> Any:
+        rank, world_size = place or self._place()
         return make_loader(
             dataset,
             batch_size,
@@ -185,6 +204,11 @@ class LocalData(CellData):
             self.train, self.val, self.known = load_training_cells(self.study, self.test_as_val)
             give_back_memory()
 
+    def cell_names(self, rows: Sequence[int]) -> list[str]:
+        """Return training cells as ``slide/cell_id``, by row."""
+        part = self.train.iloc[list(rows)]
+        return [f"{slide}/{cell}" for slide, cell in zip(part["slide"], part["cell_id"], strict=True)]
+
     def setup(self, stage: str | None = None) -> None:
         """Load the cells of a stage and read their windows, or lay down where these lie."""
         if stage == "predict":
@@ -232,6 +256,11 @@ class GlobalData(LocalData):
         training cells come with views, others without.
     teacher
         ``teacher(dataset)`` returns the frozen local model's logits (N, C) of the training windows.
+    kept
+        Folder in which the teacher's logits are kept part by part, so that an interrupted run goes on with them;
+        several processes that torchrun or srun started compute a share each.
+    kept_key
+        What the logits depend on beside the cells, such as a hash of the teacher's weights.
 
     Items have ``context``, those of training also ``teacher``. Other parameters are those of :class:`LocalData`.
     """
@@ -242,15 +271,30 @@ class GlobalData(LocalData):
         *,
         context: Callable[[pd.DataFrame, bool], Tensor],
         teacher: Callable[[Windows], Tensor] | None = None,
+        kept: Path | None = None,
+        kept_key: str = "",
         **options: Any,
     ) -> None:
         super().__init__(study, **options)
         self.context, self.teacher = context, teacher
+        self.kept, self.kept_key = kept, kept_key
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was needed to set up alone: a process that gets these data gets the results."""
+        state = super().__getstate__()
+        return state | {"context": None, "teacher": None} if "train_set" in state else state
 
     def _complete(self, frame: pd.DataFrame, dataset: Windows, *, training: bool) -> None:
         dataset.add("context", self.context(frame, training))
         if training and self.teacher is not None:
-            dataset.add("teacher", self.teacher(dataset))
+            dataset.add("teacher", self._teacher_logits(frame, dataset, self.teacher))
+
+    def _teacher_logits(self, frame: pd.DataFrame, dataset: Windows, teacher: Callable[[Windows], Tensor]) -> Tensor:
+        if self.kept is None:
+            return teacher(dataset)
+        cells = pd.util.hash_pandas_object(frame[["slide", "cell_id", "x_px", "y_px"]], index=False)
+        key = f"{self.kept_key} {hashlib.sha256(cells.to_numpy().tobytes()).hexdigest()}"
+        return kept_rows(self.kept, key, len(dataset), lambda start, stop: teacher(dataset.part(start, stop)))
 
 
 class GateData(CellData):

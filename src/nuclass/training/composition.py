@@ -26,6 +26,7 @@ from nuclass.models.backbones import Backbone, build_backbone, count_parameters
 from nuclass.training.config import Context, Pretrain, parse_models, to_plain
 from nuclass.training.inputs import data_hash
 from nuclass.training.optim import make_optimizer, parameter_groups, warmup_factor
+from nuclass.training.ranks import gather
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ class CompositionModule(pl.LightningModule):
         super().__init__()
         self.model, self.settings, self.seed = model, settings, seed
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self._val: list[tuple[float, int]] = []
+        self._val: list[Tensor] = []
 
     def loss(self, images: Tensor, tokens: Tensor, around: Tensor) -> Tensor:
         """Return the loss of float images; ``tokens`` (B, C, h, w) and ``around`` (B, R, C) are counts."""
@@ -89,34 +90,32 @@ class CompositionModule(pl.LightningModule):
         )
         return self.settings.token_weight * dense + wide
 
-    def on_train_epoch_start(self) -> None:
-        """Seed by the epoch."""
-        torch.manual_seed(self.seed * 1009 + self.current_epoch)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Turn image and targets together, change the stain of the image alone."""
-        generator = torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch) * 1_000_003 + batch_idx)
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        generator = torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch) * 1_000_003 + number)
         images, tokens = batch["image"], batch["tokens"].float()
         augment = self.settings.augment
         if augment.dihedral:
             turn = torch.randint(0, 8, (len(images),), generator=generator)
             images, tokens = dihedral(images, turn), dihedral(tokens, turn)
         pixels = augment_images(images, _in_place(augment), generator)
-        loss = self.loss(pixels, tokens, batch["around"].float())
-        if not torch.isfinite(loss):
-            raise UserError("The loss is not a finite number", where=f"epoch {self.current_epoch}, batch {batch_idx}")
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
+        return self.loss(pixels, tokens, batch["around"].float())
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the batches of a validation that was cut off."""
+        self._val = []
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep a batch's loss."""
+        """Keep a batch's loss and number of windows."""
         loss = self.loss(to_unit(batch["image"]), batch["tokens"].float(), batch["around"].float())
-        self._val.append((float(loss), len(batch["image"])))
+        self._val.append(torch.stack([loss.double(), torch.full_like(loss, len(batch["image"]), dtype=torch.double)]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean loss."""
-        self.log(MONITOR, sum(loss * n for loss, n in self._val) / sum(n for _, n in self._val))
+        """Log the mean loss over the windows of all processes."""
+        losses, counts = gather(torch.stack(self._val)).cpu().unbind(1)
         self._val = []
+        self.log(MONITOR, float((losses * counts).sum() / counts.sum()))
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with the schedule of the settings."""
@@ -177,8 +176,7 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     Only cells of the train split are looked at and counted; those of val choose the best state. Writes
     ``config.json``, ``model.safetensors`` (``save_pretrained``) and ``metrics.json`` to ``folder`` at once.
     """
-    from nuclass.data import balanced_weights, make_loader
-    from nuclass.data.modules import GivenLoaders
+    from nuclass.data import balanced_weights
     from nuclass.training.fit import clear_work, fingerprint, fit
 
     context = parse_models(models).context
@@ -199,10 +197,7 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     draw = WeightedDraw(balanced_weights(train_set.label, 0.5), settings.samples_per_epoch, seed)
     result = fit(
         CompositionModule(model, settings, root_weights(train_set.label, len(vocabulary.classes)), seed),
-        GivenLoaders(
-            DrawnBatches(train_set, settings.trainer.batch_size, draw),
-            make_loader(val_set, settings.trainer.batch_size),
-        ),
+        DrawnData(train_set, val_set, draw, settings.trainer.batch_size),
         settings.trainer,
         work=work,
         identity=fingerprint("context", to_plain(context), data_hash(study, train, val), vocabulary.to_dict(), seed),
@@ -211,6 +206,8 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
         mode="min",
         grad_clip=settings.optimizer.grad_clip,
     )
+    if not result.is_main:
+        return {}
     metrics = {
         "best": result.best,
         "history": result.history,
@@ -274,11 +271,15 @@ class WeightedDraw:
         self.weights = weights / weights.sum()
         self.samples = min(samples, int((weights > 0).sum()))
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the draw; called by the trainer."""
         self.epoch = epoch
+
+    def start_at(self, batch: int) -> None:
+        """Let the next pass, and it alone, leave out a process's batches before number ``batch``."""
+        self.start = batch
 
     def rows(self) -> NDArray[np.int64]:
         """Return the rows of the epoch."""
@@ -287,17 +288,57 @@ class WeightedDraw:
 
 
 class DrawnBatches:
-    """Batches of a part of a dataset in memory, another part each epoch."""
+    """Batches of a part of a dataset in memory, another part each epoch.
+
+    Process ``rank`` of ``world_size`` takes batches ``rank, rank + world_size, ...`` of the epoch's draw; all get
+    equally many, what is left over is dropped.
+    """
 
     batch_sampler = None
 
-    def __init__(self, windows: Any, batch_size: int, sampler: WeightedDraw) -> None:
+    def __init__(
+        self, windows: Any, batch_size: int, sampler: WeightedDraw, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.windows, self.batch_size, self.sampler = windows, batch_size, sampler
+        self.rank, self.world_size = rank, world_size
+        batches = -(-sampler.samples // batch_size)
+        if batches < world_size:
+            raise UserError(
+                "There are fewer batches than processes",
+                where="context.pretrain.samples_per_epoch",
+                found=f"{batches} batches for {world_size} processes",
+                fix="use fewer devices, or a smaller batch_size",
+            )
+        self._count = batches // world_size
 
     def __len__(self) -> int:
-        return -(-self.sampler.samples // self.batch_size)
+        return self._count
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rows = self.sampler.rows()
-        for start in range(0, len(rows), self.batch_size):
+        rows, first = self.sampler.rows(), self.sampler.start
+        self.sampler.start = 0
+        for number in range(first, len(self)):
+            start = (number * self.world_size + self.rank) * self.batch_size
             yield self.windows[rows[start : start + self.batch_size]]
+
+
+class DrawnData(pl.LightningDataModule):
+    """Drawn training batches and all val batches, each process its own."""
+
+    def __init__(self, train: InMemoryWindows, val: InMemoryWindows, draw: WeightedDraw, batch_size: int) -> None:
+        super().__init__()
+        self.train_set, self.val_set, self.draw, self.batch_size = train, val, draw, batch_size
+
+    def train_dataloader(self) -> DrawnBatches:
+        """Return the training batches of this process."""
+        return DrawnBatches(self.train_set, self.batch_size, self.draw, *self._place())
+
+    def val_dataloader(self) -> Any:
+        """Return the val batches of this process; each window comes once over all."""
+        from nuclass.data import make_loader
+
+        rank, world_size = self._place()
+        return make_loader(self.val_set, self.batch_size, rank=rank, world_size=world_size)
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

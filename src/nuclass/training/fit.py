@@ -1,11 +1,9 @@
-"""One way to fit any module: early stopping, best and last state, history, resume, clear errors."""
+"""One way to fit any module: best state, early stopping, history, going on after any interruption, clear errors."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -14,85 +12,43 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from nuclass.core.errors import UserError
-from nuclass.core.files import read_json, write_json
 from nuclass.core.log import get_logger
-from nuclass.core.progress import Progress
+from nuclass.core.ranks import started_ranks
+from nuclass.training.callbacks import Best, Record, Seeds
 from nuclass.training.config import Trainer
+from nuclass.training.interruption import Signals, StoppedError
+from nuclass.training.keeping import Keep
+from nuclass.training.launch import Place, environment, find_place, run_ranks
+from nuclass.training.live import check_logger, make_loggers
+from nuclass.training.ranks import Agreement
+from nuclass.training.state import LAST, LOGS, AtomicIO, clear_work, fingerprint, kept, prepare
 
+__all__ = ["FitResult", "StoppedError", "choose_accelerator", "choose_precision", "clear_work", "fingerprint", "fit"]
 _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What fitting gives: ``history`` (one row a validation), the best row, seconds of this run."""
+    """What fitting gives.
+
+    Attributes
+    ----------
+    history
+        One row a validation.
+    best
+        The row of the best one.
+    seconds
+        Of this run, without what was done before an interruption.
+    is_main
+        False in all but the first of several processes that torchrun or srun started: these write nothing.
+    """
 
     history: list[dict[str, Any]]
     best: dict[str, Any]
     seconds: float
     is_main: bool = True
-
-
-class History(pl.Callback):
-    """Collect one row a validation and show progress; part of the saved state."""
-
-    def __init__(self, description: str, monitor: str) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.description, self.monitor = description, monitor
-        self._start = time.monotonic()
-        self._progress: Progress | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows of an interrupted run."""
-        self.rows = list(state_dict["rows"])
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the progress display."""
-        total = int(trainer.num_training_batches) * int(trainer.max_epochs or 1)
-        self._progress = Progress(total, self.description, "batches").__enter__()
-        self._progress.advance(trainer.current_epoch * int(trainer.num_training_batches))
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Count a batch."""
-        if self._progress is not None:
-            self._progress.advance()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the epoch's training loss to its row."""
-        loss = trainer.callback_metrics.get("train_loss")
-        if self.rows and loss is not None:
-            self.rows[-1]["train_loss"] = float(loss)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add a row."""
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val_")}
-        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        row = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "seconds": round(time.monotonic() - self._start, 2),
-            "train_loss": float("nan"),
-            **metrics,
-            "learning_rate": max(rates),
-        }
-        self.rows.append(row)
-        _log.info(
-            "%s: epoch %d, %s",
-            self.description,
-            trainer.current_epoch,
-            ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()),
-        )
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the progress display."""
-        if self._progress is not None:
-            self._progress.__exit__(None, None, None)
 
 
 def choose_accelerator(accelerator: str) -> str:
@@ -112,11 +68,6 @@ def choose_precision(precision: str, accelerator: str = "auto") -> str:
     return "bf16-mixed" if supported is not None and supported() else "32-true"
 
 
-def fingerprint(*parts: Any) -> str:
-    """Return a hash of plain values; a running state is only taken up by a run of the same fingerprint."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def fit(
     module: pl.LightningModule,
     data: pl.LightningDataModule,
@@ -129,91 +80,197 @@ def fit(
     mode: str = "max",
     grad_clip: float = 0.0,
 ) -> FitResult:
-    """Fit ``module`` and leave the best weights in it, in eval mode, on the device it was trained on.
+    """Fit ``module`` and leave the best weights in it, in eval mode, on the first device it was trained on.
+
+    An optimizer step sees ``batch_size * devices * num_nodes * accumulate`` cells. With several devices on one
+    machine a process is started for each; under torchrun or srun each of theirs calls this.
 
     Parameters
     ----------
     data
-        Gives training and validation batches (see :mod:`nuclass.data.modules`).
+        Gives training and validation batches (see :mod:`nuclass.data.modules`), set up already. Its
+        ``cell_names(rows)`` names cells in messages. Training loaders whose sampler has ``start_at(batch)`` are
+        gone on with in the middle of an epoch, others from the last epoch's end.
     work
-        Folder for the running state (``last.ckpt``, ``best.ckpt``); a run that was killed goes on from there if
-        its ``identity`` is the same. Cleared after success by the caller.
+        Folder for the running state: ``last.ckpt``, the weights of the best validation, ``log/metrics.csv``, which
+        grows as the run goes. A run that was interrupted, in whatever way and at whatever moment, goes on from there
+        to the same result if its ``identity`` (see :func:`nuclass.training.state.fingerprint`) is the same. The
+        caller clears it after success; the log stays.
     monitor, mode
-        Logged value that chooses the best state and stops early; ``max`` or ``min``.
+        Logged value that chooses the best state, the earlier one of equals, and stops after ``patience`` validations
+        without a better one; ``max`` or ``min``.
+
+    Raises
+    ------
+    StoppedError
+        SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C came; the state is saved.
+    UserError
+        A loss that is not finite, too little memory, a full disk, a process that was killed, devices or packages that
+        are not there.
     """
     _quiet()
-    resume = _prepare(work, identity)
-    history = History(description, monitor)
-    best = ModelCheckpoint(
-        dirpath=work, filename="best", monitor=monitor, mode=mode, save_top_k=1, enable_version_counter=False
-    )
-    last = ModelCheckpoint(
-        dirpath=work, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    stop = EarlyStopping(monitor=monitor, mode=mode, patience=run.patience, check_on_train_epoch_end=False)
-    trainer = pl.Trainer(
-        accelerator=choose_accelerator(run.accelerator),
-        devices=run.devices,
-        precision=choose_precision(run.precision, run.accelerator),  # type: ignore[arg-type]
-        max_epochs=run.max_epochs,
-        val_check_interval=run.validate_every if run.validate_every < 1 else None,
-        check_val_every_n_epoch=max(1, round(run.validate_every)),
-        accumulate_grad_batches=run.accumulate,
-        gradient_clip_val=grad_clip or None,
-        callbacks=[history, best, stop, last],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=work,
-    )
-    if trainer.world_size > 1:
-        raise UserError(
-            "Training runs on one device",
-            where="trainer.devices",
-            found=f"{trainer.world_size} devices",
-            expected="one",
-            fix="set devices: 1, or a list with one index",
-        )
+    check_logger(run.logger)
     start = time.monotonic()
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "The accelerator's memory is not enough",
-            where=description,
-            found=str(error).splitlines()[0],
-            fix=f"try batch_size {max(1, run.batch_size // 2)} with accumulate {run.accumulate * 2} "
-            "(the same effective batch)",
-        ) from error
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    state = torch.load(work / "best.ckpt", map_location="cpu", weights_only=False)
-    module.load_state_dict(state["state_dict"])
+    main = started_ranks().rank == 0
+    state = prepare(work, identity, main=main)
+    place = find_place(run, choose_accelerator(run.accelerator))
+    job = _Job(module, data, run, place, work, str(identity), description, monitor, mode, grad_clip, state is not None)
+    if state is not None and kept(state, "Keep").get("finished"):
+        _log.info("%s: training was finished before", description)
+        outcome = _Outcome(kept(state, "Record")["rows"], kept(state, "Best")["file"])
+    else:
+        if state is not None:
+            epoch, step = int(state["epoch"]), int(state["global_step"])
+            _log.info("%s: going on from epoch %d, optimizer step %d, in %s", description, epoch, step, work)
+        del state
+        outcome = _train(job)
+    best = torch.load(work / outcome.best, map_location="cpu", mmap=True, weights_only=True) if main else None
+    if best is not None:
+        module.load_state_dict(best)
     # The trainer leaves its module on the processor, where the cells of val would take hours.
-    module.to(trainer.strategy.root_device).eval()
+    module.to(place.device).eval()
     chosen = min if mode == "min" else max
-    row = chosen(history.rows, key=lambda item: item[monitor])
-    return FitResult(history.rows, row, time.monotonic() - start)
+    row = chosen(outcome.rows, key=lambda item: item[monitor])
+    return FitResult(outcome.rows, row, time.monotonic() - start, main)
 
 
-def clear_work(work: Path) -> None:
-    """Remove the running state after the outputs are written."""
-    shutil.rmtree(work, ignore_errors=True)
+@dataclass(frozen=True)
+class _Outcome:
+    """Rows of the history, and the file of the best weights in the work folder."""
+
+    rows: list[dict[str, Any]]
+    best: str
 
 
-def _prepare(work: Path, identity: str) -> Path | None:
-    """Return the state to go on from, or None; a state of another run is removed."""
-    note, last = work / "run.json", work / "last.ckpt"
-    if last.is_file() and note.is_file() and read_json(note).get("identity") == identity:
-        _log.info("Going on from %s", last)
-        return last
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    write_json(note, {"identity": identity})
-    return None
+@dataclass
+class _Job:
+    """A fit as each of its processes runs it."""
+
+    module: pl.LightningModule
+    data: pl.LightningDataModule
+    run: Trainer
+    place: Place
+    work: Path
+    identity: str
+    description: str
+    monitor: str
+    mode: str
+    grad_clip: float
+    resume: bool
+
+    def __call__(self, signals: Signals) -> _Outcome:
+        """Train to the end, or until a signal comes."""
+        _quiet()
+        run = self.run
+        if self.place.by == "us" and run.compile:
+            # A compiled network does not survive the trip between processes.
+            getattr(self.module, "model", self.module).compile()
+        agreement = Agreement(signals, 60 * run.save_every_min)
+        record = Record(self.description, self.monitor, agreement, run.log_every, self._loggers)
+        best = Best(self.work, self.monitor, self.mode, run.patience)
+        keep = Keep(self.work, record, best, agreement, signals, run.validate_every)
+        before = torch.are_deterministic_algorithms_enabled()
+        trainer = pl.Trainer(**trainer_options(self), callbacks=[Seeds(), record, best, keep])
+        status = "failed"
+        try:
+            last = self.work / LAST if self.resume else None
+            trainer.fit(self.module, datamodule=self.data, ckpt_path=last, weights_only=False)
+            status = "success"
+        except SystemExit as error:
+            # Lightning ends the process after a second Ctrl-C.
+            raise KeyboardInterrupt from error
+        finally:
+            record.close(status)
+            torch.use_deterministic_algorithms(before)
+        agreement.finish()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if best.file is None:
+            raise UserError(
+                "Nothing was validated", where=self.description, fix="set validate_every to at most max_epochs"
+            )
+        return _Outcome(record.rows, best.file)
+
+    def _loggers(self, step: int) -> list[Any]:
+        return make_loggers(self.run.logger, self.work / LOGS, self.description, self.identity, step)
+
+
+def trainer_options(job: _Job) -> dict[str, Any]:
+    """Return what the settings of a run say in the words of Lightning's trainer."""
+    run, place = job.run, job.place
+    strategy: Any = "auto"
+    if place.by != "nobody":
+        from lightning.pytorch.strategies import DDPStrategy
+
+        # Running means are made the same before each validation; at each step, unequal numbers of val batches hang.
+        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    return {
+        "accelerator": place.accelerator,
+        "devices": place.devices,
+        "num_nodes": place.nodes,
+        "strategy": strategy,
+        "plugins": [AtomicIO(), environment(place)],
+        "precision": choose_precision(run.precision, run.accelerator),
+        "deterministic": run.deterministic or None,
+        "max_epochs": run.max_epochs,
+        "val_check_interval": run.validate_every if run.validate_every < 1 else None,
+        "check_val_every_n_epoch": max(1, round(run.validate_every)),
+        "accumulate_grad_batches": run.accumulate,
+        "gradient_clip_val": job.grad_clip or None,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "default_root_dir": job.work,
+    }
+
+
+def _train(job: _Job) -> _Outcome:
+    """Train where the settings say; errors of memory get a message of their own."""
+    try:
+        if job.place.by == "us":
+            return run_ranks(_Guarded(job), job.place, job.work)  # type: ignore[no-any-return]
+        with Signals() as signals:
+            outcome = _Guarded(job)(signals)
+    except KeyboardInterrupt:
+        sys.stderr.flush()
+        raise
+    if signals.received:
+        raise StoppedError(signals.received, job.work)
+    return outcome
+
+
+@dataclass
+class _Guarded:
+    """A job whose errors of memory are told as the user's."""
+
+    job: _Job
+
+    def __call__(self, signals: Signals) -> _Outcome:
+        """Run the job."""
+        try:
+            return self.job(signals)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            run = self.job.run
+            raise UserError(
+                "The memory of the device is not enough",
+                where=self.job.description,
+                found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                fix=f"try batch_size {max(1, run.batch_size // 2)} with accumulate {run.accumulate * 2} "
+                "(the same effective batch)",
+            ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is one of too little memory, on a GPU or for the processor."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return any(mark in text for mark in ("DefaultCPUAllocator: can't allocate", "not enough memory", "out of memory"))
 
 
 def _quiet() -> None:
@@ -227,5 +284,9 @@ def _quiet() -> None:
         ".*callbacks used to create the checkpoint.*",
         ".*GPU available but not used.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*your dataloader is not resumable.*",
+        ".*sync_dist=True.*",
+        ".*in eval mode at the start of training.*",
+        ".*find_unused_parameters=True was specified.*",
     ):
         warnings.filterwarnings("ignore", message=message)

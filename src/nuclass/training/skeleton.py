@@ -9,19 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nuclass.core.errors import UserError
 from nuclass.data.augment import Augment, augment_images, to_unit
 from nuclass.training.config import Optimizer
 from nuclass.training.metrics import macro_f1
 from nuclass.training.optim import make_optimizer, parameter_groups, warmup_factor
+from nuclass.training.ranks import gather
 
 MONITOR = "val_f1_macro"
 
 
 class Skeleton(pl.LightningModule):
-    """What all trained models share: optimizer, schedule, seeding by epoch, validation by macro-F1.
+    """What all trained models share: optimizer, schedule, seeding by batch, validation by macro-F1.
 
-    A subclass gives :meth:`loss` and :meth:`logits`.
+    A subclass gives :meth:`loss` and :meth:`logits`. Nothing random depends on what ran before: augmentation is seeded
+    here by the run's seed, the epoch, the batch and the process, dropout likewise by
+    :class:`nuclass.training.callbacks.Seeds`. Losses that are not finite are found by
+    :class:`nuclass.training.callbacks.Record`, which need not wait for the device at each step.
     """
 
     def __init__(self, model: torch.nn.Module, optimizer: Optimizer, augment: Augment, seed: int) -> None:
@@ -41,35 +44,29 @@ class Skeleton(pl.LightningModule):
         raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
-        """Seed dropout by the epoch; freeze the backbone in the first ones where that is asked for."""
-        torch.manual_seed(self.seed * 1009 + self.current_epoch)
+        """Freeze the backbone in the first epochs, where that is asked for; called too to go on within an epoch."""
         frozen = self.current_epoch < self.optimizer_settings.freeze_epochs
         self.model.backbone.requires_grad_(not frozen)  # type: ignore[union-attr, operator]
         self.model.backbone.train(not frozen)  # type: ignore[union-attr, operator]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Augment on the device and compute the loss; a loss that is not finite ends the run by name."""
+        """Augment on the device and compute the loss."""
         number = batch_idx * self.trainer.world_size + self.global_rank
         generator = torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch) * 1_000_003 + number)
         images = augment_images(batch["image"], self.augment_settings, generator)
-        loss = self.loss(batch, images, generator)
-        if not torch.isfinite(loss):
-            raise UserError(
-                "The loss is not a finite number",
-                where=f"epoch {self.current_epoch}, batch {batch_idx}",
-                found=float(loss.detach()),
-                fix="lower the learning rates, or set precision: 32-true",
-            )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
-        return loss
+        return self.loss(batch, images, generator)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the batches of a validation that was cut off."""
+        self._val = []
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep logits and labels of a batch."""
-        self._val.append((self.logits(batch, to_unit(batch["image"])).float().cpu(), batch["label"].cpu()))
+        """Keep logits and labels of a batch on the device."""
+        self._val.append((self.logits(batch, to_unit(batch["image"])).float(), batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log macro-F1, accuracy and log loss over all validation cells."""
-        logits, labels = (torch.cat(part) for part in zip(*self._val, strict=True))
+        """Log macro-F1, accuracy and log loss over the validation cells of all processes."""
+        logits, labels = (gather(torch.cat(part)).cpu() for part in zip(*self._val, strict=True))
         self._val = []
         predictions = logits.argmax(1)
         self.log(MONITOR, macro_f1(labels, predictions, logits.shape[1]))
