@@ -1,7 +1,9 @@
-"""Training of the gate: which cells it learns from, what is refused."""
+"""Training of the gate: which cells it learns from, what is kept and gone on with, what is refused."""
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,18 @@ import torch
 
 from nuclass.core.errors import UserError
 from nuclass.data.study import Study
+from nuclass.models.gate import GateModel
+from nuclass.training import row_store
+from nuclass.training.branches import Branches, state_hash
 from nuclass.training.checkpoint import load_checkpoint
+from nuclass.training.config import parse_models
 from nuclass.training.gate import auroc, select_blocks, train_gate
+from nuclass.training.gate_module import GateModule
 from nuclass.training.predict import predict_slide
 from toy_study import MODELS, one_slide, toy
 
 torch.set_num_threads(1)
+HASH = "faa3e1c0b376edf2"
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +35,38 @@ def study(tmp_path_factory) -> Study:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, Path]:
     return toy(tmp_path_factory)[1]
+
+
+def train(study: Study, trained: dict[str, Path], root: Path, models: dict | None = None, **branches: Path) -> dict:
+    """Train a gate on the toy's branches, or on others; returns its checkpoint."""
+    paths = {**trained, **branches}
+    train_gate(models or MODELS, study, paths["local"], paths["global"], root / "out", root / "work", 1)
+    return load_checkpoint(root / "out" / "best.ckpt", "gate")
+
+
+def same_state(one: dict, other: dict) -> bool:
+    assert one["state"].keys() == other["state"].keys()
+    return all(torch.equal(one["state"][key], other["state"][key]) for key in one["state"])
+
+
+class KilledError(Exception):
+    """A stop at any moment."""
+
+
+class Counted:
+    """Count the cells that the branches see, and raise after some batches."""
+
+    def __init__(self, monkeypatch, fail_after: int | None = None) -> None:
+        self.cells, self.batches, self.fail_after = 0, 0, fail_after
+        self.real = Branches.forward
+        monkeypatch.setattr(Branches, "forward", lambda branches, *args: self.forward(branches, *args))
+
+    def forward(self, branches: Branches, images: torch.Tensor, *rest: torch.Tensor):
+        if self.batches == self.fail_after:
+            raise KilledError
+        self.batches += 1
+        self.cells += len(images)
+        return self.real(branches, images, *rest)
 
 
 def test_the_gate_was_fitted_to_no_training_cell(trained):
@@ -73,3 +113,168 @@ def test_blocks_are_cut_by_place_and_by_slide():
 def test_auroc_by_hand():
     assert auroc(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.1])) == pytest.approx(3.5 / 4)
     assert auroc(torch.tensor([]), torch.tensor([0.1])) is None
+
+
+def test_the_same_seed_gives_the_same_gate(study, trained, tmp_path):
+    again = train(study, trained, tmp_path)
+    assert same_state(again, load_checkpoint(trained["gate"], "gate"))
+    assert again["temperature"] == load_checkpoint(trained["gate"], "gate")["temperature"]
+    assert {path.suffix for path in (tmp_path / "work").rglob("*") if path.is_file()} <= {".csv"}
+
+
+def test_a_killed_gate_does_not_run_the_branches_again(study, trained, tmp_path, monkeypatch):
+    original = GateModule.on_validation_epoch_end
+
+    def killed(module: GateModule) -> None:
+        original(module)
+        if module.current_epoch == 3:
+            raise KilledError
+
+    counted = Counted(monkeypatch)
+    monkeypatch.setattr(GateModule, "on_validation_epoch_end", killed)
+    with pytest.raises(KilledError):
+        train(study, trained, tmp_path)
+    data = load_checkpoint(trained["gate"], "gate")
+    n_fit, n_select = (
+        sum(len(ids) for by_split in data[key].values() for ids in by_split.values())
+        for key in ("fit_cells", "select_cells")
+    )
+    # plain and one augmented copy of the cells to fit, the cells to select once
+    assert counted.cells == 2 * n_fit + n_select
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(GateModule, "on_validation_epoch_end", original)
+    resumed = train(study, trained, tmp_path)
+    assert counted.cells == 2 * n_fit + n_select
+    assert same_state(resumed, data)
+    assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == len(
+        pd.read_csv(trained["gate"].parent / "history.csv")
+    )
+
+
+def test_a_gate_killed_between_batches_gives_the_same(study, trained, tmp_path, monkeypatch):
+    """Dropout is drawn by seed, epoch and batch: whatever random state a new process begins with, it is the same."""
+    torch.manual_seed(123)
+    original = GateModule.training_step
+
+    def killed(module: GateModule, batch: dict, batch_idx: int) -> torch.Tensor:
+        if module.current_epoch == 2 and batch_idx == 1:
+            raise KilledError
+        return original(module, batch, batch_idx)
+
+    monkeypatch.setattr(GateModule, "training_step", killed)
+    with pytest.raises(KilledError):
+        train(study, trained, tmp_path)
+    monkeypatch.setattr(GateModule, "training_step", original)
+    torch.manual_seed(321)
+    assert same_state(train(study, trained, tmp_path), load_checkpoint(trained["gate"], "gate"))
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_pass_of_the_branches_goes_on_where_it_was_killed(study, trained, tmp_path, monkeypatch, after):
+    monkeypatch.setattr(row_store, "SAVE_EVERY_S", -1.0)
+    small = copy.deepcopy(MODELS)
+    small["predict"]["batch_size"] = 40
+    straight = train(study, trained, tmp_path / "straight", small)
+    counted = Counted(monkeypatch)
+    train(study, trained, tmp_path / "counted", small)
+    total = counted.batches
+    counted.batches, counted.fail_after = 0, after
+    with pytest.raises(KilledError):
+        train(study, trained, tmp_path / "killed", small)
+    assert 0 < after < total
+    counted.batches, counted.fail_after = 0, None
+    assert same_state(train(study, trained, tmp_path / "killed", small), straight)
+    assert counted.batches == total - after
+
+
+def test_kept_outputs_of_other_settings_are_not_taken(study, trained, tmp_path, monkeypatch):
+    counted = Counted(monkeypatch)
+    monkeypatch.setattr("nuclass.training.gate._fit_gate", lambda *_: 1 / 0)
+    seen = []
+    other = copy.deepcopy(MODELS)
+    other["gate"]["views"] = 0
+    for models in (MODELS, MODELS, other, MODELS):
+        counted.cells = 0
+        with pytest.raises(ZeroDivisionError):
+            train(study, trained, tmp_path, models)
+        seen.append(counted.cells)
+    assert seen[0] > seen[2] > seen[1] == 0
+    assert seen[3] == seen[0]
+
+
+def test_features_kept_in_half_precision_move_the_gate_by_less_than_a_thousandth():
+    """At the paper's sizes, for features of any usual scale: the gate normalises them before anything else."""
+    torch.manual_seed(0)
+    gate = GateModel(1536, 1024).eval()
+    p = torch.softmax(3 * torch.randn(2, 500, 16), 2)
+    for scale in (0.01, 1.0, 100.0):
+        a, b = scale * (torch.randn(500, 1536) + 0.3), scale * torch.randn(500, 1024)
+        with torch.no_grad():
+            full, half = gate(a, b, *p).sigmoid(), gate(a.half().float(), b.half().float(), *p).sigmoid()
+        assert float((full - half).abs().max()) < 1e-3
+
+
+def test_a_cell_that_a_model_was_fitted_to_is_refused(study, trained, tmp_path):
+    for name in ("local", "global"):
+        data = torch.load(trained[name], weights_only=True)
+        fitted = load_checkpoint(trained["gate"], "gate")["fit_cells"]["colon_1"]["val"]
+        data["cells"]["colon_1"]["train"] += fitted[:2]
+        torch.save(data, tmp_path / f"{name}.ckpt")
+        with pytest.raises(UserError) as caught:
+            train(study, trained, tmp_path / name, **{name: tmp_path / f"{name}.ckpt"})
+        text = str(caught.value)
+        assert f"The gate would learn from cells that the {name} model was fitted to" in text
+        assert "slide colon_1" in text
+        assert f"2 of {len(fitted)} cells, the first: {min(fitted[:2])}" in text
+
+
+def test_branches_of_other_classes_are_refused_by_name(study, trained, tmp_path):
+    data = torch.load(trained["global"], weights_only=True)
+    data["classes"] = ["B_Cell", "Fibroblast", "Mast_Cell"]
+    torch.save(data, tmp_path / "global.ckpt")
+    with pytest.raises(UserError) as caught:
+        train(study, trained, tmp_path, **{"global": tmp_path / "global.ckpt"})
+    text = str(caught.value)
+    assert "The local and the global model differ in their classes" in text
+    assert "3 classes: also Mast_Cell; not T_Cell" in text
+    assert "B_Cell, Fibroblast, T_Cell" in text
+
+
+def test_calibration_of_all_three_models_is_stored(trained):
+    for name, path in trained.items():
+        found = json.loads((path.parent / "calibration.json").read_text())
+        assert found["temperature"] == load_checkpoint(path, name)["temperature"]
+        assert found["log_loss_after"] <= found["log_loss_before"] + 1e-9
+        assert {"ece_before", "ece_after"} <= found.keys()
+    gate, metrics = (json.loads((trained["gate"].parent / f"{x}.json").read_text()) for x in ("calibration", "metrics"))
+    assert gate["n"] == metrics["n_select"]
+    assert gate["log_loss_before"] == pytest.approx(metrics["select"]["mixture"]["log_loss"], abs=1e-6)
+
+
+def test_the_hash_of_weights_stays_what_it_was():
+    """Gates name their parents by it: another way of hashing would make all of them strangers."""
+    net = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.arange(6.0).view(2, 3))
+        net.bias.copy_(torch.tensor([0.5, -0.5]))
+    assert state_hash(net) == HASH
+    assert state_hash(copy.deepcopy(net)) == HASH
+    net.bias.data[0] += 1e-6
+    assert state_hash(net) != HASH
+
+
+def test_auroc_of_many_cells_needs_no_table_of_pairs():
+    torch.manual_seed(0)
+    positive, negative = torch.rand(300_000).round(decimals=3), torch.rand(300_000).round(decimals=3) ** 2
+    few_p, few_n = positive[:500], negative[:400]
+    difference = few_p[:, None] - few_n[None, :]
+    by_pairs = (difference > 0).double().mean() + 0.5 * (difference == 0).double().mean()
+    assert auroc(few_p, few_n) == pytest.approx(float(by_pairs), abs=1e-12)
+    assert auroc(positive, negative) == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_the_toys_settings_leave_joint_fine_tuning_and_flaws_off():
+    """What the tests above show holds for the default."""
+    settings = parse_models(MODELS)
+    assert settings.gate.joint.max_epochs == 0
+    assert not any(vars(settings.protocol).values())

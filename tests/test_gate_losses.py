@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from nuclass.models import gate_losses
 from nuclass.models.gate import GateModel, gate_statistics, mix
+from nuclass.training.config import GateTerms
 
 
 def test_gate_targets_where_one_is_right_and_where_both_are():
@@ -50,6 +52,76 @@ def test_gate_factors_and_positive_weight():
     alone = gate_terms(mix_weight=0, bce_weight=0, align_weight=0, entropy_weight=2)
     assert float(alone.total) == pytest.approx(2 * float(alone.entropy))
     assert float(gate_terms(pos_weight=3).bce) == pytest.approx(3 * float(gate_terms().bce))
+
+
+def test_the_fifth_term_is_the_heads_own_cross_entropy():
+    p_a, p_b, labels = torch.tensor([[0.6, 0.4]]), torch.tensor([[0.2, 0.8]]), torch.tensor([1])
+    targets = gate_losses.gate_targets(p_a, p_b, labels)
+    z_a, z_b = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    gate = torch.tensor([0.0])
+    without = gate_losses.gate_loss(gate, p_a, p_b, labels, targets)
+    terms = gate_losses.gate_loss(gate, p_a, p_b, labels, targets, branch_logits=(z_a, z_b), aux_weight=0.05)
+    # CE(z_A, 1) = ln 2; CE(z_B, 1) = ln(e + 1)
+    assert float(terms.aux) == pytest.approx(0.5 * (math.log(2) + math.log(math.e + 1)), rel=1e-6)
+    assert float(without.aux) == 0
+    assert float(terms.total - without.total) == pytest.approx(0.05 * float(terms.aux), rel=1e-4)
+
+
+def test_all_five_terms_are_means_over_cells():
+    torch.manual_seed(0)
+    p_a, p_b = torch.softmax(torch.randn(2, 6, 3), 2)
+    z_a, z_b, gate = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    rows = [slice(i, i + 1) for i in range(6)]
+
+    def terms(part: slice) -> gate_losses.GateLoss:
+        targets = gate_losses.gate_targets(p_a[part], p_b[part], labels[part])
+        logits = (z_a[part], z_b[part])
+        return gate_losses.gate_loss(
+            gate[part], p_a[part], p_b[part], labels[part], targets, branch_logits=logits, pos_weight=2.0
+        )
+
+    whole, single = terms(slice(0, 6)), [terms(row) for row in rows]
+    for number, name in enumerate(whole._fields):
+        assert float(whole[number]) == pytest.approx(np.mean([float(one[number]) for one in single]), rel=1e-5), name
+
+
+def test_targets_carry_no_gradient_and_factors_are_the_originals():
+    z = torch.randn(4, 3, requires_grad=True)
+    targets = gate_losses.gate_targets(z.softmax(1), z.softmax(1).flip(0), torch.tensor([0, 1, 2, 0]))
+    assert not any(part.requires_grad for part in targets)
+    defaults = GateTerms()
+    assert (defaults.soft_k, defaults.conflict_boost, defaults.delta_scale, defaults.delta_gamma) == (10, 2, 1, 1)
+    factors = (defaults.mix_weight, defaults.bce_weight, defaults.align_weight, defaults.entropy_weight)
+    assert (*factors, defaults.aux_weight) == (1, 1, 0.1, 0.05, 0.05)
+
+
+def test_positive_weight_of_micro_batches_by_hand():
+    target = torch.tensor([0.25, 0.25, 1.0, 0.0, 0.0, 0.0, 1.0])
+    # means 0.25, 0.5, 0 (kept at 0.001), and 1 (kept at 0.999) of what is left
+    found = gate_losses.batch_pos_weight(target, 2)
+    assert found.tolist() == pytest.approx([3, 3, 1, 1, 999, 999, 0.001 / 0.999], rel=1e-3)
+
+
+def test_one_batch_gives_the_gradient_of_its_micro_batches():
+    torch.manual_seed(1)
+    p_a, p_b = torch.softmax(2 * torch.randn(2, 48, 4), 2)
+    labels = torch.randint(0, 4, (48,))
+    logits = torch.randn(48, requires_grad=True)
+
+    def loss(part: slice, weight: object) -> torch.Tensor:
+        targets = gate_losses.gate_targets(p_a[part], p_b[part], labels[part])
+        weight = weight if weight is not None else gate_losses.auto_pos_weight(targets.target)
+        if weight == "each":
+            weight = gate_losses.batch_pos_weight(targets.target, 12)
+        return gate_losses.gate_loss(logits[part], p_a[part], p_b[part], labels[part], targets, pos_weight=weight).total
+
+    (together,) = torch.autograd.grad(loss(slice(0, 48), "each"), logits)
+    parts = [loss(slice(i, i + 12), None) / 4 for i in range(0, 48, 12)]
+    (summed,) = torch.autograd.grad(sum(parts), logits)
+    assert torch.allclose(together, summed, atol=1e-7)
+    (whole,) = torch.autograd.grad(loss(slice(0, 48), None), logits)
+    assert not torch.allclose(together, whole, rtol=0.02)
 
 
 def test_automatic_positive_weight_is_bounded():

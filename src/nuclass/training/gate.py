@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE
 from nuclass.core.protocol import STAGES, switches_of
@@ -94,30 +94,21 @@ def train_gate(
     payload = _payload(settings, study, branches, cells, chosen, inputs)
     labels = inputs.selecting["label"]
     metrics = write_outputs(out, payload, chosen.model, chosen.fused.log_p, labels, result, extra)
-    clear_work(work)
+    shutil.rmtree(work / "inputs", ignore_errors=True)
+    for folder in (work / "gate", work / "joint"):
+        clear_work(folder)
     return metrics
 
 
 def _fit_gate(settings: Models, inputs: GateInputs, work: Path, seed: int) -> tuple[GateModule, FitResult]:
-    """Fit the gate; where joint fine-tuning follows, a fitted one is kept, so that it is not fitted again."""
+    """Fit the gate."""
     section, protocol = settings.gate, settings.protocol
     torch.manual_seed(seed)
     model = new_gate(section, inputs.fitting["features_a"].shape[1], inputs.fitting["features_b"].shape[1])
     weight = positive_weight(section, inputs.fitting)
     module = GateModule(model, section, seed, pos_weight=weight, protocol=protocol)
-    identity = fingerprint(GATE, to_plain(section), inputs.key, dataclasses.asdict(protocol), seed)
-    kept = work / "gate.pt"
-    if kept.is_file():
-        data = torch.load(kept, weights_only=True)
-        if data["identity"] == identity:
-            module.load_state_dict(data["state"])
-            return module.eval(), FitResult(data["history"], data["best"], data["seconds"])
-    result = _fit(module, section, inputs, work / "gate", identity, "gate")
-    if section.joint.max_epochs:
-        data = {"history": result.history, "best": result.best, "seconds": result.seconds}
-        with atomic_path(kept) as temporary:
-            torch.save({"identity": identity, "state": module.state_dict(), **data}, temporary)
-    return module, result
+    parts = {"settings": _alone(section), "inputs": inputs.key, "protocol": dataclasses.asdict(protocol)}
+    return module, _fit(module, section, inputs, work / "gate", fingerprint(GATE, **parts, seed=seed), "gate")
 
 
 def _fit_joint(
@@ -125,10 +116,22 @@ def _fit_joint(
 ) -> tuple[JointModule, FitResult]:
     """Fine-tune the heads of both models together with the fitted gate."""
     module = joint_module(gate, branches)
-    parts = (state_hash(gate.model), inputs.key, dataclasses.asdict(settings.protocol), gate.seed)
-    identity = fingerprint("joint", to_plain(settings.gate), branches.temperatures, *parts)
+    identity = fingerprint(
+        "joint",
+        settings=to_plain(settings.gate),
+        gate=state_hash(gate.model),
+        temperatures=branches.temperatures,
+        inputs=inputs.key,
+        protocol=dataclasses.asdict(settings.protocol),
+        seed=gate.seed,
+    )
     section = joint_section(settings.gate)
     return module, _fit(module, section, inputs, work / "joint", identity, "gate and heads")
+
+
+def _alone(section: Gate) -> dict[str, Any]:
+    """Return the settings that the gate itself depends on."""
+    return {key: value for key, value in to_plain(section).items() if key != "joint"}
 
 
 def _fit(

@@ -20,6 +20,7 @@ from nuclass.training.branches import computes_in, state_hash
 from nuclass.training.config import to_plain
 from nuclass.training.inputs import data_hash
 from nuclass.training.row_store import RowStore
+from nuclass.training.state import Identity, fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ class GateInputs(NamedTuple):
 
     fitting: dict[str, Tensor]
     selecting: dict[str, Tensor]
-    key: str
+    key: Identity
 
 
 class _Part(NamedTuple):
@@ -106,20 +107,20 @@ def _key(
     seed: int,
     joint: bool,
     smaller: bool,
-) -> str:
+) -> Identity:
     """Return a hash of all that the branches' outputs depend on."""
-    from nuclass.training.fit import fingerprint
-
     slides = dict.fromkeys(str(slide) for frame in cells for slide in frame["slide"])
     files = [study.gate_features(slide) if smaller else study.features(slide) for slide in slides]
     files += [study.views(slide) for slide in slides if views and not smaller and study.views(slide).is_file()]
     return fingerprint(
-        [state_hash(branches.model_a), state_hash(branches.model_b)],
-        [data_hash(study, frame) for frame in cells],
-        [[str(file), read_key(file).digest, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-        [views, to_plain(augment) if views else None, seed, joint, smaller],
+        models=[state_hash(branches.model_a), state_hash(branches.model_b)],
+        cells=[data_hash(study, frame) for frame in cells],
+        features=[[str(file), read_key(file).digest, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        views=[views, to_plain(augment) if views else None, seed if views else None],
+        kinds=[joint, smaller],
         # The order of sums depends on the batch and the device.
-        [branches.settings.batch_size, branches.device.type, computes_in(branches.device, branches.settings.precision)],
+        batch=branches.settings.batch_size,
+        device=[branches.device.type, computes_in(branches.device, branches.settings.precision)],
     )
 
 

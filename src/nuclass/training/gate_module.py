@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nuclass.core.errors import UserError
 from nuclass.core.protocol import Protocol
 from nuclass.models.gate import GateModel, mix
 from nuclass.models.gate_losses import batch_pos_weight, gate_loss, gate_targets
@@ -46,7 +45,7 @@ class GateModule(pl.LightningModule):
     Parameters
     ----------
     model, settings, seed
-        The gate, its settings, and the seed: dropout is drawn by seed, epoch and batch.
+        The gate, its settings, and the seed, by which :func:`nuclass.training.fit.fit` draws dropout.
     pos_weight
         Weight of positives in the gate's own term.
     protocol
@@ -69,17 +68,7 @@ class GateModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the sum of the gate's terms."""
-        torch.manual_seed((self.seed * 1009 + self.current_epoch) * 1_000_003 + batch_idx)
-        loss = self.loss(batch)
-        if not torch.isfinite(loss):
-            raise UserError(
-                "The gate's loss is not a finite number",
-                where=f"epoch {self.current_epoch}, batch {batch_idx}",
-                found=float(loss.detach()),
-                fix="lower gate.optimizer.lr",
-            )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["label"]))
-        return loss
+        return self.loss(batch)
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the sum of the gate's terms."""
@@ -121,6 +110,10 @@ class GateModule(pl.LightningModule):
         n = len(part["label"])
         batches = [{name: values[i : i + _BATCH] for name, values in part.items()} for i in range(0, n, _BATCH)]
         return Fused(*(torch.cat(column) for column in zip(*map(self.mixture, batches), strict=True)))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the batches of a validation that was cut off."""
+        self._val = []
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Keep the mixture and the labels of a batch."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,12 +74,14 @@ class RowStore:
             _log.info("%s: %d of %d rows are there from an earlier run", self.folder, self.rows, self.total)
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        try:
-            if self._files:
-                self._save()
-        finally:
-            self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # After an error, such as a full disk, the rows that are noted already are what counts.
+        with suppress(OSError, UserError) if kind else nullcontext():
+            try:
+                if self._files:
+                    self._save()
+            finally:
+                self._stack.close()
 
     def append(self, **arrays: NDArray[Any]) -> None:
         """Add rows, the same number to every array; widths and types are those of the first call.
@@ -97,14 +100,12 @@ class RowStore:
         kinds = {name: (values.shape[1:], values.dtype.str) for name, values in arrays.items()}
         if kinds != self._columns or len(lengths) != 1:
             raise ValueError(f"Rows of {kinds}, {lengths} of them, for arrays of {self._columns}")
-        try:
+        with self._told():
             for name, values in arrays.items():
                 self._files[name].write(np.ascontiguousarray(values).data)
-            self.rows += lengths.pop()
-            if time.monotonic() - self._saved > SAVE_EVERY_S:
-                self._save()
-        except OSError as error:
-            raise self._full(str(error)) if error.errno in (28, 122) else error from error
+        self.rows += lengths.pop()
+        if time.monotonic() - self._saved > SAVE_EVERY_S:
+            self._save()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all arrays, mapped: the system keeps in memory what fits there."""
@@ -130,12 +131,22 @@ class RowStore:
         self._files[name] = stream
 
     def _save(self) -> None:
-        for stream in self._files.values():
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self._told():
+            for stream in self._files.values():
+                stream.flush()
+                os.fsync(stream.fileno())
         columns = {name: [list(width), kind] for name, (width, kind) in self._columns.items()}
         write_json(self.folder / NOTE, {"key": self.key, "rows": self.rows, "columns": columns})
         self._saved = time.monotonic()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (28, 122):
+                raise self._full(str(error)) from error
+            raise
 
     def _check_space(self) -> None:
         need = self.total * sum(self._row_bytes(name) for name in self._columns)
