@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 import nuclass
+from nuclass.cli_backbones import add_backbones
 from nuclass.cli_common import BASE, add_command, add_settings, settings_of
 from nuclass.cli_data import add_fetch
+from nuclass.cli_import import add_import_checkpoint
 from nuclass.cli_labels import add_label
 from nuclass.cli_panel import add_panel
 from nuclass.cli_patches import add_patches
@@ -82,8 +84,9 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    before = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
-    for add in (*before, add_panel, add_label, add_split, add_patches, add_train, _add_evaluate):
+    data = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
+    labels = (add_panel, add_label, add_split, add_patches)
+    for add in (*data, *labels, add_backbones, add_train, add_import_checkpoint, _add_evaluate):
         add(commands)
     return parser
 
