@@ -77,9 +77,9 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
     model = new_local(section, len(data.known.organs), len(data.known.classes))
     speed_up(model, run)
     weights = class_weights(data.train_set.label, data.known, section.loss.beta)
+    digest = data_hash(study, data.train, data.val)
     module = LocalModule(model, section, weights, seed, protocol)
     payload = {
-        "model": LOCAL,
         "config": to_plain(section),
         **common_payload(study, data, protocol, LOCAL),
         "weights": weights_of(model.backbone),
@@ -89,8 +89,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
             **backbone_facts(model.backbone),
         },
     }
-    identity = [LOCAL, payload["config"], data_hash(study, data.train, data.val), data.known.to_dict(), seed]
-    return fit_and_write(module, data, run, payload, [*identity, payload["protocol"]], out, work)
+    return fit_and_write(module, data, run, payload, identity(payload, data, digest, seed), out, work)
 
 
 def train_global(
@@ -124,10 +123,12 @@ def train_global(
     section, run, protocol = settings.global_, settings.global_.trainer, settings.protocol
     local = load_checkpoint(local_checkpoint, LOCAL)
     teacher = restore_local(local)
-    data = global_data(study, local, teacher, settings, seed)
+    data = global_data(study, local, teacher, settings, seed, work)
     data.read_cells()
     check_local(local, study, data.known, local_checkpoint)
     check_unseen(data.val, local)
+    teacher_hash, digest = state_hash(teacher), data_hash(study, data.train, data.val)
+    data.kept_key = f"{teacher_hash} {settings.predict.precision} {digest}"
     data.setup("fit")
     told(None, run, data)
     context_dim = int(data.train_set.extra["context"].shape[2])
@@ -139,25 +140,46 @@ def train_global(
     weights = class_weights(data.train_set.label, data.known, section.loss.beta, guard=guard)
     module = GlobalModule(model, section, weights, seed, protocol, teacher)
     payload = {
-        "model": GLOBAL,
         "config": to_plain(section),
         **common_payload(study, data, protocol, GLOBAL),
+        **seen_by_global(study, settings, local, context_folder),
+        "context_dim": context_dim,
+    }
+    parts = identity(payload, data, digest, seed) | {
+        "local model": teacher_hash,
+        "context features": [payload["features"], tensor_hash(data.val_set.extra["context"])],
+    }
+    return fit_and_write(module, data, run, payload, parts, out, work)
+
+
+def seen_by_global(study: Study, settings: Models, local: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Return what a global checkpoint holds on its two networks, ``local`` being the local model's checkpoint."""
+    return {
         "weights": local.get("weights"),
         "input": dict(local["input"]),
         "backbone": local["config"]["backbone"],
         "context": to_plain(settings.context),
-        "context_folder": str(context_folder) if context_folder else None,
+        "context_folder": str(folder) if folder else None,
         "features": feature_attributes(study, [row["slide"] for row in study.slides]),
-        "context_dim": context_dim,
-        "alpha_schedule": {**to_plain(section.alpha), "end": 1.0},
+        "alpha_schedule": {**to_plain(settings.global_.alpha), "end": 1.0},
     }
-    identity = [GLOBAL, payload["config"], data_hash(study, data.train, data.val), data.known.to_dict(), seed]
-    identity += [state_hash(teacher), tensor_hash(data.val_set.extra["context"]), payload["protocol"]]
-    return fit_and_write(module, data, run, payload, identity, out, work)
+
+
+def identity(payload: dict[str, Any], data: LocalData, digest: str, seed: int) -> dict[str, Any]:
+    """Return what the result of a run depends on, as plain values by name."""
+    return {
+        "model": payload["model"],
+        "settings": payload["config"],
+        "protocol": payload["protocol"],
+        "cells and windows": digest,
+        "vocabulary": data.known.to_dict(),
+        "weights": payload["weights"],
+        "seed": seed,
+    }
 
 
 def fit_and_write(
-    module: Any, data: LocalData, run: Trainer, payload: dict[str, Any], identity: list[Any], out: Path, work: Path
+    module: Any, data: LocalData, run: Trainer, payload: dict[str, Any], parts: dict[str, Any], out: Path, work: Path
 ) -> dict[str, Any]:
     """Fit a module, write its four files, clear the running state; returns the metrics.
 
@@ -165,8 +187,8 @@ def fit_and_write(
     ----------
     payload
         What the checkpoint holds besides weights and temperature.
-    identity
-        Plain values; a running state is taken up by a run of the same ones only.
+    parts
+        See :func:`identity`; a running state is taken up by a run of the same ones only.
     """
     from nuclass.training.fit import choose_accelerator, clear_work, fingerprint, fit
     from nuclass.training.launch import find_place
@@ -177,7 +199,7 @@ def fit_and_write(
         data,
         run,
         work=work,
-        identity=fingerprint(*identity),
+        identity=fingerprint(**parts),
         description=f"{payload['model']} model",
         monitor=MONITOR,
         grad_clip=module.optimizer_settings.grad_clip,
@@ -196,7 +218,9 @@ def fit_and_write(
     return metrics
 
 
-def global_data(study: Study, local: dict[str, Any], teacher: LocalModel, settings: Models, seed: int) -> GlobalData:
+def global_data(
+    study: Study, local: dict[str, Any], teacher: LocalModel, settings: Models, seed: int, work: Path
+) -> GlobalData:
     """Return the data of the global model: windows as the local model ``local`` (a checkpoint) reads them."""
     run = settings.global_.trainer
     return GlobalData(
@@ -207,6 +231,7 @@ def global_data(study: Study, local: dict[str, Any], teacher: LocalModel, settin
         test_as_val=settings.protocol.test_as_val,
         context=lambda frame, views: context_features(frame, study, views=views),
         teacher=lambda windows: teacher_logits(teacher, windows, run, settings),
+        kept=work / "teacher",
     )
 
 
@@ -229,6 +254,7 @@ def class_weights(labels: Tensor, vocabulary: Any, beta: float, *, guard: bool =
 def common_payload(study: Study, data: LocalData, protocol: Protocol, stage: str) -> dict[str, Any]:
     """Return what both checkpoints hold besides their model: vocabulary, scale, cells, flaws that are on."""
     return {
+        "model": stage,
         **data.known.to_dict(),
         "mpp": study.mpp,
         "windows": dict(study.windows),
