@@ -26,11 +26,11 @@ class _Uninitialised(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        changed = args[0] if args else kwargs.get("tensor")
         fills = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-        if fills and args and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        return changed if fills and isinstance(changed, nn.Parameter) else func(*args, **kwargs)
 
 
 def restore_local(checkpoint: dict[str, Any]) -> LocalModel:
