@@ -40,7 +40,6 @@ rule check_alignment:
         slide=WITH_BUNDLE,
     params:
         alignment={key: value for key, value in CONFIG["alignment"].items() if key not in ("align", "robust", "accept")},
-        inverted_mpp=PROTOCOL.inverted_mpp,
         code=code_hash("nuclass.slides.verdict", "nuclass.slides.overlay"),
     log:
         "logs/check_alignment/{slide}.log",

@@ -13,5 +13,4 @@ with snakemake_job(snakemake):
         verdict=snakemake.output.verdict,
         overlay=snakemake.output.overlay,
         settings=snakemake.params.alignment,
-        inverted_mpp=snakemake.params.inverted_mpp,
     )

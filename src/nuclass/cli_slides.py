@@ -59,7 +59,6 @@ def _align(options: argparse.Namespace) -> None:
     import numpy as np
 
     from nuclass.core.files import atomic_path, read_json
-    from nuclass.core.protocol import parse_protocol
     from nuclass.slides.job import align_slide, check_slide
     from nuclass.xenium.fetch import fetch_slide
 
@@ -77,14 +76,7 @@ def _align(options: argparse.Namespace) -> None:
         robust=settings["alignment"]["robust"],
     )
     verdict, picture = options.out / "alignment.json", options.out / "alignment.png"
-    check_slide(
-        bundle=bundle,
-        transform=transform,
-        verdict=verdict,
-        overlay=picture,
-        settings=settings["alignment"],
-        inverted_mpp=parse_protocol(settings["protocol"]).inverted_mpp,
-    )
+    check_slide(bundle=bundle, transform=transform, verdict=verdict, overlay=picture, settings=settings["alignment"])
     record = read_json(verdict)
     with atomic_path(options.out / "matrix.csv") as temporary:
         np.savetxt(temporary, np.asarray(record["matrix"]), delimiter=",", fmt="%.12g")

@@ -69,8 +69,11 @@ def reduce_truncated(images: Tensor, side: int) -> Tensor:
     Bilinear without a filter: the mean of 2 x 2 px where the side is halved, a sample of the picture where it shrinks
     more. A few at a time, since whole windows in float32 take much memory.
     """
-    options = {"size": (side, side), "mode": "bilinear", "align_corners": False}
-    return torch.cat([F.interpolate(part.float(), **options).to(torch.uint8) for part in images.split(8)])
+
+    def reduced(part: Tensor) -> Tensor:
+        return F.interpolate(part.float(), size=(side, side), mode="bilinear", align_corners=False)
+
+    return torch.cat([reduced(part).to(torch.uint8) for part in images.split(8)])
 
 
 def draw_stain(

@@ -64,14 +64,17 @@ def load_training_cells(study: Study, test_as_val: bool = False) -> tuple[pd.Dat
 
 def _test_as_val(frame: pd.DataFrame) -> pd.DataFrame:
     """Return ``frame`` with the test cells of a slide in place of its val cells, where it has test cells."""
+    import pandas as pd
+
     split = frame["split"].astype(str)
     tested = frame.loc[split == TEST, "slide"].unique()
     kept = frame[~((split == VAL) & frame["slide"].isin(tested))]
     _log.warning(
-        "Models are stopped, chosen and calibrated by cells they are reported on (protocol: test_as_val): test cells of %s",
+        "Cells that are reported on stop, choose and calibrate the models (protocol: test_as_val): test cells of %s",
         ", ".join(map(str, tested)) or "no slide, for none has any; val it is",
     )
-    return kept.assign(split=kept["split"].astype(str).replace(TEST, VAL)).reset_index(drop=True)
+    named = kept["split"].astype(str).replace(TEST, VAL)
+    return kept.assign(split=named.astype(pd.CategoricalDtype([TRAIN, VAL]))).reset_index(drop=True)
 
 
 def by_place(frame: pd.DataFrame) -> pd.DataFrame:

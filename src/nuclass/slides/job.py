@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +91,7 @@ def align_slide(
 
 
 def check_slide(
-    *,
-    bundle: str | Path,
-    transform: str | Path,
-    verdict: str | Path,
-    overlay: str | Path,
-    settings: Mapping[str, Any],
-    inverted_mpp: bool = False,
+    *, bundle: str | Path, transform: str | Path, verdict: str | Path, overlay: str | Path, settings: Mapping[str, Any]
 ) -> None:
     """Measure how a bundle's nuclei lie on its H&E, judge it, and write ``alignment.json`` and its picture.
 
@@ -116,9 +110,6 @@ def check_slide(
         The picture, PNG.
     settings
         The section ``alignment`` of the settings.
-    inverted_mpp
-        Whether the store will be built at the original's wrong scale: the verdict does not depend on it, but the
-        record then tells the true one (``protocol``, ``mpp_store``).
     """
     from nuclass.slides.align import load_transform, nuclei_of
     from nuclass.slides.overlay import draw_overlay
@@ -138,12 +129,6 @@ def check_slide(
         if mismatch:
             notes.append(
                 f"the H&E file claims {embedded:.4f} um/px, the alignment says {frames.mpp_he:.4f} and is used"
-            )
-        if inverted_mpp:
-            record |= {"protocol": ["inverted_mpp"], "mpp_store": replace(frames, inverted_mpp=True).mpp_store}
-            notes.append(
-                f"px of the store are {record['mpp_store']:.4f} um wide and taken for {frames.mpp_target:g} um "
-                "(protocol: inverted_mpp)"
             )
         peak = measured.peak
         # A peak that does not stand out is chance, and its place says nothing.
