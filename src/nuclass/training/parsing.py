@@ -106,17 +106,17 @@ def _items(kind: Any, value: Any, path: Path_, faults: Faults) -> Any:
 def _union(options: tuple[Any, ...], value: Any, path: Path_, faults: Faults) -> Any:
     if value is None and type(None) in options:
         return None
+    kinds = [option for option in options if option is not type(None)]
     tries = []
-    for option in options:
-        if option is type(None):
-            continue
+    for kind in kinds:
         own = Faults(faults.locate)
-        result = _value(option, value, path, own)
+        result = _value(kind, value, path, own)
         if not own.items:
             return result
         tries.append(own.items)
-    # Of a list, what is wrong in it says more than that it is no number.
-    faults.items += tries[next((n for n, o in enumerate(options) if isinstance(value, get_origin(o) or ())), 0)]
+    # What is wrong in a list, or which words there are, says more than that it is no number.
+    alike = (list, tuple) if isinstance(value, list | tuple) else (Literal,) if isinstance(value, str) else ()
+    faults.items += tries[next((number for number, kind in enumerate(kinds) if get_origin(kind) in alike), 0)]
     return value
 
 
