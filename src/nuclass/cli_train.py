@@ -112,7 +112,12 @@ def _add_model(parser: argparse.ArgumentParser, model: str) -> None:
             help=f"best.ckpt of the {needed} model (default: {needed}/best.ckpt of the trained models)",
         )
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder to write to (default: {model} there)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="folder of the running state (default: in work/)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="folder of the running state and the logs (default: in work/; with --out in DIR/work)",
+    )
     parser.add_argument(
         "--print-config", action="store_true", help="print all settings, each with where it came from, and stop"
     )
@@ -140,13 +145,15 @@ def _train(options: argparse.Namespace) -> None:
     if options.dry_run:
         sys.stdout.write(_plan(run))
         return
+    from nuclass.training.interruption import StoppedError
+
     try:
         metrics = _carry_out(run)
+    except StoppedError as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        kept = run.work.exists()
-        raise KeyboardInterrupt(
-            f"Stopped. The same command goes on from {run.work}." if kept else "Stopped, before training began."
-        ) from None
+        raise KeyboardInterrupt("Stopped; the same command goes on from what is there.") from None
     if metrics:
         sys.stdout.write(_told(run.out, metrics))
 

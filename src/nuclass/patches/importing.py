@@ -119,4 +119,9 @@ def _part(part: Part, states: Mapping[Path, dict[str, int]]) -> dict[str, object
         }
         if file.sources:
             files[role]["sources"] = [{"path": str(path.absolute()), **file_state(path)} for path in file.sources]
-    return {"folder": str(part.folder.absolute()), "split": part.split, "files": files}
+    return {
+        "folder": str(part.folder.absolute()),
+        "split": part.split,
+        "annotations": {"path": str(part.annotations.absolute()), **states[part.annotations]},
+        "files": files,
+    }

@@ -250,17 +250,13 @@ def _changed(place: Place, slide: str) -> bool:
     from nuclass.patches.states import file_state
 
     manifest = read_json(place.windows(slide))
-    noted = {
-        file["path"]: {"size": file["size"], "mtime_ns": file["mtime_ns"]}
-        for part in manifest["parts"]
-        for file in part["files"].values()
-    }
+    noted = [file for part in manifest["parts"] for file in (part.get("annotations"), *part["files"].values()) if file]
+    states = {file["path"]: {"size": file["size"], "mtime_ns": file["mtime_ns"]} for file in noted}
     folder = place.root / place.slides.loc[slide, "path"]
-    paths = [path for path in find_patches(folder, place.config["windows"]).paths if str(path.absolute()) in noted]
+    paths = find_patches(folder, place.config["windows"]).paths
     ontology = place.root / place.config["ontology"]
     return (
-        len(paths) != len(noted)
-        or any(noted[str(path.absolute())] != file_state(path) for path in paths)
+        {str(path.absolute()): file_state(path) for path in paths} != states
         or manifest["windows"] != dict(place.config["windows"])
         or ontology.stat().st_mtime_ns > place.tables(slide)["labels"].stat().st_mtime_ns
     )
