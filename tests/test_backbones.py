@@ -137,6 +137,14 @@ def test_musk_as_a_whole_has_the_published_size():
     assert round((vision + language + rest) / 1e6, 1) == 675.2
 
 
+def test_plip_has_the_architecture_of_clip_vit_b_32():
+    from transformers import CLIPVisionConfig
+
+    # The library's defaults are those of openai/clip-vit-base-patch32, from which PLIP was fine-tuned.
+    usual = CLIPVisionConfig()
+    assert {key: getattr(usual, key) for key in REGISTRY["plip"].arguments} == REGISTRY["plip"].arguments
+
+
 def test_demo_networks_are_those_of_the_demos_settings():
     file = Path(__file__).parent.parent / "config" / "models" / "demo.yaml"
     models = yaml.safe_load(file.read_text(encoding="utf-8"))
