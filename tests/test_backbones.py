@@ -237,6 +237,10 @@ def test_every_kind_has_activation_maps(settings):
         with pytest.raises(UserError, match="Activation maps of this backbone are not known"):
             backbone.explained_layer()
         return
+    if backbone.kind == "tokens":
+        blocks = backbone.net.get_submodule(backbone.form.blocks)
+        assert len(blocks) > 1
+        assert blocks[-1].get_submodule(backbone.form.norm) is backbone.explained_layer()
     head = nn.Linear(backbone.feature_dim, 3)
     x = images(backbone.input_px)
     maps, logits = class_activation(backbone, lambda: head(backbone(x)))
