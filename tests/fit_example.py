@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ PLAIN = Trainer(
 )
 RATES = Optimizer(lr_head=1e-2, lr_backbone=1e-2, warmup_steps=4, schedule="cosine")
 AUGMENT = Augment(blur=0.0)
-NO_AUGMENT = Augment(dihedral=False, rotate=0, shift=0, zoom=0, stain_scale=0, stain_shift=0, stain_mix=0, blur=0)
+NO_AUGMENT = Augment(**{item.name: type(item.default)(0) for item in dataclasses.fields(Augment)})
 
 
 class TinyNet(nn.Module):
@@ -139,3 +140,60 @@ def killed_at(work: Path, arrange: Callable[[], None], train: Callable[[], Any])
 def die() -> None:
     """End this process as the kernel or a scheduler does: at once."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class MinedModule(TinyModule):
+    """Dies in process R at training step S of this start where the environment's ``MINE`` is R:S."""
+
+    steps = 0
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.steps += 1
+        if os.environ.get("MINE") == f"{self.global_rank}:{self.steps}":
+            die()
+        return super().training_step(batch, batch_idx)
+
+
+def fork(train: Callable[[], Any], file: Path, environ: dict[str, str] | None = None) -> int:
+    """Start ``train`` in a process of its own, which leaves its result or error in ``file``; returns its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 3
+    try:
+        os.environ.update(environ or {})
+        try:
+            result = train()
+            status = 0
+        except Exception as error:  # noqa: BLE001
+            result, status = error, 1
+        torch.save(result, file)
+    finally:
+        os._exit(status)
+
+
+def start_ranks(train: Callable[[int], Any], folder: Path, count: int = 2) -> list[int]:
+    """Start ``train(rank)`` in processes as torchrun does; ``results`` gives what they left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {
+        "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0",
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+    }  # fmt: skip
+    return [
+        fork(
+            lambda rank=rank: train(rank), folder / f"{rank}.pt", {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(count)
+    ]
+
+
+def results(pids: list[int], folder: Path) -> list[Any]:
+    """Wait for processes; return what each left, or its signal where it was killed."""
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return [
+        torch.load(folder / f"{rank}.pt", weights_only=False) if status >= 0 else status
+        for rank, status in enumerate(statuses)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
@@ -19,11 +20,11 @@ from nuclass.core.ranks import started_ranks
 from nuclass.training.callbacks import Best, Record, Seeds
 from nuclass.training.config import Trainer
 from nuclass.training.interruption import Signals, StoppedError
-from nuclass.training.keeping import Keep
+from nuclass.training.keeping import AtomicIO, Keep
 from nuclass.training.launch import Place, environment, find_place, run_ranks
 from nuclass.training.live import check_logger, make_loggers
 from nuclass.training.ranks import Agreement
-from nuclass.training.state import LAST, LOGS, AtomicIO, clear_work, fingerprint, kept, prepare
+from nuclass.training.state import LAST, LOGS, clear_work, fingerprint, kept, prepare
 
 __all__ = ["FitResult", "StoppedError", "choose_accelerator", "choose_precision", "clear_work", "fingerprint", "fit"]
 _log = get_logger(__name__)
@@ -203,7 +204,9 @@ def trainer_options(job: _Job) -> dict[str, Any]:
         from lightning.pytorch.strategies import DDPStrategy
 
         # Running means are made the same before each validation; at each step, unequal numbers of val batches hang.
-        strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        strategy = DDPStrategy(find_unused_parameters=True, **{buffers: False})
     return {
         "accelerator": place.accelerator,
         "devices": place.devices,

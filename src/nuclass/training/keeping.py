@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from nuclass.training.callbacks import Best, Record
 from nuclass.training.interruption import Signals, StoppedError
 from nuclass.training.ranks import Agreement
-from nuclass.training.state import LAST
+from nuclass.training.state import LAST, save_atomically
 
 _VALIDATION = "epoch_loop.val_loop.batch_progress"
+
+
+class AtomicIO(TorchCheckpointIO):
+    """Write a checkpoint under another name, flush it to the disk, then rename it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save, see :func:`nuclass.training.state.save_atomically`."""
+        save_atomically(checkpoint, Path(path))
 
 
 class Keep(pl.Callback):
@@ -58,6 +67,12 @@ class Keep(pl.Callback):
         """Take what an interrupted run had."""
         self.seen, self.mid_epoch = state_dict["seen"], state_dict["mid_epoch"]
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep away Lightning's handlers of signals, which end the process with status 0 or wait for other processes."""
+        connector = getattr(trainer, "_signal_connector", None)
+        if connector is not None:
+            connector.register_signal_handlers = _nothing
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the channel between the processes."""
         self.agreement.connect()
@@ -68,7 +83,6 @@ class Keep(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out the batches that were seen, and bring the module to the epoch it is in."""
-        # Lightning has just set handlers that would end the process with status 0.
         self.signals.listen()
         self._align(trainer)
         self._skips = hasattr(_sampler(trainer), "start_at")

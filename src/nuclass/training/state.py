@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, read_json, write_json
@@ -23,16 +22,14 @@ _IRRELEVANT = ("workers", "save_every_min", "logger", "log_every")
 _log = get_logger(__name__)
 
 
-class AtomicIO(TorchCheckpointIO):
-    """Write a checkpoint under another name, flush it to the disk, then rename it."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save; a full disk is a :class:`UserError`, and the file that was there stays."""
-        save_atomically(checkpoint, Path(path))
-
-
 def save_atomically(content: Any, path: Path) -> None:
-    """Write ``content`` by ``torch.save``: a kill at any moment leaves the old file whole, or the new one."""
+    """Write ``content`` by ``torch.save``: a kill at any moment leaves the old file whole, or the new one.
+
+    Raises
+    ------
+    UserError
+        The disk is full; the file that was there stays.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         try:
             torch.save(content, stream)
