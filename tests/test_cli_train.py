@@ -20,6 +20,7 @@ import yaml
 
 from nuclass.cli import main
 from nuclass.core.config import load_study, merge_files
+from nuclass.data.features import read_key
 from nuclass.data.study import Study
 from nuclass.patches.export import export_patches
 from nuclass.slides.store import SlideStore
@@ -156,8 +157,6 @@ def test_the_command_gives_what_the_rules_give(inside, tmp_path):
             views_out=views,
             seed=models["global"]["seed"],
         )
-        from nuclass.data.features import read_key
-
         assert read_key(out) == read_key(study.features(slide))
         assert out.read_bytes() == study.features(slide).read_bytes()
         assert views.read_bytes() == study.views(slide).read_bytes()
@@ -251,6 +250,18 @@ def test_features_of_other_settings_are_refused(inside, capsys):
     assert main(["train", "gate", "--configfile", "mine.yaml", "--dry-run"]) == 0, "the gate's are those of its parent"
 
 
+def test_features_of_the_gates_own_are_made_where_the_protocol_wants_them(inside, tmp_path, capsys):
+    command = ["train", "gate", "--configfile", "mine.yaml", "-o", "protocol.smaller_gate_context=true"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "results/features/context_gate/Lung_wsi.h5" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "gate")]) == 0
+    data = torch.load(tmp_path / "gate" / "best.ckpt", weights_only=True)
+    assert data["protocol"] == {"smaller_gate_context": True}
+    gates = [read_key(Path("results/features/context_gate", f"{slide}.h5")) for slide in SLIDES]
+    assert gates[0] == gates[1]
+    assert gates[0].input_px < read_key(Path("results/features/context/Lung_wsi.h5")).input_px
+
+
 def test_settings_are_printed_without_any_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NUCLASS_DATA_DIRS", raising=False)
@@ -262,6 +273,23 @@ def test_settings_are_printed_without_any_data(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
     assert main(["train", "local", "-o", "max_epoch=20", "--print-config"]) == 1
     assert "Did you mean 'trainer.max_epochs'?" in capsys.readouterr().err
+
+
+def test_outside_of_a_study_data_sets_start_from_this_folder(home, tmp_path, monkeypatch, capsys):
+    dirs = os.environ["NUCLASS_DATA_DIRS"].split(os.pathsep)
+    root = Path(dirs[0]).parent
+    monkeypatch.chdir(root.parent)
+    monkeypatch.setenv("NUCLASS_DATA_DIRS", os.pathsep.join(f"{root.name}/{slide}" for slide in SLIDES))
+    overlay = tmp_path / "windows.yaml"
+    overlay.write_text(yaml.safe_dump({"windows": WINDOWS, "splits": {"buffer_um": 32}}))
+    assert main(["train", "local", "--configfile", str(overlay), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "Lung_wsi (lung), Colon_wsi (colon)" in told
+    assert "taken in from patch files" in told
+    monkeypatch.setenv("NUCLASS_DATA_DIRS", "")
+    monkeypatch.setenv("NUCLASS_DATA_ROOT", root.name)
+    assert main(["train", "local", "--configfile", str(overlay), "--dry-run"]) == 0
+    assert "Colon_wsi (colon), Lung_wsi (lung)" in capsys.readouterr().out
 
 
 def run(home: Path, *arguments: str) -> subprocess.Popen:

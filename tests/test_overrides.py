@@ -229,3 +229,33 @@ def test_a_file_of_another_section_is_told():
         resolve("local", DEMO, file=CONFIG / "path_gate.yaml")
     assert "another section: gate" in str(caught.value)
     assert f"nuclass train gate --config {CONFIG / 'path_gate.yaml'}" in str(caught.value)
+
+
+DOCUMENT = Path("docs/commands.md").read_text(encoding="utf-8")
+
+
+def test_the_document_has_every_key_of_the_original():
+    for key, models in ORIGINAL.items():
+        (row,) = [line for line in DOCUMENT.splitlines() if line.startswith("|") and f"`{key}`" in line]
+        for ours, _ in models.values():
+            assert not ours or f"`{ours}`" in row, key
+
+
+def test_every_command_of_the_document_is_there():
+    import re
+    import shlex
+
+    from nuclass.cli import _parser
+
+    spans = re.findall(r"`(nuclass [a-z][^`]*)`", DOCUMENT)
+    blocks = [line.strip() for line in DOCUMENT.splitlines() if line.startswith("    nuclass ")]
+    commands = [text for text in spans + blocks if "COMMAND" not in text]
+    assert len(commands) > 20
+    known = _parser().format_help()
+    for text in commands:
+        words = shlex.split(text)[1:]
+        assert f"\n    {words[0]}" in known, text
+        if any(word.startswith("-") for word in words):
+            options = _parser().parse_args(words)
+            for override in getattr(options, "override", []):
+                find_setting(parse_override(override)[0], options.model)

@@ -233,9 +233,10 @@ def _plan(run: _Run) -> str:
     if taken:
         lines.append(f"  first   taken in from patch files and divided: {', '.join(taken)}")
     if model != LOCAL:
-        missing = features_to_make(place, _context(run)[0])
+        context, protocol = _context(run)[0], run.settings.typed.protocol
+        missing = features_to_make(place, context, protocol, for_gate=model == GATE)
         if missing:
-            lines.append(f"  first   features of neighbourhoods: {', '.join(missing)}")
+            lines.append(f"  first   features of neighbourhoods: {', '.join(map(str, missing))}")
     lines += [f"  from    {path}" for path in run.checkpoints.values()]
     going_on = (run.work / "last.ckpt").is_file()
     lines.append(
@@ -256,8 +257,9 @@ def _prepare_context(run: _Run) -> Path | None:
     from nuclass.training.preparing import prepare_context
 
     context, folder = _context(run)
-    switches = run.settings.sections("context")["protocol"]
-    return prepare_context(run.place, context, switches, run.settings.typed.global_.seed, folder)
+    typed = run.settings.typed
+    for_gate = run.settings.model == GATE
+    return prepare_context(run.place, context, typed.protocol, typed.global_.seed, folder, for_gate=for_gate)
 
 
 def _carry_out(run: _Run) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
 from nuclass.core.log import get_logger
 from nuclass.core.patch_rows import PATCHES, find_patches
+from nuclass.core.protocol import Protocol, switches_of
 from nuclass.data.study import Study
 
 if TYPE_CHECKING:
@@ -143,45 +144,57 @@ def prepare_slides(place: Place) -> None:
         _split(place, slide)
 
 
-def features_to_make(place: Place, context: Context) -> list[str]:
-    """Return the slides without features of their cells' neighbourhoods.
+def features_to_make(place: Place, context: Context, protocol: Protocol, *, for_gate: bool) -> list[Path]:
+    """Return the files of features of neighbourhoods that are not there, slide by slide.
+
+    Parameters
+    ----------
+    for_gate
+        Also those that the gate has of its own under ``smaller_gate_context``.
 
     Raises
     ------
     UserError
         There are features that were made by other settings.
     """
-    from nuclass.data.features import read_key
-
     study = place.study()
     lacking = []
     for slide in map(str, place.slides.index):
         files = [study.features(slide)] + ([study.views(slide)] if context.views else [])
-        if not all(file.is_file() for file in files):
-            lacking.append(slide)
-            continue
-        key = read_key(files[0])
-        wanted = {
-            "backbone": str(context.backbone.get("name")),
-            "pooling": context.pooling,
-            "read_level": context.read_level,
-            "window_px": study.windows["global"],
-            "mpp": float(study.mpp),
-        }
-        wrong = {name: getattr(key, name) for name, value in wanted.items() if getattr(key, name) != value}
-        if wrong:
-            raise UserError(
-                "The features of neighbourhoods were made by other settings",
-                where=files[0],
-                found=", ".join(f"{name} {value}" for name, value in wrong.items()),
-                expected=", ".join(f"{name} {wanted[name]}" for name in wrong),
-                fix=f"delete {study.features('*')}, or set NUCLASS_RESULTS_ROOT to another folder",
-            )
+        if all(file.is_file() for file in files):
+            _check_settings(files[0], study, context, protocol)
+        else:
+            lacking.append(files[0])
+        if for_gate and protocol.smaller_gate_context and not study.gate_features(slide).is_file():
+            lacking.append(study.gate_features(slide))
     return lacking
 
 
+def _check_settings(file: Path, study: Study, context: Context, protocol: Protocol) -> None:
+    from nuclass.data.features import read_key
+
+    key = read_key(file)
+    wanted = {
+        "backbone": str(context.backbone.get("name")),
+        "pooling": context.pooling,
+        "read_level": 0 if protocol.truncated_context else context.read_level,
+        "window_px": study.windows["global"],
+        "mpp": float(study.mpp),
+        "truncated": protocol.truncated_context,
+    }
+    wrong = {name: getattr(key, name) for name, value in wanted.items() if getattr(key, name) != value}
+    if wrong:
+        raise UserError(
+            "The features of neighbourhoods were made by other settings",
+            where=file,
+            found=", ".join(f"{name} {value}" for name, value in wrong.items()),
+            expected=", ".join(f"{name} {wanted[name]}" for name in wrong),
+            fix=f"delete {study.features('*')}, or set NUCLASS_RESULTS_ROOT to another folder",
+        )
+
+
 def prepare_context(
-    place: Place, context: Context, protocol: dict[str, bool], seed: int, folder: Path | None = None
+    place: Place, context: Context, protocol: Protocol, seed: int, folder: Path | None = None, *, for_gate: bool = False
 ) -> Path | None:
     """Make the features of neighbourhoods that are missing; return the folder of a backbone that a study trains itself.
 
@@ -190,34 +203,47 @@ def prepare_context(
     Parameters
     ----------
     context, protocol, seed
-        Settings of the section ``context``, the switches that bear on it, the seed of views under augmentation.
+        Settings of the section ``context``, the flaws that are on, the seed of views under augmentation.
     folder
         The backbone of a study that trained its own, where it is not at its usual place.
+    for_gate
+        See :func:`features_to_make`.
     """
     from nuclass.training.config import to_plain
-    from nuclass.training.context import embed_context
 
-    sections = {"context": to_plain(context), "protocol": protocol}
-    lacking = features_to_make(place, context)
+    sections = {"context": to_plain(context)}
+    lacking = features_to_make(place, context, protocol, for_gate=for_gate)
     if context.pretrain is not None:
         folder = folder or place.context_folder
         if not all((folder / name).is_file() for name in CONTEXT_FILES):
             from nuclass.training.composition import pretrain_context
 
             pretrain_context(sections, place.study(), folder, place.work / "models" / "context", context.pretrain.seed)
-    for number, slide in enumerate(lacking, start=1):
-        _log.info("Features of neighbourhoods: slide %s, %d of %d", slide, number, len(lacking))
-        study = place.study(slide)
-        embed_context(
-            sections,
-            study,
-            study.features(slide),
-            place.work / "features" / "context" / slide,
-            folder=folder,
-            views_out=study.views(slide) if context.views else None,
-            seed=seed,
-        )
+    for number, file in enumerate(lacking, start=1):
+        _log.info("Features of neighbourhoods: %s, %d of %d", file, number, len(lacking))
+        _embed(place, context, protocol, seed, folder, file)
     return folder
+
+
+def _embed(place: Place, context: Context, protocol: Protocol, seed: int, folder: Path | None, file: Path) -> None:
+    """Make one file of features, as the rules embed_context, embed_training_context and embed_gate_context do."""
+    from nuclass.training.config import to_plain
+    from nuclass.training.context import embed_context
+
+    slide = file.stem
+    study = place.study(slide)
+    of_gate = file == study.gate_features(slide)
+    views = bool(context.views) and not of_gate
+    stages = ["gate_context"] if of_gate else ["context", "views"] if views else ["context"]
+    embed_context(
+        {"context": to_plain(context), "protocol": switches_of(protocol, *stages)},
+        study,
+        file,
+        place.work / "features" / file.parent.name / slide,
+        folder=folder,
+        views_out=study.views(slide) if views else None,
+        seed=seed,
+    )
 
 
 def context_of(checkpoint: Path) -> tuple[Context, Path | None]:

@@ -18,7 +18,7 @@ from nuclass.training.overrides import PART_OF, PROTOCOL, USES, Keys, apply_over
 from nuclass.training.parsing import section_types
 
 _log = get_logger(__name__)
-STAGES_OF = {"local": ("local",), "global": ("global", "context"), "gate": ("gate",)}
+STAGES_OF = {"local": ("local",), "global": ("global", "context", "views"), "gate": ("gate", "gate_context")}
 """Model -> the stages of the protocol that its command carries out."""
 
 
