@@ -14,6 +14,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
 from nuclass.data import load_cells
 from nuclass.data.study import Study
+from nuclass.evaluation import evaluate_model
 from nuclass.training.branches import Branches
 from nuclass.training.predict import Predictor, predict_slide
 from toy_study import CLASSES, MODELS, one_slide, toy
@@ -162,3 +163,18 @@ def test_training_cells_are_never_predicted(trained, study, tmp_path):
             {name: tmp_path / f"{name}.parquet" for name in trained},
         )
     assert "2 cells, the first: l003-1" in str(caught.value)
+
+
+def test_predictions_of_another_checkpoint_are_not_evaluated(trained, study, tmp_path):
+    outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
+    predict_slide(MODELS, one_slide(study, "lung_h"), trained, outputs)
+    options = {"out": tmp_path / "out", "model": "gate", "cohort": "lung_h"}
+    found = evaluate_model([outputs["gate"]], checkpoint=trained["gate"], **options)
+    assert found["n_cells"] == 220
+    data = torch.load(trained["gate"], weights_only=True)
+    data["classes"] = ["B_Cell", "Fibroblast", "Mast_Cell"]
+    torch.save(data, tmp_path / "best.ckpt")
+    with pytest.raises(UserError) as caught:
+        evaluate_model([outputs["gate"]], checkpoint=tmp_path / "best.ckpt", **options)
+    assert "Predictions have other classes than the checkpoint" in str(caught.value)
+    assert "3 classes: also T_Cell; not Mast_Cell" in str(caught.value)

@@ -13,7 +13,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID
-from nuclass.evaluation.leak import check_no_overlap, read_seen
+from nuclass.evaluation.leak import check_classes, check_no_overlap, read_seen
 from nuclass.evaluation.metrics import confusion, ece, metrics, per_class, reliability, softmax
 from nuclass.evaluation.predictions import Predictions, read_predictions
 
@@ -60,6 +60,7 @@ def evaluate_model(
     told: dict[str, Any] = {}
     if checkpoint is not None:
         seen = read_seen(checkpoint)
+        check_classes(found.classes, seen, where=", ".join(map(str, paths)), checkpoint=checkpoint)
         flawed = "test_as_val" in seen.protocol
         chosen_by = check_no_overlap(found.table, seen.cells, patients=patients, where=checkpoint, test_as_val=flawed)
         told |= {"protocol": list(seen.protocol)} if seen.protocol else {}

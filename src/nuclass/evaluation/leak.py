@@ -30,10 +30,13 @@ class Seen:
         The cells it was trained and selected on: ``{train | val: {slide: ids}}``.
     protocol
         The flaws of the original that it was trained with, see :mod:`nuclass.core.protocol`.
+    classes
+        Its classes, in order.
     """
 
     cells: dict[str, dict[str, set[str]]]
     protocol: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def read_seen(checkpoint: str | Path) -> Seen:
@@ -61,7 +64,23 @@ def read_seen(checkpoint: str | Path) -> Seen:
         split: {str(slide): set(map(str, parts.get(split, ()))) for slide, parts in cells.items()}
         for split in (TRAIN, VAL)
     }
-    return Seen(by_split, tuple(name for name, on in (data.get("protocol") or {}).items() if on))
+    flaws = tuple(name for name, on in (data.get("protocol") or {}).items() if on)
+    return Seen(by_split, flaws, tuple(data.get("classes") or ()))
+
+
+def check_classes(found: Sequence[str], seen: Seen, *, where: object, checkpoint: object) -> None:
+    """Raise when predictions have other classes than the checkpoint they are said to come from."""
+    if not seen.classes or tuple(found) == seen.classes:
+        return
+    more, less = (sorted(set(a) - set(b)) for a, b in ((found, seen.classes), (seen.classes, found)))
+    told = [f"also {', '.join(more)}"] * bool(more) + [f"not {', '.join(less)}"] * bool(less)
+    raise UserError(
+        "Predictions have other classes than the checkpoint",
+        where=f"{where}; {checkpoint}",
+        found=f"{len(found)} classes: " + ("; ".join(told) or "the same names in another order"),
+        expected=", ".join(seen.classes),
+        fix="predict again with this checkpoint",
+    )
 
 
 def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
