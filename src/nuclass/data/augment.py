@@ -138,9 +138,7 @@ def _change(images: Tensor, draws: dict[str, Tensor], *, black: bool = False) ->
     def shaped(name: str) -> Tensor:
         return draws[name].to(images.device).view(-1, 1, 1, 1)
 
-    images = images.contiguous()
-    if "dihedral" in draws:
-        images = ops.dihedral(images, draws["dihedral"])
+    images = ops.dihedral(images, draws["dihedral"]) if "dihedral" in draws else images.contiguous()
     x = images.float()
     if "degrees" in draws:
         x = ops.move(x, draws["degrees"], draws["shift"], draws["zoom"], black=black)
