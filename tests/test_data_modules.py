@@ -77,7 +77,7 @@ class TestLocal:
     def test_setup_reads_once(self, study, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            "nuclass.data.modules.load_training_cells", lambda s: calls.append(s) or load_training_cells(s)
+            "nuclass.data.modules.load_training_cells", lambda *a: calls.append(a) or load_training_cells(*a)
         )
         data = local_data(study)
         data.setup("fit")

@@ -77,11 +77,11 @@ def test_a_killed_run_goes_on_to_the_same_result(study, tmp_path, monkeypatch, t
 
     def killed(module):
         if module.current_epoch == 2:
-            raise MemoryError("killed")
+            raise RuntimeError("killed")
         original(module)
 
     monkeypatch.setattr(LocalModule, "on_train_epoch_start", killed)
-    with pytest.raises(MemoryError):
+    with pytest.raises(RuntimeError, match="killed"):
         train_local(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
     monkeypatch.setattr(LocalModule, "on_train_epoch_start", original)
     assert not (tmp_path / "out").exists()
@@ -92,16 +92,6 @@ def test_a_killed_run_goes_on_to_the_same_result(study, tmp_path, monkeypatch, t
     )
     assert all(torch.equal(resumed[key], straight[key]) for key in straight)
     assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == 4
-
-
-def test_a_state_of_another_run_is_not_taken_up(study, tmp_path):
-    from nuclass.training.fit import _prepare, fingerprint
-
-    (tmp_path / "last.ckpt").touch()
-    (tmp_path / "run.json").write_text(json.dumps({"identity": fingerprint("a", 1)}))
-    assert _prepare(tmp_path, fingerprint("a", 1)) == tmp_path / "last.ckpt"
-    assert _prepare(tmp_path, fingerprint("a", 2)) is None
-    assert not (tmp_path / "last.ckpt").exists()
 
 
 def test_a_loss_that_is_no_number_names_its_batch(study, tmp_path):
@@ -203,13 +193,6 @@ def test_gradient_checkpointing_changes_no_gradient(backbone):
     pairs = zip(plain.named_parameters(), saving.parameters(), strict=True)
     for (name, a), b in pairs:
         assert a.grad is None or torch.allclose(a.grad, b.grad, atol=1e-4), name
-
-
-def test_several_devices_are_refused(study, tmp_path):
-    many = copy.deepcopy(MODELS)
-    many["local"]["trainer"]["devices"] = 2
-    with pytest.raises(UserError, match=r"run\.devices"):
-        train_local(many, study, tmp_path / "out", tmp_path / "work", 1)
 
 
 def test_a_fitted_module_is_back_on_its_device(study, tmp_path, monkeypatch):

@@ -17,11 +17,14 @@ class Started:
         ``torchrun`` | ``srun``, or ``nobody`` where this is a process of its own.
     rank, world_size
         This process's number and how many there are.
+    local_rank
+        Its number on its machine.
     """
 
     by: Literal["torchrun", "srun", "nobody"] = "nobody"
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0
 
 
 def started_ranks() -> Started:
@@ -32,7 +35,8 @@ def started_ranks() -> Started:
     """
     names = os.environ
     if "TORCHELASTIC_RUN_ID" in names and int(names.get("WORLD_SIZE", 1)) > 1:
-        return Started("torchrun", int(names["RANK"]), int(names["WORLD_SIZE"]))
+        return Started("torchrun", int(names["RANK"]), int(names["WORLD_SIZE"]), int(names["LOCAL_RANK"]))
     if int(names.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in names:
-        return Started("srun", int(names["SLURM_PROCID"]), int(names["SLURM_STEP_NUM_TASKS"]))
+        local = int(names.get("SLURM_LOCALID", 0))
+        return Started("srun", int(names["SLURM_PROCID"]), int(names["SLURM_STEP_NUM_TASKS"]), local)
     return Started()

@@ -10,9 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
+import torch
 from torch import Tensor
 
 from nuclass.core.names import TEST, VAL
+from nuclass.core.ranks import started_ranks
 from nuclass.data.cells import give_back_memory, load_cells
 from nuclass.data.datasets import InMemoryWindows, Rows, WindowDataset, local_windows
 from nuclass.data.kept_rows import kept_rows
@@ -292,6 +294,9 @@ class GlobalData(LocalData):
     def _teacher_logits(self, frame: pd.DataFrame, dataset: Windows, teacher: Callable[[Windows], Tensor]) -> Tensor:
         if self.kept is None:
             return teacher(dataset)
+        started = started_ranks()
+        if started.world_size > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(started.local_rank % torch.cuda.device_count())
         cells = pd.util.hash_pandas_object(frame[["slide", "cell_id", "x_px", "y_px"]], index=False)
         key = f"{self.kept_key} {hashlib.sha256(cells.to_numpy().tobytes()).hexdigest()}"
         return kept_rows(self.kept, key, len(dataset), lambda start, stop: teacher(dataset.part(start, stop)))

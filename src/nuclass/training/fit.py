@@ -165,7 +165,8 @@ class _Job:
         run = self.run
         if self.place.by == "us" and run.compile:
             # A compiled network does not survive the trip between processes.
-            getattr(self.module, "model", self.module).compile()
+            model = getattr(self.module, "model", self.module)
+            getattr(model, "backbone", model).compile()
         agreement = Agreement(signals, 60 * run.save_every_min)
         record = Record(self.description, self.monitor, agreement, run.log_every, self._loggers)
         best = Best(self.work, self.monitor, self.mode, run.patience)
