@@ -94,9 +94,8 @@ def clip_model() -> Any:
 
     arguments = dict(SMALL["plip"].arguments)
     text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={**text, "vocab_size": 99}, vision_config=arguments, projection_dim=arguments["projection_dim"]
-    )
+    projection = arguments.pop("projection_dim")
+    config = CLIPConfig(text_config={**text, "vocab_size": 99}, vision_config=arguments, projection_dim=projection)
     return CLIPModel(config).eval()
 
 
