@@ -107,9 +107,10 @@ def trained(study: Study) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def timeless(found: object) -> object:
-    """Return what a file says but for the seconds that it took."""
+    """Return what a file says but for times and memory, which differ from run to run."""
+    measured = ("seconds", "train_seconds", "seconds_per_epoch", "cells_per_second", "memory_mb")
     if isinstance(found, dict):
-        return {key: timeless(value) for key, value in found.items() if key != "seconds"}
+        return {key: timeless(value) for key, value in found.items() if key not in measured}
     return found
 
 

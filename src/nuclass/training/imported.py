@@ -176,9 +176,7 @@ def sort_original(
         taken |= set(context.values())
     parts, strange = parts_of({name: shape for name, shape in plain.items() if name not in taken})
     if strange:
-        raise UserError(
-            "Tensors of the file have no place in the model", where=where, found=", ".join(strange[:8])
-        )
+        raise UserError("Tensors of the file have no place in the model", where=where, found=", ".join(strange[:8]))
     sizes = {"D": describe(dict(backbones["local"])).feature_dim}
     if model != LOCAL:
         sizes |= {"K": describe(dict(backbones["context"])).feature_dim}
