@@ -29,7 +29,7 @@ class StoppedError(UserError):
     def __init__(self, number: int, saved: object) -> None:
         self.number, self.saved = number, saved
         super().__init__(
-            f"StoppedError by {signal_name(number)}, state saved in {saved}",
+            f"Stopped by {signal_name(number)}, state saved in {saved}",
             fix="start the same again: it goes on from there to the same result",
         )
 

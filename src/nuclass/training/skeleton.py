@@ -77,6 +77,17 @@ class Skeleton(pl.LightningModule):
         """Return what the optimizer trains: groups of parameters, each with its learning rate and decay."""
         return parameter_groups(self.model, self.optimizer_settings)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients; Lightning would refuse with fused kernels, though bf16 scales nothing."""
+        if gradient_clip_val:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """Return AdamW in few groups with warm-up by optimizer step."""
         settings = self.optimizer_settings
