@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from fit_example import PLAIN, TinyModule, die, killed_at, outcome, run
+from fit_example import PLAIN, RATES, TinyData, TinyModule, die, fork, killed_at, outcome, run, windows
+from nuclass.core.errors import UserError
+from nuclass.data.datasets import InMemoryWindows
+from nuclass.data.modules import Loading
 from nuclass.training import callbacks, fit, keeping
+from nuclass.training.composition import DrawnBatches, WeightedDraw
 
 torch.set_num_threads(1)
 SIGKILL = -signal.SIGKILL
@@ -107,3 +113,59 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     work = tmp_path_factory.mktemp("straight")
     start = time.monotonic()
     return {"outcome": outcome(work, *run(work, CASES[1])), "seconds": time.monotonic() - start}
+
+
+def test_killed_from_outside_at_any_time(tmp_path: Path, straight: dict[str, Any]) -> None:
+    """By the clock, wherever the run is; each start takes it further, or not."""
+    chance = random.Random(7)
+    for _ in range(8):
+        pid = fork(lambda: run(tmp_path / "work", CASES[1]), tmp_path / "ignored.pt")
+        time.sleep(chance.uniform(0.05, 1.0) * straight["seconds"])
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert outcome(tmp_path / "work", *run(tmp_path / "work", CASES[1])) == straight["outcome"]
+
+
+def test_the_backbone_stays_frozen_in_an_epoch_that_goes_on(tmp_path: Path) -> None:
+    rates = replace(RATES, freeze_epochs=1)
+
+    def train(name: str) -> Any:
+        return outcome(tmp_path / name, *run(tmp_path / name, module=TinyModule(rates)))
+
+    straight = train("straight")
+    killed_at(tmp_path / "work", MOMENTS["a batch"], lambda: train("work"))
+    assert torch.load(tmp_path / "work" / "last.ckpt", weights_only=False)["epoch"] == 0
+    assert train("work") == straight
+
+
+def test_batches_that_were_seen_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(PLAIN, max_epochs=1)
+    killed_at(tmp_path, lambda: before(TinyModule, "training_step", 8), lambda: run(tmp_path, settings))
+    made: list[int] = []
+    real = InMemoryWindows.__getitem__
+    monkeypatch.setattr(InMemoryWindows, "__getitem__", lambda self, rows: made.append(len(self)) or real(self, rows))
+    run(tmp_path, settings)
+    assert made.count(90) == 11 - 7
+
+
+def test_a_start_without_a_state_begins_at_the_first_batch(tmp_path: Path) -> None:
+    loader = TinyData(Loading(8, 0, seed=5)).train_dataloader()
+    whole = [batch["index"].tolist() for batch in loader]
+    loader.set_epoch(0)
+    loader.sampler.start_at(4)
+    assert [batch["index"].tolist() for batch in loader] == whole[4:]
+    loader.set_epoch(0)
+    assert [batch["index"].tolist() for batch in loader] == whole
+
+
+def test_composition_batches_skip_and_are_shared() -> None:
+    held = windows(50, 1)
+    draw = WeightedDraw(np.ones(50), 50, 3)
+    whole = [batch["index"].tolist() for batch in DrawnBatches(held, 8, draw)]
+    assert sorted(row for rows in whole for row in rows) == list(range(50))
+    draw.start_at(5)
+    assert [batch["index"].tolist() for batch in DrawnBatches(held, 8, draw)] == whole[5:]
+    parts = [[batch["index"].tolist() for batch in DrawnBatches(held, 8, draw, rank, 2)] for rank in (0, 1)]
+    assert parts == [whole[0:6:2], whole[1:6:2]]
+    with pytest.raises(UserError, match="fewer batches than processes"):
+        DrawnBatches(held, 8, draw, 0, 8)
