@@ -228,6 +228,13 @@ def test_the_flaw_leaves_the_heads_as_they_were(study, trained, tmp_path, monkey
     assert not torch.equal(data["state"]["mlp.0.weight"], gate["mlp.0.weight"])
 
 
+def test_the_flaw_without_joint_fine_tuning_is_told_to_do_nothing(study, trained, tmp_path, caplog):
+    train(settings(max_epochs=0, frozen_heads=True), study, trained, tmp_path)
+    assert "protocol.frozen_heads changes nothing, for gate.joint.max_epochs is 0" in caplog.text
+    data, plain = load_checkpoint(tmp_path / "out" / "best.ckpt", "gate"), load_checkpoint(trained["gate"], "gate")
+    assert all(torch.equal(data["state"][key], plain["state"][key]) for key in plain["state"])
+
+
 def test_heads_that_got_worse_are_not_kept(study, trained, tmp_path, caplog):
     metrics = train(settings(lr_heads=3.0, aux_weight=0.0), study, trained, tmp_path)
     losses = metrics["joint"]["log_loss"]

@@ -64,6 +64,8 @@ def train_gate(
     """
     settings = parse_models(models)
     section = settings.gate
+    if settings.protocol.frozen_heads and not section.joint.max_epochs:
+        _log.warning("protocol.frozen_heads changes nothing, for gate.joint.max_epochs is 0")
     branches = Branches(local_checkpoint, global_checkpoint, settings.predict)
     cells = gate_cells(study, branches, section, settings.protocol, seed)
     inputs = gate_inputs(
