@@ -149,6 +149,8 @@ def test_the_undetached_weight_pulls_at_the_local_copy():
 
 def test_the_undetached_weight_reaches_the_backbone_through_heads_that_rest():
     module, plain = global_module(Protocol(undetached_weight=True)), global_module()
+    assert not any(part.training for part in module.teacher.modules())
+    assert all(part.training for part in global_module(Protocol(moving_teacher=True)).teacher.modules())
     for one in (module, plain):
         loss_of(one, batch_of()).backward()
     assert module.teacher is not None
