@@ -297,6 +297,32 @@ def one_class(table: pd.DataFrame, study: Study, slide: str) -> pd.DataFrame:
     )
 
 
+def test_a_class_of_val_alone_flattens_all_others_as_in_the_original(study, tmp_path, monkeypatch):
+    """Under test_as_val classes are those of train and test cells, so one may have no train cell."""
+
+    def rare(table: pd.DataFrame) -> pd.DataFrame:
+        split = pd.read_parquet(study.results / "splits" / "lung_1.parquet").set_index("cell_id")["split"]
+        tested = table["cell_id"].map(split) == "test"
+        return table.assign(**{"class": table["class"].where(~tested, "Mast_Cell")})
+
+    other = changed_study(study, tmp_path / "study", lung_1=rare)
+    models = quick(protocol={"test_as_val": True})
+    metrics = train_local(models, other, tmp_path / "local", tmp_path / "work", 1)
+    local = tmp_path / "local" / "best.ckpt"
+    assert load_checkpoint(local, "local")["classes"] == ["B_Cell", "Fibroblast", "Mast_Cell", "T_Cell"]
+    assert metrics["val"]["f1_per_class"]["Mast_Cell"] == 0
+    modules = []
+    monkeypatch.setattr(train, "fit_and_write", lambda module, *_: modules.append(module) or {})
+    for guard in (True, False):
+        models["protocol"]["unguarded_class_weights"] = not guard
+        train_global(models, other, local, tmp_path / "out", tmp_path / "work", 1)
+    guarded, flat = (module.class_weights for module in modules)
+    assert guarded[2] == 0
+    assert guarded[[0, 1, 3]].mean() == pytest.approx(1)
+    assert flat[2] == pytest.approx(4, rel=1e-3)
+    assert flat[[0, 1, 3]].max() < 1e-4
+
+
 def test_another_process_writes_nothing(study, tmp_path, monkeypatch):
     import dataclasses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nuclass.core.errors import UserError
@@ -28,7 +29,8 @@ def load_training_cells(study: Study, test_as_val: bool = False) -> tuple[pd.Dat
         The training slides.
     test_as_val
         A flaw of the original, see :class:`nuclass.core.protocol.Protocol`: the val cells are the test cells of every
-        slide that has some (its own val cells are left out), else its val cells. Their ``split`` is ``val`` then.
+        slide that has some (its own val cells are left out), else its val cells. Their ``split`` is ``val`` then, and
+        the vocabulary has their classes too, also one that no train cell has.
 
     Raises
     ------
@@ -55,6 +57,8 @@ def load_training_cells(study: Study, test_as_val: bool = False) -> tuple[pd.Dat
             found=f"only {vocabulary.classes[0]}",
             fix="check the labels' summary of these slides",
         )
+    if test_as_val:
+        vocabulary = replace(vocabulary, classes=Vocabulary.from_frame(frame).classes)
     val = known_classes(frame[frame["split"] == VAL], vocabulary, "val")
     if val.empty:
         raise UserError("No val cell has a class that training saw", where=f"slides {names}")

@@ -72,7 +72,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         test_as_val=protocol.test_as_val,
     )
     data.setup("fit")
-    told(section, run, data)
+    warn_of_settings(section, run, data)
     torch.manual_seed(seed)
     model = new_local(section, len(data.known.organs), len(data.known.classes))
     speed_up(model, run)
@@ -130,7 +130,7 @@ def train_global(
     teacher_hash, digest = state_hash(teacher), data_hash(study, data.train, data.val)
     data.kept_key = f"{teacher_hash} {settings.predict.precision} {digest}"
     data.setup("fit")
-    told(None, run, data)
+    warn_of_settings(None, run, data)
     context_dim = int(data.train_set.extra["context"].shape[2])
     torch.manual_seed(seed)
     model = new_global(section, local["config"]["backbone"], context_dim, len(data.known.classes))
@@ -275,7 +275,7 @@ def speed_up(model: Any, run: Trainer) -> None:
         model.backbone.compile()
 
 
-def told(section: Local | None, run: Trainer, data: LocalData) -> None:
+def warn_of_settings(section: Local | None, run: Trainer, data: LocalData) -> None:
     """Log what works but may not be what was meant: an unknown organ never trained, batches never full."""
     if section is not None and section.model.organ != NONE and section.model.organ_dropout == 0:
         seen = data.train_set.organ.unique().tolist()
