@@ -28,6 +28,7 @@ from fit_example import (
 )
 from nuclass.core.errors import UserError
 from nuclass.core.ranks import Started, started_ranks
+from nuclass.data.augment import to_unit
 from nuclass.data.modules import Loading
 from nuclass.training import callbacks, keeping, launch
 from nuclass.training.interruption import StoppedError
@@ -106,6 +107,32 @@ def test_two_processes_take_the_steps_of_one_with_double_batches(tmp_path: Path,
     assert (first["main"], second["main"]) == (True, False)
     assert "last.ckpt" in first["written"]
     assert second["written"] == []
+
+
+class Normed(TinyModule):
+    """With running means, which each process has its own of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.head = torch.nn.Sequential(torch.nn.BatchNorm1d(24), self.model.head)
+
+
+def test_all_processes_validate_the_network_that_is_kept(tmp_path: Path) -> None:
+    def train(rank: int) -> Any:
+        cells = data(TWO)
+        module, result = run(tmp_path / "work", TWO, Normed(), cells)
+        if not result.is_main:
+            return None
+        with torch.inference_mode():
+            whole = list(cells.whole_val_dataloader())
+            logits = torch.cat([module.logits(batch, to_unit(batch["image"])) for batch in whole])
+        loss = torch.nn.functional.cross_entropy(logits, torch.cat([batch["label"] for batch in whole]))
+        return len(logits), float(loss), result.best["val_loss"]
+
+    (n, loss, told), other = results(start_ranks(train, tmp_path), tmp_path)
+    assert other is None
+    assert n == 33
+    assert loss == pytest.approx(told, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -198,6 +198,19 @@ def test_asked_to_leave_it_saves_and_says_so(
     assert outcome(tmp_path / "work", *run(tmp_path / "work", RARELY)) == straight
 
 
+def test_lightning_never_takes_the_signals(tmp_path: Path) -> None:
+    """Its handler waits for the other processes, who may be elsewhere."""
+    seen: list[Any] = []
+
+    class Data(TinyData):
+        def val_dataloader(self) -> Any:
+            seen.append(getattr(signal.getsignal(signal.SIGTERM), "__self__", None))
+            return super().val_dataloader()
+
+    run(tmp_path, replace(PLAIN, max_epochs=1), data=Data(Loading(8, 0, seed=5)))
+    assert [type(handler) for handler in seen] == [Signals]
+
+
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     class Impatient(TinyModule):
         def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:

@@ -69,7 +69,7 @@ MOMENTS = {
     "in a validation": lambda: before(TinyModule, "validation_step", 3),
     "at a validation's end": lambda: before(keeping.Keep, "on_validation_end", 1),
     "after the best weights": lambda: before(callbacks.Best, "on_validation_end", 1, after=True),
-    "half a state": lambda: half_written(3),
+    "half a state": lambda: half_written(5),
     "before the rename": lambda: before(os, "fsync", 4),
     "after a state": lambda: before(keeping.Keep, "_save", 7, after=True),
     "between epochs": lambda: before(keeping.Keep, "on_train_epoch_end", 1, after=True),
@@ -80,7 +80,7 @@ MOMENTS = {
 CASES = [
     replace(PLAIN, accumulate=1, validate_every=1.0),
     replace(PLAIN, accumulate=2, validate_every=0.25),
-    replace(PLAIN, accumulate=3, validate_every=1.0, save_every_min=0.0004),
+    replace(PLAIN, accumulate=3, validate_every=0.25, save_every_min=0.0004),
     replace(PLAIN, accumulate=1, validate_every=0.25, workers=1, patience=4),
     replace(PLAIN, accumulate=2, validate_every=2.0, workers=1, max_epochs=4),
 ]
@@ -104,6 +104,8 @@ def test_killed_again_and_again(tmp_path: Path, settings: Any) -> None:
 def test_killed_once(tmp_path: Path, moment: str, straight: dict[str, Any]) -> None:
     settings = CASES[1]
     killed_at(tmp_path / "work", MOMENTS[moment], lambda: run(tmp_path / "work", settings))
+    if (tmp_path / "work" / "last.ckpt").exists():
+        assert torch.load(tmp_path / "work" / "last.ckpt", weights_only=False)["global_step"] > 0
     assert outcome(tmp_path / "work", *run(tmp_path / "work", settings)) == straight["outcome"]
 
 
