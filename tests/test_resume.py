@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from fit_example import PLAIN, RATES, TinyData, TinyModule, die, fork, killed_at, outcome, run, windows
+from fit_example import PLAIN, RATES, TinyData, TinyModule, die, fork, killed_at, outcome, results, run, windows
 from nuclass.core.errors import UserError
 from nuclass.data.datasets import InMemoryWindows
 from nuclass.data.modules import Loading
 from nuclass.training import callbacks, fit, keeping
 from nuclass.training.composition import DrawnBatches, WeightedDraw
+from nuclass.training.interruption import StoppedError
 
 torch.set_num_threads(1)
 SIGKILL = -signal.SIGKILL
@@ -171,3 +172,20 @@ def test_composition_batches_skip_and_are_shared() -> None:
     assert parts == [whole[0:6:2], whole[1:6:2]]
     with pytest.raises(UserError, match="fewer batches than processes"):
         DrawnBatches(held, 8, draw, 0, 8)
+
+
+def test_a_signal_to_all_processes_spares_the_workers(tmp_path: Path) -> None:
+    """A scheduler signals the workers too; these go on, so that the step can be finished."""
+    settings = replace(CASES[3], save_every_min=9.0, max_epochs=200, patience=999)
+    log = tmp_path / "work" / "log" / "metrics.csv"
+
+    def train() -> Any:
+        os.setpgrp()
+        return run(tmp_path / "work", settings)
+
+    pid = fork(train, tmp_path / "0.pt")
+    while not log.exists() or log.read_text().count("\n") < 4:
+        time.sleep(0.01)
+    os.killpg(pid, signal.SIGTERM)
+    (error,) = results([pid], tmp_path)
+    assert isinstance(error, StoppedError), error

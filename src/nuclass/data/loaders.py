@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -253,13 +254,17 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH if num_workers > 0 else None,
-        worker_init_fn=_open_anew,
+        worker_init_fn=_begin,
         # Of its own, or starting a pass would move the random numbers of dropout.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
-def _open_anew(_: int) -> None:
+def _begin(_: int) -> None:
+    """Open files anew, and leave signals to the main process, which may want batches still; without it workers end."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     worker = get_worker_info()
     assert worker is not None
     worker.dataset.windows.open_anew()  # type: ignore[attr-defined]
