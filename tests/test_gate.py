@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from nuclass.core.errors import UserError
+from nuclass.data.modules import GateData
 from nuclass.data.study import Study
 from nuclass.models.gate import GateModel
+from nuclass.models.gate_losses import gate_loss, gate_targets
 from nuclass.training import row_store
 from nuclass.training.branches import Branches, state_hash
 from nuclass.training.checkpoint import load_checkpoint
-from nuclass.training.config import parse_models
+from nuclass.training.config import Gate, Trainer, from_plain, parse_models
+from nuclass.training.fit import fit
 from nuclass.training.gate import auroc, select_blocks, train_gate
-from nuclass.training.gate_module import GateModule
+from nuclass.training.gate_module import MONITOR, GateModule
 from nuclass.training.predict import predict_slide
 from toy_study import MODELS, one_slide, toy
 
@@ -187,19 +190,80 @@ def test_a_pass_of_the_branches_goes_on_where_it_was_killed(study, trained, tmp_
     assert counted.batches == total - after
 
 
+def changed(**sections: dict) -> dict:
+    models = copy.deepcopy(MODELS)
+    for section, values in sections.items():
+        models[section.rstrip("_")] |= values
+    return models
+
+
+OTHERS = {
+    "no view": changed(gate={"views": 0}),
+    "two views": changed(gate={"views": 2}),
+    "augmentation": changed(global_={"augment": {**MODELS["global"]["augment"], "blur": 0.3}}),
+    "batches": changed(predict={"batch_size": 40}),
+    "more kept": changed(gate={"joint": {"max_epochs": 1}}),
+    "other cells": changed(gate={"select": 0.6}),
+}
+
+
 def test_kept_outputs_of_other_settings_are_not_taken(study, trained, tmp_path, monkeypatch):
     counted = Counted(monkeypatch)
     monkeypatch.setattr("nuclass.training.gate._fit_gate", lambda *_: 1 / 0)
-    seen = []
-    other = copy.deepcopy(MODELS)
-    other["gate"]["views"] = 0
-    for models in (MODELS, MODELS, other, MODELS):
+
+    def seen(models: dict) -> int:
         counted.cells = 0
         with pytest.raises(ZeroDivisionError):
             train(study, trained, tmp_path, models)
-        seen.append(counted.cells)
-    assert seen[0] > seen[2] > seen[1] == 0
-    assert seen[3] == seen[0]
+        return counted.cells
+
+    whole = seen(MODELS)
+    assert whole > 0
+    for name, other in OTHERS.items():
+        assert seen(MODELS) == (0 if name == "no view" else whole), name
+        assert seen(MODELS) == 0, name
+        assert seen(changed(gate={"trainer": {"max_epochs": 2}})) == 0, name
+        assert seen(other) > 0, name
+
+
+def test_the_loss_gets_what_belongs_to_it():
+    torch.manual_seed(0)
+    section = from_plain(Gate, MODELS["gate"], "there")
+    module = GateModule(GateModel(6, 5, project=4, hidden=(8,)), section, 1, pos_weight=2.5).eval()
+    p_a, p_b = torch.softmax(2 * torch.randn(2, 40, 3), 2)
+    batch = {"features_a": torch.randn(40, 6).half(), "features_b": torch.randn(40, 5).half(), "p_a": p_a, "p_b": p_b}
+    batch["label"] = torch.randint(0, 3, (40,))
+    targets = gate_targets(p_a, p_b, batch["label"])
+    logits = module.model(batch["features_a"].float(), batch["features_b"].float(), p_a, p_b)
+    by_hand = gate_loss(logits, p_a, p_b, batch["label"], targets, pos_weight=2.5)
+    assert torch.equal(module.loss(batch), by_hand.total)
+    g = torch.sigmoid(logits)[:, None]
+    assert torch.allclose(module.mixture(batch).log_p.exp(), (1 - g) * p_a + g * p_b, atol=1e-6)
+
+
+def test_a_gate_learns_which_model_to_trust(tmp_path):
+    """One feature tells which of two models, each right half of the time, is right here."""
+    rng = torch.Generator().manual_seed(0)
+
+    def part(n: int) -> dict[str, torch.Tensor]:
+        label, first = torch.randint(0, 3, (n,), generator=rng), torch.rand(n, generator=rng) < 0.5
+        wrong = (label + 1) % 3
+        p = {name: 0.1 + 0.7 * torch.nn.functional.one_hot(torch.where(right, label, wrong), 3).float()
+             for name, right in (("p_a", first), ("p_b", ~first))}  # fmt: skip
+        hint = 0.3 * torch.randn(n, 4, generator=rng)
+        hint[:, 0] += torch.where(first, 1.0, -1.0)  # a shift of all four would be normalised away
+        return {**p, "features_a": hint.half(), "features_b": torch.randn(n, 4, generator=rng).half(), "label": label}
+
+    section = from_plain(Gate, {"optimizer": {"lr": 1e-2, "warmup_steps": 2}, "model": {"project": 4}}, "there")
+    module = GateModule(GateModel(4, 4, project=4), section, 1, pos_weight=1.0)
+    data = GateData(part(1500), part(500), batch_size=100, seed=1)
+    run = Trainer(max_epochs=5, patience=5, batch_size=100, precision="32-true", accelerator="cpu")
+    fit(module, data, run, work=tmp_path, identity="x", description="gate", monitor=MONITOR, mode="min")
+    test = part(1000)
+    fused = module.mixtures(test)
+    right_b = test["p_b"].argmax(1) == test["label"]
+    assert auroc(fused.g[right_b], fused.g[~right_b]) > 0.95
+    assert float((fused.log_p.argmax(1) == test["label"]).float().mean()) > 0.9
 
 
 def test_features_kept_in_half_precision_move_the_gate_by_less_than_a_thousandth():
