@@ -107,6 +107,19 @@ def test_the_file_of_the_weights_is_noted(study, tmp_path):
     assert load_checkpoint(tmp_path / "wide" / "best.ckpt", "global")["weights"] == data["weights"]
 
 
+def test_the_folder_of_the_backbone_is_not_needed_again(study, tmp_path):
+    folder = tmp_path / "network"
+    build_backbone(MODELS["context"]["backbone"]).net.save_pretrained(folder)
+    models = quick(local__backbone={"name": "folder", "path": str(folder), "input_px": 32})
+    train_local(models, study, tmp_path / "local", tmp_path / "work", 1)
+    folder.rename(tmp_path / "gone")
+    local = tmp_path / "local" / "best.ckpt"
+    assert isinstance(restore_local(load_checkpoint(local, "local")), LocalModel)
+    train_global(models, study, local, tmp_path / "wide", tmp_path / "work", 1)
+    data = load_checkpoint(tmp_path / "wide" / "best.ckpt", "global")
+    assert not states(data, {"state": restore_global(data).state_dict()})
+
+
 @pytest.mark.parametrize("organ", ["concat", "none"])
 def test_the_organs_other_ways_are_trained_and_restored(study, tmp_path, organ):
     train_local(quick(local__model__organ=organ), study, tmp_path / "out", tmp_path / "work", 1)

@@ -80,7 +80,8 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
     digest = data_hash(study, data.train, data.val)
     module = LocalModule(model, section, weights, seed, protocol)
     payload = {
-        "config": to_plain(section),
+        # With what a folder or the hub told of the network, which need not be there when the checkpoint is loaded.
+        "config": {**to_plain(section), "backbone": dict(model.backbone.settings)},
         **common_payload(study, data, protocol, LOCAL),
         "weights": weights_of(model.backbone),
         "input": {
