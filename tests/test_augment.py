@@ -62,6 +62,15 @@ def test_the_eight_symmetries_are_exact_and_different():
         assert torch.equal(turned[k].flatten().sort().values, image[0].flatten().sort().values)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_symmetries_are_quarter_turns_of_the_mirrored_image_in_any_memory(kind):
+    images = torch.randint(0, 256, (8, 5, 5, 3), generator=torch.Generator().manual_seed(0)).to(kind).movedim(-1, 1)
+    turned = dihedral(images, torch.arange(8))
+    assert turned.is_contiguous()
+    for k, (image, found) in enumerate(zip(images, turned, strict=True)):
+        assert torch.equal(found, torch.rot90(image.flip(-1) if k >= 4 else image, k % 4, (-2, -1)))
+
+
 def test_stain_of_strength_zero_changes_nothing_and_each_sample_gets_its_own():
     x = uint8_images(1).expand(4, -1, -1, -1).contiguous().float()
     still = change_stain(x, *draw_stain(4, 0, 0, 0))

@@ -155,8 +155,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] 
 def find_temperature(logits: Tensor, labels: Tensor, bounds: tuple[float, float] = TEMPERATURES) -> Temperature:
     """Return what :func:`fit_temperature` returns, and whether it is a bound.
 
-    It is the lower one where every cell is right, so that more confidence always pays, and the upper one where
-    the logits tell less than nothing.
+    It is the lower one where more confidence always pays, as where every cell is right, and the upper one where the
+    logits tell less than nothing.
     """
     if len(labels) == 0:
         raise ValueError("no cells to fit a temperature on")

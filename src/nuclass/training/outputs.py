@@ -22,8 +22,8 @@ from nuclass.training.metrics import calibration_error, summarise
 
 _log = get_logger(__name__)
 _AT_BOUND = {
-    "low": "every val cell is classified right, so that no confidence is too high; more val cells would tell",
-    "high": "its logits tell nothing about the val cells",
+    "low": "the val cells bear any confidence, as where all are classified right; more of them would tell",
+    "high": "the logits tell nothing about the val cells",
 }
 
 
