@@ -207,7 +207,8 @@ def trainer_options(job: _Job) -> dict[str, Any]:
         # Running means are made the same before each validation; at each step, unequal numbers of val batches hang.
         known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        strategy = DDPStrategy(find_unused_parameters=True, **{buffers: False})
+        options: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
+        strategy = DDPStrategy(**options)
     return {
         "accelerator": place.accelerator,
         "devices": place.devices,

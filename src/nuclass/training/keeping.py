@@ -68,7 +68,7 @@ class Keep(pl.Callback):
         self.seen, self.mid_epoch = state_dict["seen"], state_dict["mid_epoch"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep away Lightning's handlers of signals, which end the process with status 0 or wait for other processes."""
+        """Keep away Lightning's handlers of signals, which end a process with status 0 or wait for other processes."""
         connector = getattr(trainer, "_signal_connector", None)
         if connector is not None:
             connector.register_signal_handlers = _nothing

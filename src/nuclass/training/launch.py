@@ -150,6 +150,8 @@ def run_ranks(job: Any, place: Place, work: Path) -> Any:
     """
     path = work / f".{os.getpid()}.start.pt"
     save_atomically(job, path)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     environ = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),

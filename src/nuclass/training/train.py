@@ -33,6 +33,7 @@ from nuclass.training.checkpoint import (
 )
 from nuclass.training.config import Local, Models, Trainer, parse_models, to_plain
 from nuclass.training.inputs import cells_by_slide, context_features, data_hash
+from nuclass.training.interruption import leaving
 from nuclass.training.outputs import cost_report, predict_logits, write_outputs
 from nuclass.training.predict import check_unseen
 
@@ -130,7 +131,8 @@ def train_global(
     check_unseen(data.val, local)
     teacher_hash, digest = state_hash(teacher), data_hash(study, data.train, data.val)
     data.kept_key = f"{teacher_hash} {settings.predict.precision} {digest}"
-    data.setup("fit")
+    with leaving(work):
+        data.setup("fit")
     warn_of_settings(None, run, data)
     context_dim = int(data.train_set.extra["context"].shape[2])
     torch.manual_seed(seed)
@@ -210,7 +212,8 @@ def fit_and_write(
     model = module.model
     place = find_place(run, choose_accelerator(run.accelerator))
     cost = cost_report(result.history, run, len(data.train), place.per_node * place.nodes)
-    logits = predict_logits(module, data.whole_val_dataloader(), run.precision)
+    with leaving(work):
+        logits = predict_logits(module, data.whole_val_dataloader(), run.precision)
     if payload["model"] == GLOBAL:
         payload = {**payload, "alpha": float(model.alpha)}
     extra = {"n_train": len(data.train), **cost}
