@@ -292,6 +292,25 @@ def test_a_cell_that_a_model_was_fitted_to_is_refused(study, trained, tmp_path):
         assert f"2 of {len(fitted)} cells, the first: {min(fitted[:2])}" in text
 
 
+@pytest.mark.parametrize(("key", "flaw"), [("select_cells", {}), ("cells", {"gate_on_train": True})])
+def test_nor_is_the_gate_chosen_by_such_a_cell(study, trained, tmp_path, key, flaw):
+    data = torch.load(trained["local"], weights_only=True)
+    chosen = load_checkpoint(trained["gate"], "gate")[key]["lung_1"]["val"]
+    data["cells"]["lung_1"]["train"] += chosen[:1]
+    torch.save(data, tmp_path / "local.ckpt")
+    with pytest.raises(UserError, match="would be chosen by cells that the local model was fitted to"):
+        train(study, trained, tmp_path, {**MODELS, "protocol": flaw}, local=tmp_path / "local.ckpt")
+
+
+def test_several_processes_are_refused_before_they_write(study, trained, tmp_path, monkeypatch):
+    names = {"TORCHELASTIC_RUN_ID": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"trains in one process[\s\S]*torchrun[\s\S]*2 processes"):
+        train(study, trained, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_branches_of_other_classes_are_refused_by_name(study, trained, tmp_path):
     data = torch.load(trained["global"], weights_only=True)
     data["classes"] = ["B_Cell", "Fibroblast", "Mast_Cell"]

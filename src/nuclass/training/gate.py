@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE
 from nuclass.core.protocol import STAGES, switches_of
+from nuclass.core.ranks import started_ranks
 from nuclass.data.modules import GateData
 from nuclass.data.study import Study
 from nuclass.models.gate import FusedModel, mix
@@ -60,8 +62,10 @@ def train_gate(
     Raises
     ------
     UserError
-        When a model was fitted to a cell that the gate would learn from, or files do not fit each other.
+        When a model was fitted to a cell that the gate would learn from or be chosen by, files do not fit each other,
+        or torchrun or srun started several processes.
     """
+    _check_alone()
     settings = parse_models(models)
     section = settings.gate
     if settings.protocol.frozen_heads and not section.joint.max_epochs:
@@ -100,6 +104,18 @@ def train_gate(
     for folder in (work / "gate", work / "joint"):
         clear_work(folder)
     return metrics
+
+
+def _check_alone() -> None:
+    """Raise in one of several processes: each would run the branches over all cells, into the same files."""
+    started = started_ranks()
+    if started.world_size > 1:
+        raise UserError(
+            "The gate trains in one process",
+            where=f"started by {started.by}",
+            found=f"{started.world_size} processes",
+            fix="start it alone; it takes seconds an epoch once both models ran over its cells",
+        )
 
 
 def _fit_gate(settings: Models, inputs: GateInputs, work: Path, seed: int) -> tuple[GateModule, FitResult]:

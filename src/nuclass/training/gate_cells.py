@@ -42,7 +42,8 @@ def gate_cells(study: Study, branches: Branches, section: Gate, protocol: Protoc
     Raises
     ------
     UserError
-        When a cell to fit is among those that a model was fitted to (but for ``gate_on_train``), or val cannot be cut.
+        When a cell is among those that a model was fitted to (under ``gate_on_train``: a cell to select by), or val
+        cannot be cut.
     """
     train, val, _ = load_training_cells(study, protocol.test_as_val)
     val = known_classes(val, branches.vocabulary, "the gate's cells")
@@ -51,21 +52,25 @@ def gate_cells(study: Study, branches: Branches, section: Gate, protocol: Protoc
     else:
         chosen = select_blocks(val, section.select, section.block_um / study.mpp, seed)
         fitting, selecting = val[~chosen].reset_index(drop=True), val[chosen].reset_index(drop=True)
-        check_unfitted(fitting, branches)
+        check_unfitted(fitting, branches, "learn from")
+    check_unfitted(selecting, branches, "be chosen by")
     if protocol.gate_first_cells:
         selecting = first_cells(selecting)
     return GateCells(fitting, selecting)
 
 
-def check_unfitted(frame: pd.DataFrame, branches: Branches) -> None:
-    """Raise when either model was fitted to a cell of ``frame``: its confidence there tells nothing about others."""
+def check_unfitted(frame: pd.DataFrame, branches: Branches, use: str) -> None:
+    """Raise when either model was fitted to a cell of ``frame``: its confidence there tells nothing about others.
+
+    ``use`` tells what the cells are for: the gate would ``learn from`` or ``be chosen by`` them.
+    """
     for name, checkpoint in (("local", branches.local), ("global", branches.global_)):
         for slide, part in frame.groupby("slide", observed=True):
             fitted = set(checkpoint["cells"].get(str(slide), {}).get(TRAIN, ()))
             both = sorted(fitted.intersection(part["cell_id"]))
             if both:
                 raise UserError(
-                    f"The gate would learn from cells that the {name} model was fitted to",
+                    f"The gate would {use} cells that the {name} model was fitted to",
                     where=f"slide {slide}",
                     found=f"{len(both)} of {len(part)} cells, the first: {both[0]}",
                     expected="none: a model is surer of them than of others",
