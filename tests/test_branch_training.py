@@ -336,6 +336,22 @@ def test_a_class_of_val_alone_flattens_all_others_as_in_the_original(study, tmp_
     assert flat[[0, 1, 3]].max() < 1e-4
 
 
+def test_a_run_of_other_context_views_is_not_gone_on_with(study, trained, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(train, "fit_and_write", lambda *a: found.append(a[4]) or {})
+    real = train.context_features
+    for change in ({}, {}, {"blur": 0.9}, None):
+        models = quick()
+        models["context"]["augment"] = {**models["context"]["augment"], **(change or {})}
+        if change is None:
+            monkeypatch.setattr(train, "context_features", lambda frame, study, views: real(frame, study, views=False))
+        train_global(models, study, trained["local"], tmp_path / "out", tmp_path / "work", 1)
+    first, again, blurred, none = found
+    assert first == again
+    assert first != blurred
+    assert first != none
+
+
 def test_another_process_writes_nothing(study, tmp_path, monkeypatch):
     import dataclasses
 

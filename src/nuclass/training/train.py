@@ -151,6 +151,7 @@ def train_global(
     parts = identity(payload, data, digest, seed) | {
         "local model": teacher_hash,
         "context features": [payload["features"], tensor_hash(data.val_set.extra["context"])],
+        "views": [int(data.train_set.extra["context"].shape[1]) - 1, payload["context"]["augment"]],
     }
     return fit_and_write(module, data, run, payload, parts, out, work)
 
