@@ -53,6 +53,7 @@ NAMED = {
     },
 }
 NEWER = {"name": "transformers", "input_px": 32}
+TINY_CLIP = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 HUB_KINDS = {
     "vit": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
     "dinov2_with_registers": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -296,8 +297,8 @@ def test_other_input_sides(name, other):
         ({"name": "demo-local", "weights": "required"}, ["has no registered weights"]),
         ({"name": "timm:test_resnet", "input_pixel": 64}, ["unknown key", "input_px"]),
         ({"name": "timm:test_vit", "input_px": 160, "pool": "center"}, ["pool"]),
-        ({**TINY_DINO, "pool": "center"}, ["no feature map", "native, cls, mean, pooler"]),
-        ({**TINY_DINO, "pool": "centre"}, ["cannot be pooled in this way", "Did you mean 'center'"]),
+        ({**TINY_DINO, "pool": "center"}, ["cannot be pooled in this way", "native, cls, mean, pooler"]),
+        ({**TINY_DINO, "pool": "centre"}, ["pool: not a valid value", "Did you mean 'center'"]),
         ({**TINY_DINO, "pool": "pooler"}, ["has no pooler"]),
         (hub("siglip_vision_model", pool="cls"), ["has no class token", "pool: mean"]),
         ({"name": "folder", "path": "/nowhere"}, ["config.json"]),
@@ -360,3 +361,56 @@ def test_a_description_takes_no_memory():
     assert other.mean == (0.5, 0.5, 0.5)
     third = describe(hub("vit"))
     assert (third.library, third.architecture, third.feature_dim, third.input_px) == ("transformers", "vit", 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": "timm:resnet10t", "input_px": "96"}, "input_px"),
+        ({"name": "timm:resnet10t", "input_px": 0}, "input_px"),
+        ({"name": "timm:resnet10t", "input_px": 96.5}, "input_px"),
+        ({"name": "timm:resnet10t", "input_px": 96, "mean": [0.5, 0.5]}, "mean"),
+        ({"name": "timm:resnet10t", "input_px": 96, "std": [0.5, 0.5, 0]}, "std"),
+        ({"name": "uni2-h", "weights": None}, "weights"),
+        ({"name": "timm:resnet10t", "input_px": 96, "pool": "mean"}, "pool: mean"),
+        ({"name": "uni2-h", "weights": "none", "pool": "mean"}, "pool: mean"),
+        ({"name": "demo-local", "kwargs": {"channels": [8, 8, 8, 8]}}, "kwargs: no key of 'demo-local'"),
+        ({"name": "demo-context", "config": {"hidden_size": 64}}, "config: no key of 'demo-context'"),
+        ({"name": "timm:resnet10t", "input_px": 96, "path": "x"}, "path: no key of"),
+        ({"name": "dinov3", "config": {"hidden_sise": 64}}, "Did you mean 'hidden_size'"),
+        ({"name": "transformers", "config": {"model_type": "vit", "hiden_size": 96}}, "Did you mean 'hidden_size'"),
+        ({"name": "dinov3", "config": {"hidden_size": 64, "num_attention_heads": 5}}, "hidden_size 64"),
+        ({"name": "dinov3", "input_px": 60, "config": {"hidden_size": 32, "num_attention_heads": 2}}, "multiple of 16"),
+        ({**NEWER, "config": {"model_type": "clip_vision_model", **TINY_CLIP}, "pool": "cls"}, "pool: cls"),
+        ({"name": "timm:resnet10t", "input_px": 96, "kwargs": {"in_chans": 1}}, "three channels"),
+        ({"name": "timm:crossvit_9_240", "input_px": 240}, "several outputs"),
+    ],
+)
+def test_a_setting_without_effect_or_sense_is_refused(settings, told):
+    with torch.device("meta"), pytest.raises(UserError) as error:
+        build_backbone(settings)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "px", "kind", "prefix", "token_dim", "feature_dim"),
+    [
+        ("mobilenetv3_small_050", 64, "map", 0, 288, 1024),
+        ("ghostnet_050", 64, "map", 0, 480, 1280),
+        ("gmixer_12_224", 224, "tokens", 0, 384, 384),
+        ("volo_d1_224", 224, "tokens", 1, 384, 384),
+        ("xcit_nano_12_p16_224", 224, "tokens", 1, 128, 128),
+        ("swin_tiny_patch4_window7_224", 224, "map", 0, 768, 768),
+    ],
+)
+def test_any_network_of_timm_tells_its_true_width_and_form(name, px, kind, prefix, token_dim, feature_dim):
+    with torch.device("meta"):
+        backbone = build_backbone({"name": f"timm:{name}", "input_px": px}).eval()
+        images = torch.zeros(2, 3, px, px)
+        spatial = backbone.spatial(images)
+        features = backbone(images)
+    assert (backbone.kind, backbone.prefix_tokens, backbone.token_dim) == (kind, prefix, token_dim)
+    assert spatial.shape[1 if kind == "map" else 2] == token_dim
+    assert spatial.ndim == (4 if kind == "map" else 3)
+    assert features.shape == (2, feature_dim)
+    assert backbone.feature_dim == feature_dim

@@ -271,3 +271,15 @@ def test_the_papers_files_state_every_setting(name):
     kind = section_types(settings.Models)[name]
     # A flaw of the original, switched on by the protocol.
     assert [path for path in lacking(kind, data, "") if not path.endswith("black_corners")] == []
+
+
+def test_a_backbones_settings_are_checked_with_file_and_line(tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text("local:\n  backbone:\n    name: uni2-h\n    weigths: none\n    input_px: wide\n", encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_models(file)
+    told = str(error.value)
+    assert "local.backbone.weigths: unknown key. Did you mean 'weights'?" in told
+    assert f"{file}, line 4" in told
+    assert "local.backbone.input_px: not a valid value" in told
+    assert f"{file}, line 5" in told

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+from nuclass.core.backbone_settings import backbone_faults
 from nuclass.core.models_file import models_locator, read_models_file
 from nuclass.core.protocol import Protocol
 from nuclass.core.ranges import Count, Factor, NotNegative, PartialShare, Positive, Range, Share, Whole
@@ -312,6 +313,9 @@ def from_plain(kind: type[Any], data: dict[str, Any], where: str) -> Any:
 
 def _disagreements(models: Models) -> Iterator[tuple[tuple[str, ...], str, object, str]]:
     """Yield path, fault, value and rule of what no single range can tell."""
+    for name, backbone in (("context", models.context.backbone), ("local", models.local.backbone)):
+        for key, what, found, wanted in backbone_faults(backbone):
+            yield (name, "backbone", key), what, found, wanted
     for name, section in (("local", models.local), ("global", models.global_)):
         run = section.trainer
         if run.validate_every > 1 and run.validate_every != round(run.validate_every):

@@ -21,7 +21,8 @@ A backbone is described by a small dictionary (``local.backbone`` or ``context.b
 
 from __future__ import annotations
 
-from nuclass.models.backbones.build import BACKBONE_KEYS, build_backbone, describe
+from nuclass.core.backbone_settings import BACKBONE_KEYS
+from nuclass.models.backbones.build import build_backbone, describe
 from nuclass.models.backbones.network import Backbone, CenterPool, count_parameters
 from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, WEIGHT_FILES, BackboneSpec
 from nuclass.models.backbones.weights import WeightFile, find_weights, identify, locate

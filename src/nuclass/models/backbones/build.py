@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nuclass.core.backbone_settings import backbone_faults
 from nuclass.core.errors import UserError, closest
 from nuclass.core.log import get_logger
 from nuclass.models.backbones import hub_nets, timm_nets
@@ -28,9 +29,8 @@ from nuclass.models.backbones.weights import (
 
 _log = get_logger(__name__)
 
-BACKBONE_KEYS = ("name", "kwargs", "config", "path", "input_px", "mean", "std", "pool", "weights")
-_POOLS = ("native", "center", "cls", "mean", "pooler")
 _HUB_POOLS = ("native", "cls", "mean", "pooler")
+_TIMM_POOLS = ("native", "center")
 
 
 def build_backbone(settings: dict[str, Any], *, load_weights: bool = True, root: Path | None = None) -> Backbone:
@@ -50,7 +50,7 @@ def build_backbone(settings: dict[str, Any], *, load_weights: bool = True, root:
     UserError
         For an unknown name or key, and for weights that are missing, damaged or do not fit.
     """
-    _check_keys(settings)
+    _check(settings)
     name = str(settings.get("name", ""))
     root = root or Path.cwd()
     if name in REGISTRY:
@@ -104,29 +104,33 @@ def describe(settings: dict[str, Any], *, root: Path | None = None) -> BackboneS
     )
 
 
-def _check_keys(settings: dict[str, Any]) -> None:
-    unknown = sorted(set(settings) - set(BACKBONE_KEYS))
-    if unknown:
+def _check(settings: dict[str, Any]) -> None:
+    for key, what, found, expected in backbone_faults(settings):
         raise UserError(
-            "A backbone has an unknown key",
-            where=f"backbone.{unknown[0]}",
-            found=unknown[0],
-            expected=", ".join(BACKBONE_KEYS),
-            fix=f"correct or remove the key.{closest(unknown[0], list(BACKBONE_KEYS))}",
+            f"The settings of a backbone are not valid: {key}: {what}",
+            where=f"backbone.{key}",
+            found=found,
+            expected=expected,
+            fix="correct or remove the key",
         )
-    pool = settings.get("pool", "native")
-    if pool not in _POOLS:
+
+
+def _check_pool(settings: dict[str, Any], pools: tuple[str, ...], fix: str) -> None:
+    pool = settings.get("pool") or "native"
+    if pool not in pools:
         raise UserError(
             "A backbone cannot be pooled in this way",
             where="backbone.pool",
-            found=pool,
-            expected=", ".join(_POOLS),
-            fix=f"correct the key.{closest(str(pool), list(_POOLS))}",
+            found=f"pool: {pool} with {settings['name']}",
+            expected=", ".join(pools),
+            fix=fix,
         )
 
 
 def _build_registered(spec: BackboneSpec, settings: dict[str, Any], load_weights: bool, root: Path) -> Backbone:
     settings.setdefault("input_px", spec.input_px)
+    if spec.library != "transformers":
+        _check_pool(settings, _TIMM_POOLS, "remove the key 'pool'")
     _check_registered_side(spec, int(settings["input_px"]))
     mean, std = tuple(settings.get("mean", spec.mean)), tuple(settings.get("std", spec.std))
     weights = settings.get("weights", "required" if spec.hub_id else "none")
@@ -153,7 +157,7 @@ def _build_registered(spec: BackboneSpec, settings: dict[str, Any], load_weights
         net = timm_nets.blank(make) if state else make()
         if state and file:
             fill(net, state, file)
-        form = timm_nets.coca_form(net) if tower else timm_form(net)
+        form = timm_nets.coca_form(net) if tower else timm_form(net, int(settings["input_px"]))
     taken = _taken(spec.name, file, spec.hub_id if weights == "required" else "")
     return Backbone(net, settings, spec.library, mean, std, form=form, weights=taken)
 
@@ -204,6 +208,7 @@ def _build_timm(settings: dict[str, Any], load_weights: bool) -> Backbone:
         raise UserError(
             "A timm backbone needs its input size", where="backbone.input_px", fix="add 'input_px', e.g. 224"
         )
+    _check_pool(settings, _TIMM_POOLS, "remove the key 'pool', or take kwargs: {global_pool: avg}, which timm knows")
     kwargs = settings.get("kwargs") or {}
     weights = settings.get("weights", "none")
     file = None if not load_weights or weights in (None, "none") else _own_file(weights, architecture)
@@ -215,7 +220,8 @@ def _build_timm(settings: dict[str, Any], load_weights: bool) -> Backbone:
         fill(net, take(state, "same", timm_nets.classifier_names(net)), file)
     timm_nets.check_side(net, int(settings["input_px"]), architecture)
     mean, std = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
-    return Backbone(net, settings, "timm", mean, std, weights=_taken(architecture, file, ""))
+    form = timm_form(net, int(settings["input_px"]))
+    return Backbone(net, settings, "timm", mean, std, form=form, weights=_taken(architecture, file, ""))
 
 
 def _own_file(weights: Any, name: str) -> Path:
@@ -244,7 +250,9 @@ def _build_hub(settings: dict[str, Any], load_weights: bool, root: Path) -> Back
     weights = settings.get("weights", "required" if source else "none")
     wanted = load_weights and weights not in (None, "none")
     if settings.get("config") and not (wanted and source):
-        config = hub_nets.image_half(hub_nets.make_config(settings["config"]))
+        config = hub_nets.image_half(
+            hub_nets.make_config(settings["config"], strict=settings["name"] == "transformers")
+        )
         file = _own_file(weights, "transformers") if wanted else None
         return _hub_backbone(_with_side(settings, config, None), config, file, "")
     if not source and settings["name"] != "folder":
@@ -296,20 +304,14 @@ def _with_side(settings: dict[str, Any], config: Any, folder: Path | None) -> di
 
 def _hub_backbone(settings: dict[str, Any], config: Any, file: Path | None, hub_id: str) -> Backbone:
     pool = str(settings.get("pool", "native"))
-    if pool not in _HUB_POOLS:
-        raise UserError(
-            "This backbone has no feature map to pool",
-            where="backbone.pool",
-            found=f"pool: {pool} with {settings['name']}",
-            expected=", ".join(_HUB_POOLS),
-            fix="change or remove the key 'pool'",
-        )
+    _check_pool(settings, _HUB_POOLS, "change or remove the key 'pool'")
     if file is None:
         net = hub_nets.new_network(config, pool)
     else:
         left_out = hub_nets.OTHER_HEADS + (() if pool == "pooler" else ("pooler.*", "*.pooler.*"))
         state = take(read_state(file, "make or download the folder again"), "same", left_out)
         net = hub_nets.load_network(config, pool, state, file)
+    hub_nets.check_side(config, int(settings["input_px"]), str(settings["name"]))
     form = hub_nets.form_of(net, int(settings["input_px"]), pool)
     mean, std = tuple(settings.get("mean", IMAGENET_MEAN)), tuple(settings.get("std", IMAGENET_STD))
     taken = _taken(str(settings["name"]), file, hub_id)

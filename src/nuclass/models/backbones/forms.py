@@ -87,13 +87,50 @@ class TimmForm(Form):
         return super().explained(net)
 
 
-def timm_form(net: Any) -> TimmForm:
-    """Return the form of a timm network."""
+def timm_form(net: Any, input_px: int) -> TimmForm:
+    """Return the form of a timm network, learnt from its output for one black image where it is no plain transformer.
+
+    Raises
+    ------
+    UserError
+        The network does not take such images, or gives neither tokens nor one feature map.
+    """
+    features = int(net.head_hidden_size)
     if hasattr(net, "blocks") and hasattr(net, "num_prefix_tokens"):
-        prefix, width = int(net.num_prefix_tokens), int(net.embed_dim)
-        return TimmForm("tokens", prefix, width, int(net.num_features), "blocks", "norm1")
+        return TimmForm("tokens", int(net.num_prefix_tokens), int(net.embed_dim), features, "blocks", "norm1")
+    output = _look_timm(net, input_px)
     width = int(net.num_features)
-    return TimmForm("map", 0, width, width, channels_last=getattr(net, "output_fmt", "NCHW") == "NHWC")
+    if isinstance(output, Tensor) and output.ndim == 4 and width in (output.shape[1], output.shape[3]):
+        return TimmForm("map", 0, width, features, channels_last=output.shape[1] != width)
+    places = int(output.shape[1]) if isinstance(output, Tensor) and output.ndim == 3 else 0
+    for prefix in (0, 1):
+        if places and round((places - prefix) ** 0.5) ** 2 == places - prefix:
+            return TimmForm("tokens", prefix, int(output.shape[2]), features)
+    raise UserError(
+        "A timm network gives neither tokens on a square grid nor one feature map",
+        where="backbone.name",
+        found=f"{type(net).__name__} with {tuple(output.shape) if isinstance(output, Tensor) else 'several outputs'}",
+        expected="(B, T, D) or (B, C, h, w)",
+        fix="take another network",
+    )
+
+
+@torch.no_grad()
+def _look_timm(net: Any, input_px: int) -> Any:
+    first = next(net.parameters())
+    was_training = net.training
+    try:
+        return net.eval().forward_features(first.new_zeros(1, 3, input_px, input_px))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            "A timm network does not take images of this size",
+            where="backbone.input_px",
+            found=f"{input_px} px with {type(net).__name__}: {str(error).splitlines()[0]}",
+            expected="a size that the network takes, and three channels",
+            fix="check 'input_px' and 'kwargs' of the backbone",
+        ) from error
+    finally:
+        net.train(was_training)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from nuclass.core.errors import UserError, closest
 from nuclass.models.backbones.forms import ClipForm, Form, hub_form
 from nuclass.models.backbones.network import dinov3_form
 from nuclass.models.backbones.states import State, misfit, own_copies
+from nuclass.models.backbones.timm_nets import not_a_multiple
 
 CLIP_TYPES = ("clip", "clip_vision_model")
 OTHER_HEADS = (
@@ -33,13 +34,15 @@ _FORGOTTEN = ("_name_or_path", "architectures", "transformers_version", "dtype",
 _FREE = ("image_size",)
 
 
-def make_config(config: dict[str, Any], model_type: str | None = None) -> Any:
+def make_config(config: dict[str, Any], model_type: str | None = None, *, strict: bool = True) -> Any:
     """Return the transformers configuration of a ``config`` section, which names its ``model_type``.
+
+    ``strict`` refuses keys that the model type does not have: transformers itself keeps these without a word.
 
     Raises
     ------
     UserError
-        For a model type that transformers does not know, and for values it does not take.
+        For a model type that transformers does not know, and for keys and values it does not take.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig, DINOv3ViTConfig
@@ -56,7 +59,7 @@ def make_config(config: dict[str, Any], model_type: str | None = None) -> Any:
         )
     is_dinov3 = kind == "dinov3_vit"
     try:
-        return DINOv3ViTConfig(**values) if is_dinov3 else AutoConfig.for_model(kind, **values)
+        made = DINOv3ViTConfig(**values) if is_dinov3 else AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(
             "The DINOv3 configuration is not valid" if is_dinov3 else f"The configuration of {kind} is not valid",
@@ -64,6 +67,38 @@ def make_config(config: dict[str, Any], model_type: str | None = None) -> Any:
             found=str(error),
             fix=f"see the arguments of transformers.{CONFIG_MAPPING[kind].__name__}",
         ) from error
+    if strict:
+        _check_config(values, CONFIG_MAPPING[kind](), kind)
+    return made
+
+
+def _check_config(values: dict[str, Any], usual: Any, kind: str) -> None:
+    """Raise for a key that a model type does not have, and for heads that do not divide the width."""
+    for key in values:
+        if not hasattr(usual, key):
+            raise UserError(
+                f"The configuration of {kind} has an unknown key",
+                where=f"backbone.config.{key}",
+                found=key,
+                expected=f"an argument of transformers.{type(usual).__name__}",
+                fix=f"correct or remove the key.{closest(key, sorted(usual.to_dict()))}",
+            )
+    width, heads = (values.get(key, getattr(usual, key, None)) for key in ("hidden_size", "num_attention_heads"))
+    if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
+        raise UserError(
+            "The heads of a transformers model do not divide its width",
+            where="backbone.config.num_attention_heads",
+            found=f"hidden_size {width}, num_attention_heads {heads}",
+            expected="a width that is a multiple of the number of heads",
+            fix="change one of the two",
+        )
+
+
+def check_side(config: Any, input_px: int, name: str) -> None:
+    """Raise for an input side that the patches do not fill: a rest at the border would not be seen."""
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and input_px % patch:
+        raise not_a_multiple(input_px, patch, name)
 
 
 def folder_config(folder: Path) -> Any:
@@ -167,6 +202,14 @@ def load_network(config: Any, pool: str, state: State, file: Path) -> nn.Module:
 def form_of(net: Any, input_px: int, pool: str) -> Form:
     """Return how a transformers network gives its features."""
     if hasattr(net, "visual_projection"):
+        if pool != "native":
+            raise UserError(
+                "The image half of a CLIP model gives its image embedding",
+                where="backbone.pool",
+                found=f"pool: {pool} with {type(net).__name__}",
+                expected="native",
+                fix="remove the key 'pool'",
+            )
         config = net.vision_model.config
         return ClipForm(
             "tokens", 1, config.hidden_size, config.projection_dim, "vision_model.encoder.layers", "layer_norm1"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nuclass.core.errors import UserError
-from nuclass.models.backbones.forms import Form, HubForm, timm_form
+from nuclass.models.backbones.forms import Form, HubForm
 from nuclass.models.backbones.weights import WeightFile
 
 
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
-        form: Form | None = None,
+        form: Form,
         weights: WeightFile | None = None,
     ) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
         self.input_px = int(settings["input_px"])
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.form = form or (dinov3_form(net) if library == "transformers" else timm_form(net))
+        self.form = form
         self.kind, self.prefix_tokens = self.form.kind, self.form.prefix_tokens
         self.token_dim, self.feature_dim = self.form.token_dim, self.form.feature_dim
         self.pool: nn.Module | None = None

@@ -55,9 +55,9 @@ def classifier_names(net: Any) -> tuple[str, ...]:
 def check_side(net: Any, input_px: int, name: str) -> None:
     """Raise where a vision transformer of timm does not take images of this side."""
     embed = getattr(net, "patch_embed", None)
-    fixed, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    fixed, patch = _pair(getattr(embed, "img_size", None)), _pair(getattr(embed, "patch_size", None))
     strict = bool(getattr(embed, "strict_img_size", False))
-    if fixed is not None and strict and tuple(fixed) != (input_px, input_px):
+    if fixed is not None and strict and fixed != (input_px, input_px):
         raise UserError(
             "A backbone does not take images of this size",
             where="backbone.input_px",
@@ -65,8 +65,15 @@ def check_side(net: Any, input_px: int, name: str) -> None:
             expected=f"{fixed[0]} px",
             fix=f"set input_px: {fixed[0]}, or kwargs: {{img_size: {input_px}}}",
         )
-    if not strict and patch is not None and input_px % int(patch[0]) and not getattr(embed, "dynamic_img_pad", False):
-        raise not_a_multiple(input_px, int(patch[0]), name)
+    if not strict and patch is not None and input_px % patch[0] and not getattr(embed, "dynamic_img_pad", False):
+        raise not_a_multiple(input_px, patch[0], name)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Return height and width; networks of timm hold them as a pair or, where they are equal, as one number."""
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def not_a_multiple(input_px: int, multiple: int, name: str) -> UserError:
