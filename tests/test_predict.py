@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import nuclass.data
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
 from nuclass.data import load_cells
@@ -112,7 +113,10 @@ def test_windows_cut_by_workers_give_the_same(trained, study, monkeypatch, worke
     real = Branches.dataset
     monkeypatch.setattr(Branches, "dataset", lambda *args, **options: real(*args, **options, memory_mb=0))
     models = {**MODELS, "predict": {**MODELS["predict"], "workers": workers}}
+    asked, make = [], nuclass.data.make_loader
+    monkeypatch.setattr(nuclass.data, "make_loader", lambda *a, **k: asked.append(k["num_workers"]) or make(*a, **k))
     found = Predictor(models, trained).predict(frame, single)
+    assert asked == [workers]
     for name, one in expected.items():
         assert torch.equal(found[name].logits, one.logits)
         assert torch.equal(found[name].embeddings[0], one.embeddings[0])
