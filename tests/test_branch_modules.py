@@ -15,7 +15,7 @@ from nuclass.models.backbones import build_backbone
 from nuclass.models.global_ import GlobalModel
 from nuclass.models.local import LocalModel, Output
 from nuclass.models.losses import effective_number_weights
-from nuclass.training.config import Global, GuidedLoss, Local, Optimizer
+from nuclass.training.config import Global, GuidedLoss, Local, Loss, Optimizer
 from nuclass.training.modules import GlobalModule, LocalModule, augmentation
 
 BACKBONE = {"name": "timm:test_resnet", "input_px": 32, "pool": "center"}
@@ -111,6 +111,24 @@ def test_the_loss_without_flaws_is_the_corrected_one_bit_by_bit():
     again = global_module()
     assert torch.equal(loss_of(again, batch), expected)
     assert again.teacher is None
+
+
+def test_the_local_loss_is_that_of_its_settings():
+    module, batch = local_module(loss=Loss(label_smoothing=0.3)).eval(), batch_of()
+    logits = module.model(to_unit(batch["image"]), batch["organ"]).logits
+    expected = F.cross_entropy(logits, batch["label"], weight=WEIGHTS, label_smoothing=0.3)
+    assert torch.equal(loss_of(module, batch), expected)
+
+
+def test_the_global_loss_is_that_of_its_settings():
+    terms = GuidedLoss(label_smoothing=0.3, gamma=3.0, own_weight=0.7, fused_weight=1.6)
+    module, batch = global_module(Protocol(no_global_augmentation=True), loss=terms).eval(), batch_of()
+    z_a, y = batch["teacher"], batch["label"]
+    out = module.model(to_unit(batch["image"]), batch["context"][:, 0])
+    weight = (1 - z_a.softmax(1)[torch.arange(CELLS), y]) ** 3.0
+    fused = F.cross_entropy(module.model.fuse(out, z_a), y, reduction="none", label_smoothing=0.3)
+    own = F.cross_entropy(out.logits, y, weight=WEIGHTS, label_smoothing=0.3)
+    assert torch.isclose(loss_of(module, batch), 1.6 * (weight * fused).mean() + 0.7 * own, rtol=1e-6)
 
 
 def test_doubt_by_entropy_needs_no_label_for_the_weight(monkeypatch):

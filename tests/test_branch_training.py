@@ -310,6 +310,23 @@ def one_class(table: pd.DataFrame, study: Study, slide: str) -> pd.DataFrame:
     )
 
 
+def test_classes_weigh_by_the_beta_of_the_settings(study, trained, tmp_path, monkeypatch):
+    modules = []
+    monkeypatch.setattr(train, "fit_and_write", lambda module, *_: modules.append(module) or {})
+    models = quick(local__loss={"beta": 0.9}, global__loss={"beta": 0.99})
+    train_local(models, study, tmp_path / "out", tmp_path / "work", 1)
+    train_global(models, study, trained["local"], tmp_path / "out", tmp_path / "work", 1)
+    cells = load_checkpoint(trained["local"], "local")["cells"]
+    classes: list[str] = []
+    for slide in cells:
+        labels = pd.read_parquet(study.results / "labels" / slide / "labels.parquet").set_index("cell_id")["class"]
+        classes += labels[cells[slide]["train"]].tolist()
+    counts = pd.Series(classes).value_counts().sort_index().to_numpy()
+    for module, beta in zip(modules, (0.9, 0.99), strict=True):
+        raw = (1 - beta) / (1 - beta**counts)
+        assert module.class_weights.tolist() == pytest.approx((raw / raw.mean()).tolist(), rel=1e-5)
+
+
 def test_a_class_of_val_alone_flattens_all_others_as_in_the_original(study, tmp_path, monkeypatch):
     """Under test_as_val classes are those of train and test cells, so one may have no train cell."""
 

@@ -21,7 +21,7 @@ from nuclass.training.branches import Branches, state_hash
 from nuclass.training.checkpoint import load_checkpoint
 from nuclass.training.config import Gate, Trainer, from_plain, parse_models
 from nuclass.training.fit import fit
-from nuclass.training.gate import auroc, select_blocks, train_gate
+from nuclass.training.gate import auroc, positive_weight, select_blocks, train_gate
 from nuclass.training.gate_module import MONITOR, GateModule
 from nuclass.training.predict import predict_slide
 from toy_study import MODELS, one_slide, toy
@@ -239,6 +239,24 @@ def test_the_loss_gets_what_belongs_to_it():
     assert torch.equal(module.loss(batch), by_hand.total)
     g = torch.sigmoid(logits)[:, None]
     assert torch.allclose(module.mixture(batch).log_p.exp(), (1 - g) * p_a + g * p_b, atol=1e-6)
+
+
+def test_the_loss_is_that_of_the_settings():
+    torch.manual_seed(0)
+    aims = {"soft_k": 4.0, "conflict_boost": 3.0, "delta_scale": 2.0, "delta_gamma": 1.5}
+    factors = {"mix_weight": 0.3, "bce_weight": 0.7, "align_weight": 1.3, "entropy_weight": 0.9}
+    section = from_plain(Gate, {**MODELS["gate"], "loss": {**aims, **factors}}, "there")
+    module = GateModule(GateModel(6, 5, project=4, hidden=(8,)), section, 1, pos_weight=1.0).eval()
+    p_a, p_b = torch.softmax(2 * torch.randn(2, 40, 3), 2)
+    batch = {"features_a": torch.randn(40, 6), "features_b": torch.randn(40, 5), "p_a": p_a, "p_b": p_b}
+    batch["label"] = torch.randint(0, 3, (40,))
+    targets = gate_targets(p_a, p_b, batch["label"], **aims)
+    logits = module.model(batch["features_a"], batch["features_b"], p_a, p_b)
+    assert torch.equal(module.loss(batch), gate_loss(logits, p_a, p_b, batch["label"], targets, **factors).total)
+    mean = float(targets.target.mean())
+    assert positive_weight(section, batch) == pytest.approx((1 - mean) / mean)
+    given = from_plain(Gate, {**MODELS["gate"], "loss": {"pos_weight": 3.0}}, "there")
+    assert positive_weight(given, batch) == 3.0
 
 
 def test_a_gate_learns_which_model_to_trust(tmp_path):
