@@ -250,6 +250,44 @@ def test_features_of_other_settings_are_refused(inside, capsys):
     assert main(["train", "gate", "--configfile", "mine.yaml", "--dry-run"]) == 0, "the gate's are those of its parent"
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("context.backbone.input_px=64", "context.backbone.input_px: it was 32, it is 64"),
+        ("context.backbone.mean=[0.5,0.5,0.5]", "context.backbone.mean: it was None"),
+        ("read_level=1", "context.read_level: it was 2, it is 1"),
+        ("context.views=3", "expected:   views 3"),
+        ("context.augment.stain_scale=0.4", "'stain_scale', 0.4"),
+        ("context.backbone.config.layerscale_value=0.4", "context.backbone.config.layerscale_value: it was 0.5"),
+        ("context.pretrain.trainer.max_epochs=5", "context.pretrain.trainer.max_epochs: it was 1, it is 5"),
+    ],
+)
+@pytest.mark.parametrize("plan", [[], ["--dry-run"]])
+def test_settings_that_kept_features_do_not_have_are_not_ignored(inside, tmp_path, capsys, setting, told, plan):
+    command = ["train", "global", "--configfile", "mine.yaml", "--out", str(tmp_path), "-o", setting, *plan]
+    assert main(command) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_settings_of_the_machine_make_no_other_features(inside, capsys):
+    settings = ["context.workers=1", "context.pretrain.trainer.accelerator=auto", "context.batch_size=8"]
+    command = ["train", "global", "--configfile", "mine.yaml", "--dry-run"]
+    assert main([*command, *(part for text in settings for part in ("-o", text))]) == 0
+    assert "first" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["NUCLASS_RESULTS_ROOT", "NUCLASS_CHECKPOINT_ROOT"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(inside, tmp_path, monkeypatch, capsys, variable):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    monkeypatch.setattr("nuclass.training.train.train_local", lambda *arguments: pytest.fail("it trains"))
+    assert main(["train", "local", "--configfile", "mine.yaml"]) == 1
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is a file" in told
+    assert variable in told
+
+
 def test_features_of_the_gates_own_are_made_where_the_protocol_wants_them(inside, tmp_path, capsys):
     command = ["train", "gate", "--configfile", "mine.yaml", "-o", "protocol.smaller_gate_context=true"]
     assert main([*command, "--dry-run"]) == 0

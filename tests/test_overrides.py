@@ -259,3 +259,65 @@ def test_every_command_of_the_document_is_there():
             options = _parser().parse_args(words)
             for override in getattr(options, "override", []):
                 find_setting(parse_override(override)[0], options.model)
+
+
+def test_sections_that_share_an_anchor_are_changed_one_by_one():
+    shared = {"blur": 0.5, "rotate": 0.0}
+    data = {name: {"augment": shared} for name in ("context", "local", "global")}
+    changed, _ = apply_overrides(data, ["augment.blur=0.1"], "global")
+    assert changed["global"]["augment"]["blur"] == 0.1
+    assert changed["context"]["augment"]["blur"] == 0.5
+    assert shared["blur"] == 0.5
+    settings = resolve("global", DEMO, overrides=["augment.stain_scale=0.9"]).typed
+    assert settings.global_.augment.stain_scale == 0.9
+    assert settings.context.augment.stain_scale == settings.context.pretrain.augment.stain_scale == 0.3
+
+
+def test_only_what_a_section_sets_comes_from_the_command_line():
+    lines = resolve("local", DEMO, overrides=["optimizer={lr_head: 1e-4}"]).render().splitlines()
+    assert "    lr_head: 0.0001 # -o optimizer={lr_head: 1e-4}" in lines
+    (other,) = [line for line in lines if "lr_backbone" in line]
+    assert str(DEMO) in other
+
+
+def test_another_backbone_does_not_inherit_the_arguments_of_the_one_before():
+    typed = resolve("local", DEMO, overrides=["backbone={name: uni2-h}"]).typed
+    assert typed.local.backbone == {"name": "uni2-h"}
+    typed = resolve("local", DEMO, overrides=["backbone.kwargs.stem_width=8"]).typed
+    assert typed.local.backbone["kwargs"] == {"channels": [24, 48, 96, 160], "stem_width": 8}
+
+
+@pytest.mark.parametrize("key", ["backbone.nmae=uni2-h", "context.backbone.wieghts=none"])
+def test_an_unknown_key_of_a_backbone_is_told_before_any_work(key):
+    with pytest.raises(UserError) as caught:
+        resolve("global" if "context" in key else "local", DEMO, overrides=[key])
+    assert "Did you mean" in str(caught.value)
+    assert f"-o {key}" in str(caught.value)
+
+
+def test_black_corners_are_a_switch_and_no_strength(tmp_path):
+    assert find_setting("black_corners", "local") == ("protocol", "black_corners")
+    assert resolve("local", DEMO, overrides=["black_corners=true"]).typed.protocol.black_corners
+    file = tmp_path / "mine.yaml"
+    file.write_text("augment:\n  black_corners: true\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"local\.augment\.black_corners: a switch of the protocol") as caught:
+        resolve("local", DEMO, file=file)
+    assert f"{file}, line 2" in str(caught.value)
+
+
+def test_switches_of_the_configuration_are_not_told_to_come_from_the_models_file(tmp_path):
+    lines = resolve("local", DEMO, protocol=Protocol(decay_everywhere=True)).render().splitlines()
+    assert "  decay_everywhere: true # protocol of the configuration" in lines
+    lines = resolve("local", DEMO, overrides=["protocol.decay_everywhere=true"]).render().splitlines()
+    assert "  decay_everywhere: true # -o protocol.decay_everywhere=true" in lines
+    assert "  test_as_val: false # protocol of the configuration" in lines
+
+
+def test_the_gate_says_why_it_has_no_devices():
+    with pytest.raises(UserError, match="kept outputs"):
+        find_setting("trainer.devices", "gate")
+
+
+def test_a_folder_in_place_of_a_file_is_told():
+    with pytest.raises(UserError, match="A folder stands where a file is wanted"):
+        resolve("local", DEMO, file=CONFIG)

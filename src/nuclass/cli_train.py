@@ -223,18 +223,19 @@ def _absolute_data() -> None:
 
 
 def _plan(run: _Run) -> str:
-    from nuclass.training.preparing import features_to_make, need_checkpoints, unprepared
+    from nuclass.training.preparing import features_to_make, need_checkpoints, need_writable, unprepared
 
     model, place = run.settings.model, run.place
     need_checkpoints(run.checkpoints, model)
+    need_writable(place.results, run.out, run.work)
     slides = [f"{slide} ({organ})" for slide, organ in place.slides["organ"].items()]
     lines = [f"Training the {model} model on {len(slides)} slides: {', '.join(slides)}."]
     taken = unprepared(place)
     if taken:
         lines.append(f"  first   taken in from patch files and divided: {', '.join(taken)}")
     if model != LOCAL:
-        context, protocol = _context(run)[0], run.settings.typed.protocol
-        missing = features_to_make(place, context, protocol, for_gate=model == GATE)
+        context, folder = _context(run)
+        missing = features_to_make(place, context, run.settings.typed.protocol, folder, for_gate=model == GATE)
         if missing:
             lines.append(f"  first   features of neighbourhoods: {', '.join(map(str, missing))}")
     lines += [f"  from    {path}" for path in run.checkpoints.values()]
@@ -264,11 +265,12 @@ def _prepare_context(run: _Run) -> Path | None:
 
 def _carry_out(run: _Run) -> dict[str, Any]:
     """Prepare what is missing and train; returns the metrics."""
-    from nuclass.training.preparing import need_checkpoints, prepare_slides
+    from nuclass.training.preparing import need_checkpoints, need_writable, prepare_slides
 
     settings, place = run.settings, run.place
     model = settings.model
     need_checkpoints(run.checkpoints, model)
+    need_writable(place.results, run.out, run.work)
     prepare_slides(place)
     folder = _prepare_context(run) if model != LOCAL else None
     study = place.study()

@@ -24,6 +24,8 @@ def read_yaml(path: str | Path) -> Any:
         root = yaml.compose(text, Loader=_loader())
     except FileNotFoundError as error:
         raise UserError("A file is missing", where=file, fix="check the path in the configuration") from error
+    except IsADirectoryError as error:
+        raise UserError("A folder stands where a file is wanted", where=file, fix="name the file in it") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nuclass.data import InMemoryWindows, Vocabulary
 
 MONITOR = "val_loss"
+_LEARNING = ("max_epochs", "patience", "batch_size", "accumulate", "validate_every", "balance")
 
 
 class CompositionModel(nn.Module):
@@ -216,12 +217,24 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
         "n_train": len(train),
         "n_val": len(val),
         "classes": list(vocabulary.classes),
+        "settings": pretrain_settings(context),
     }
     with atomic_path(folder) as temporary:
         backbone.net.cpu().save_pretrained(temporary)  # type: ignore[operator, union-attr]
         write_json(temporary / "metrics.json", metrics)
     clear_work(work)
     return metrics
+
+
+def pretrain_settings(context: Context) -> dict[str, Any]:
+    """Return the settings that a context backbone's weights depend on; those of the machine are not among them."""
+    plain = to_plain(context)
+    learning = {name: plain["pretrain"]["trainer"][name] for name in _LEARNING}
+    return {
+        "backbone": plain["backbone"],
+        "read_level": plain["read_level"],
+        "pretrain": {**plain["pretrain"], "trainer": learning},
+    }
 
 
 def composition_set(

@@ -316,6 +316,16 @@ def _disagreements(models: Models) -> Iterator[tuple[tuple[str, ...], str, objec
     for name, backbone in (("context", models.context.backbone), ("local", models.local.backbone)):
         for key, what, found, wanted in backbone_faults(backbone):
             yield (name, "backbone", key), what, found, wanted
+    drawn: list[tuple[tuple[str, ...], Any]] = [
+        (("context",), models.context),
+        (("context", "pretrain"), models.context.pretrain),
+        (("local",), models.local),
+        (("global",), models.global_),
+    ]
+    for keys, part in drawn:
+        if part is not None and part.augment.black_corners:
+            switch = (*keys, "augment", "black_corners")
+            yield switch, "a switch of the protocol, not a strength", True, "protocol: {black_corners: true}"
     for name, section in (("local", models.local), ("global", models.global_)):
         run = section.trainer
         if run.validate_every > 1 and run.validate_every != round(run.validate_every):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -30,6 +29,7 @@ _WORKERS = "with 0 the training process reads; windows in memory_mb need none"
 _COMPILE = "true or false; the original took 'off' as on"
 _EVERY = "the same up to 1; above 1 it counts whole epochs"
 _READING = "files of windows are read block by block, without a cache to set"
+_ONE = "the gate learns from kept outputs of both models, in minutes on one device; making these goes by predict"
 _GATE_LR = "the original's is the gate's own rate; joint.lr_gate is that of the joint fine-tuning"
 ORIGINAL: dict[str, dict[str, tuple[str, str]]] = {
     "batch_size": {LOCAL: ("trainer.batch_size", _BATCH), GLOBAL: ("trainer.batch_size", _BATCH)},
@@ -48,6 +48,7 @@ ORIGINAL: dict[str, dict[str, tuple[str, str]]] = {
     },
     "limit_val_batches": {GATE: ("", "validation sees all cells; -o protocol.gate_first_cells=true limits it")},
     "h5_open_swmr": dict.fromkeys((GLOBAL, GATE), ("", _READING)),
+    "trainer.devices": {GATE: ("", _ONE)},
 }
 """Flat keys of the original's configuration -> model -> our key (none where there is nothing to set), what differs."""
 
@@ -129,22 +130,32 @@ def apply_overrides(
     data
         Sections of a model file.
     overrides
-        ``key=value`` each, later ones winning; a section as value is merged into the one that is there.
+        ``key=value`` each, later ones winning. A section as value is merged into the one that is there, except where
+        its keys are another library's, such as ``backbone``: those of one network make no sense for another.
     """
-    result = copy.deepcopy(dict(data))
+    result = {name: _apart(section) for name, section in data.items()}
     origin: dict[Keys, str] = {}
     for text in overrides:
         key, value = parse_override(text)
         path = find_setting(key, model)
         if path == (PROTOCOL,):
             value = to_plain(parse_protocol(value, where=f"-o {text}"))
-        _put(result, path, value, text)
-        origin = {kept: source for kept, source in origin.items() if kept[: len(path)] != path}
-        origin[path] = f"-o {text}"
+        whole = dict(_paths(model)).get(path) == "free"
+        _put(result, path, value, text, whole=whole)
+        for changed in [path] if whole else _leaves(value, path):
+            origin = {kept: source for kept, source in origin.items() if kept[: len(changed)] != changed}
+            origin[changed] = f"-o {text}"
     return result, origin
 
 
-def _put(data: dict[str, Any], path: Keys, value: Any, text: str) -> None:
+def _leaves(value: Any, path: Keys) -> list[Keys]:
+    """Return the paths that a value sets, those inside a section one by one."""
+    if not isinstance(value, dict) or not value:
+        return [path]
+    return [leaf for key, inner in value.items() for leaf in _leaves(inner, (*path, str(key)))]
+
+
+def _put(data: dict[str, Any], path: Keys, value: Any, text: str, *, whole: bool) -> None:
     place = data
     for number, part in enumerate(path[:-1], start=1):
         inner = place.setdefault(part, {})
@@ -156,10 +167,17 @@ def _put(data: dict[str, Any], path: Keys, value: Any, text: str) -> None:
                 fix="set the whole section in a file",
             )
         place = inner
-    if isinstance(value, dict) and isinstance(place.get(path[-1]), dict):
+    if not whole and isinstance(value, dict) and isinstance(place.get(path[-1]), dict):
         _merge(place[path[-1]], value)
     else:
         place[path[-1]] = value
+
+
+def _apart(value: Any) -> Any:
+    """Copy settings so that sections which YAML shares by an anchor are changed one by one."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
 
 
 def _merge(into: dict[str, Any], data: dict[str, Any]) -> None:
@@ -187,7 +205,7 @@ def _paths(model: str) -> Iterator[tuple[Keys, str]]:
     for name in USES[model]:
         only = PART_OF.get((model, name))
         for path, kind in _walk(kinds[name], (name,)):
-            if only is None or path[1:2] == (only,):
+            if (only is None or path[1:2] == (only,)) and path[-2:] != ("augment", "black_corners"):
                 yield path, kind
 
 

@@ -5,7 +5,8 @@ For use without Snakemake: what a rule would make is made here by the same funct
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,25 +145,31 @@ def prepare_slides(place: Place) -> None:
         _split(place, slide)
 
 
-def features_to_make(place: Place, context: Context, protocol: Protocol, *, for_gate: bool) -> list[Path]:
+def features_to_make(
+    place: Place, context: Context, protocol: Protocol, folder: Path | None = None, *, for_gate: bool
+) -> list[Path]:
     """Return the files of features of neighbourhoods that are not there, slide by slide.
 
     Parameters
     ----------
+    folder
+        The backbone of a study that trained its own, where it is not at its usual place.
     for_gate
         Also those that the gate has of its own under ``smaller_gate_context``.
 
     Raises
     ------
     UserError
-        There are features that were made by other settings.
+        There are features, or there is a trained backbone, that were made by other settings.
     """
     study = place.study()
+    if context.pretrain is not None:
+        _check_trained(folder or place.context_folder, context)
     lacking = []
     for slide in map(str, place.slides.index):
         files = [study.features(slide)] + ([study.views(slide)] if context.views else [])
         if all(file.is_file() for file in files):
-            _check_settings(files[0], study, context, protocol)
+            _check_settings(slide, study, context, protocol)
         else:
             lacking.append(files[0])
         if for_gate and protocol.smaller_gate_context and not study.gate_features(slide).is_file():
@@ -170,26 +177,55 @@ def features_to_make(place: Place, context: Context, protocol: Protocol, *, for_
     return lacking
 
 
-def _check_settings(file: Path, study: Study, context: Context, protocol: Protocol) -> None:
+def _check_settings(slide: str, study: Study, context: Context, protocol: Protocol) -> None:
+    """Raise where the features of a slide were made by other settings of the section ``context``."""
     from nuclass.data.features import read_key
+    from nuclass.models.backbones import REGISTRY
 
-    key = read_key(file)
-    wanted = {
-        "backbone": str(context.backbone.get("name")),
+    name = str(context.backbone.get("name"))
+    wanted: dict[str, Any] = {
+        "backbone": name,
         "pooling": context.pooling,
         "read_level": 0 if protocol.truncated_context else context.read_level,
         "window_px": study.windows["global"],
         "mpp": float(study.mpp),
         "truncated": protocol.truncated_context,
     }
-    wrong = {name: getattr(key, name) for name, value in wanted.items() if getattr(key, name) != value}
-    if wrong:
+    for key in ("input_px", "mean", "std"):
+        value = context.backbone.get(key, getattr(REGISTRY.get(name), key, None))
+        if value is not None:
+            wanted[key] = value if key == "input_px" else tuple(round(float(item), 6) for item in value)
+    found = {study.features(slide): wanted}
+    if context.views:
+        changes = {key: float(value) for key, value in asdict(context.augment).items() if key != "black_corners"}
+        found[study.views(slide)] = {**wanted, "views": context.views, "augment": tuple(sorted(changes.items()))}
+    for file, settings in found.items():
+        made = read_key(file)
+        wrong = [key for key, value in settings.items() if getattr(made, key) != value]
+        if wrong:
+            raise UserError(
+                "The features of neighbourhoods were made by other settings",
+                where=file,
+                found=", ".join(f"{key} {getattr(made, key)}" for key in wrong),
+                expected=", ".join(f"{key} {settings[key]}" for key in wrong),
+                fix=f"delete {study.features('*')}, or set NUCLASS_RESULTS_ROOT to another folder",
+            )
+
+
+def _check_trained(folder: Path, context: Context) -> None:
+    """Raise where the context backbone that a study trained was trained by other settings."""
+    from nuclass.training.composition import pretrain_settings
+    from nuclass.training.state import differences
+
+    made = read_json(folder / "metrics.json").get("settings") if (folder / "metrics.json").is_file() else None
+    other = differences(made, pretrain_settings(context)) if made else []
+    if other:
         raise UserError(
-            "The features of neighbourhoods were made by other settings",
-            where=file,
-            found=", ".join(f"{name} {value}" for name, value in wrong.items()),
-            expected=", ".join(f"{name} {wanted[name]}" for name in wrong),
-            fix=f"delete {study.features('*')}, or set NUCLASS_RESULTS_ROOT to another folder",
+            "The context backbone of this study was trained by other settings",
+            where=folder,
+            found="changed since: context." + ", context.".join(other),
+            expected="the settings it was trained by",
+            fix=f"delete {folder} and the features made with it, or set NUCLASS_RESULTS_ROOT to another folder",
         )
 
 
@@ -212,7 +248,7 @@ def prepare_context(
     from nuclass.training.config import to_plain
 
     sections = {"context": to_plain(context)}
-    lacking = features_to_make(place, context, protocol, for_gate=for_gate)
+    lacking = features_to_make(place, context, protocol, folder, for_gate=for_gate)
     if context.pretrain is not None:
         folder = folder or place.context_folder
         if not all((folder / name).is_file() for name in CONTEXT_FILES):
@@ -269,6 +305,20 @@ def need_checkpoints(paths: dict[str, Path], model: str) -> None:
             + " ".join(f"--{name} FILE" for name in missing)
             + ")",
         )
+
+
+def need_writable(*folders: Path) -> None:
+    """Raise where a folder that is written to at the end of a training cannot be: hours later would be late."""
+    for folder in folders:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(
+                "A folder of results cannot be written to",
+                where=folder,
+                found=f"{there} is {'not yours to write to' if there.is_dir() else 'a file'}",
+                expected="a folder that can be made and written to",
+                fix="correct --out, --work, NUCLASS_RESULTS_ROOT or NUCLASS_CHECKPOINT_ROOT",
+            )
 
 
 def _changed(place: Place, slide: str) -> bool:

@@ -94,7 +94,8 @@ def resolve(
         With all faults in one message, each with file and line.
     """
     data, locate = _read(model, study_file, file)
-    if PROTOCOL in data:
+    own_protocol = PROTOCOL in data
+    if own_protocol:
         data[PROTOCOL] = to_plain(parse_protocol(data[PROTOCOL], where=locate((PROTOCOL,))))
     else:
         data[PROTOCOL] = to_plain(protocol or Protocol())
@@ -105,6 +106,8 @@ def resolve(
         return next((typed_in[end] for end in ends if end in typed_in), "") or locate(path)
 
     def origin(path: Keys) -> str:
+        if path[0] == PROTOCOL and not own_protocol and path not in typed_in:
+            return "protocol of the configuration"
         return place(path) if _has(changed, path) else "default"
 
     typed = parse_models(changed, where=str(file or study_file), locate=place)
