@@ -407,12 +407,61 @@ def test_namespaces_are_read_as_plain_values(tmp_path):
     assert hyper["config"] == {"lr": 1e-3, "nested": {"a": [1]}}
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_both_formats_of_torch_are_read_without_their_code(tmp_path, zipped, capsys):
+    good, bad = tmp_path / "good.ckpt", tmp_path / "bad.ckpt"
+    weight = {"a.weight": torch.arange(3.0)}
+    for file, hyper in ((good, {"lr": 1.0}), (bad, {"lr": Evil()})):
+        content = {"state_dict": weight, "hyper_parameters": hyper}
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    state, hyper = read_original(good)
+    assert torch.equal(state["a.weight"], weight["a.weight"])
+    assert hyper == {"lr": 1.0}
+    with pytest.raises(UserError, match="more than tensors and plain values"):
+        read_original(bad)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"hello",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:200] + b"\xff" * 50 + data[250:],
+        lambda data: b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NNNNNtR.",
+    ],
+    ids=["empty", "text", "cut", "changed", "nonsense"],
+)
+def test_damaged_files_are_not_taken_for_dangerous_ones(tmp_path, damage):
+    file = save(tmp_path / "a.ckpt", build("local"))
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        read_original(file)
+    assert f"{file.stat().st_size:,} bytes" in str(caught.value)
+    assert "mmap" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(lambda value: value * float("nan"), "not finite"), (lambda value: value.to(torch.int64), "int64")],
+)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, change, told):
+    module = build("local")
+    file = tmp_path / "a.ckpt"
+    state = module.state_dict()
+    state["head.4.weight"] = change(state["head.4.weight"])
+    torch.save({"state_dict": state, "hyper_parameters": {"class_names": CLASSES}}, file)
+    with pytest.raises(UserError, match="no weight") as caught:
+        take(file, "local", tmp_path)
+    assert "head.4.weight" in str(caught.value)
+    assert told in str(caught.value)
+    assert not (tmp_path / "local").exists()
+
+
 def test_other_files_are_told(tmp_path):
     with pytest.raises(UserError, match="missing"):
         read_original(tmp_path / "none.ckpt")
-    (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(UserError, match=r"cannot be read|more than tensors"):
-        read_original(tmp_path / "text.ckpt")
     torch.save({"format": 2, "model": "local", "state": {}}, tmp_path / "ours.ckpt")
     with pytest.raises(UserError, match="needs no import"):
         read_original(tmp_path / "ours.ckpt")

@@ -29,6 +29,10 @@ _NAMESPACE_MODULES = {
 _PATHS = {"PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"}
 
 
+class ForbiddenError(pickle.UnpicklingError):
+    """The file names an object that is neither a tensor nor a plain value."""
+
+
 class Bag(dict[str, Any]):
     """A namespace of the file as a dictionary."""
 
@@ -50,7 +54,7 @@ class Unpickler(pickle.Unpickler):
 
         Raises
         ------
-        pickle.UnpicklingError
+        ForbiddenError
             For anything else than the above; the name is in the message.
         """
         if (module, name) in _TORCH or (module == "torch" and self._is_dtype(name)):
@@ -61,7 +65,7 @@ class Unpickler(pickle.Unpickler):
             return Bag
         if module.split(".")[0] == "pathlib" and name in _PATHS:
             return _joined
-        raise pickle.UnpicklingError(f"{module}.{name} is neither a tensor nor a plain value")
+        raise ForbiddenError(f"{module}.{name} is neither a tensor nor a plain value")
 
     @staticmethod
     def _is_dtype(name: str) -> bool:

@@ -125,27 +125,59 @@ def read_original(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not file.is_file():
         raise UserError("The checkpoint is missing", where=file)
     try:
-        data = torch.load(file, map_location="cpu", weights_only=False, pickle_module=restricted_pickle, mmap=True)
-    except pickle.UnpicklingError as error:
+        data = _load(file)
+    except restricted_pickle.ForbiddenError as error:
         raise UserError(
             "A checkpoint holds more than tensors and plain values; it is not read, for that would run its code",
             where=file,
             found=str(error).splitlines()[0],
             fix="ask for the file with state_dict and plain hyper_parameters alone",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError("A checkpoint cannot be read", where=file, found=str(error).splitlines()[0]) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError) as error:
+        raise UserError(
+            "A checkpoint cannot be read",
+            where=file,
+            found=f"{file.stat().st_size:,} bytes; {(str(error) or type(error).__name__).splitlines()[0]}",
+            expected="a whole file of torch.save",
+            fix="copy or download it again",
+        ) from error
     state = data.get("state_dict") if isinstance(data, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
             "A file is not a checkpoint of Lightning",
             where=file,
-            found=f"keys {', '.join(map(str, data))}" if isinstance(data, dict) else type(data).__name__,
+            found=f"keys {', '.join(map(str, data))}"[:200] if isinstance(data, dict) else type(data).__name__,
             expected="state_dict with tensors, and hyper_parameters",
             fix="a best.ckpt of this workflow needs no import" if isinstance(data, dict) and "format" in data else None,
         )
+    _check_values(state, file)
     hyper = data.get("hyper_parameters")
     return dict(state), dict(hyper) if isinstance(hyper, dict) else {}
+
+
+def _load(file: Path) -> Any:
+    """Read a file without running code in it, mapped from the disk where its format allows that."""
+    how: dict[str, Any] = {"map_location": "cpu", "weights_only": False, "pickle_module": restricted_pickle}
+    try:
+        return torch.load(file, mmap=True, **how)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+        return torch.load(file, **how)
+
+
+def _check_values(state: Mapping[str, Tensor], where: object) -> None:
+    """Raise for a tensor that is no weight: of whole numbers, or with values that are not finite."""
+    for name, value in state.items():
+        is_weight = value.is_floating_point()
+        if not is_weight or not torch.isfinite(value).all():
+            raise UserError(
+                "A tensor of the checkpoint is no weight",
+                where=where,
+                found=f"{name}: {'values that are not finite' if is_weight else value.dtype}",
+                expected="finite numbers of a floating type",
+                fix="copy or download the file again; of a training that diverged there is no model",
+            )
 
 
 def sort_original(
