@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nuclass.core.errors import UserError
+from nuclass.data import load_cells
 from nuclass.data.modules import GateData
 from nuclass.data.study import Study
 from nuclass.models.gate import GateModel
@@ -23,7 +24,7 @@ from nuclass.training.config import Gate, Trainer, from_plain, parse_models
 from nuclass.training.fit import fit
 from nuclass.training.gate import auroc, positive_weight, select_blocks, train_gate
 from nuclass.training.gate_module import MONITOR, GateModule
-from nuclass.training.predict import predict_slide
+from nuclass.training.predict import Predictor, predict_slide
 from toy_study import MODELS, one_slide, toy
 
 torch.set_num_threads(1)
@@ -350,6 +351,29 @@ def test_calibration_of_all_three_models_is_stored(trained):
     gate, metrics = (json.loads((trained["gate"].parent / f"{x}.json").read_text()) for x in ("calibration", "metrics"))
     assert gate["n"] == metrics["n_select"]
     assert gate["log_loss_before"] == pytest.approx(metrics["select"]["mixture"]["log_loss"], abs=1e-6)
+
+
+def test_the_gate_is_used_as_it_was_trained(study, trained):
+    """Predictions of the selecting cells are those that training judged it by, calibrated by the same temperatures."""
+    data = load_checkpoint(trained["gate"], "gate")
+    branches = [load_checkpoint(trained[name], name)["temperature"] for name in ("local", "global")]
+    assert max(abs(np.log(branches))) > 0.1
+    frame = load_cells(study.slides, study.results, ("val",))
+    chosen = [cell in data["select_cells"][slide]["val"] for slide, cell in zip(frame["slide"], frame["cell_id"],
+                                                                                strict=True)]  # fmt: skip
+    frame = frame[chosen].reset_index(drop=True)
+    found = Predictor(MODELS, trained).predict(frame, study)
+    labels = torch.tensor([data["classes"].index(name) for name in frame["class"]])
+    judged = json.loads((trained["gate"].parent / "metrics.json").read_text())["select"]
+    assert judged["mixture"]["n"] == len(frame)
+    for name, log_p in (
+        ("local", found["local"].probabilities.log()),
+        ("global", found["global"].probabilities.log()),
+        ("mixture", found["gate"].logits),
+    ):
+        expected = float(torch.nn.functional.nll_loss(log_p, labels))
+        assert judged[name]["log_loss"] == pytest.approx(expected, abs=2e-4), name
+    assert judged["gate_mean"] == pytest.approx(float(found["gate"].gate.mean()), abs=1e-3)
 
 
 def test_the_hash_of_weights_stays_what_it_was():
