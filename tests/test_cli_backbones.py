@@ -94,3 +94,13 @@ def test_fetch_of_an_unknown_name_lists_the_valid_ones():
             run("fetch", name)
     with pytest.raises(UserError, match="Did you mean 'uni2-h'"):
         run("fetch", "uni2h")
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_the_variable_that_forbids_the_download_is_named(monkeypatch, variable):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(UserError) as caught:
+        run("fetch", "plip")
+    assert f"{variable} is set" in str(caught.value)
+    assert f"without {variable})" in str(caught.value)

@@ -24,12 +24,10 @@ class HubSilentError(Exception):
     """The hub did not answer, or must not be asked."""
 
 
-def hub_is_off() -> bool:
-    """Say whether the environment forbids to ask the hub (``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE``)."""
-    return any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+def hub_is_off() -> str | None:
+    """Return the variable that forbids to ask the hub, ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE``, if one does."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
 
 
 def download(hub_id: str, files: tuple[str, ...], folder: Path) -> Path:
@@ -82,14 +80,14 @@ def fetch(spec: BackboneSpec, folder: Path) -> Path:
             where=f"{spec.hub_id} on the hub",
             found=str(error),
             expected="an answer of the hub",
-            fix="try again with a network (and without HF_HUB_OFFLINE), or on another machine run: "
-            f"{download_command(spec.hub_id, folder)}   and copy the folder here",
+            fix=f"try again with a network (and without {hub_is_off() or 'HF_HUB_OFFLINE'}), or on another machine "
+            f"run: {download_command(spec.hub_id, folder)}   and copy the folder here",
         ) from error
 
 
 def _listing(hub_id: str, folder: Path) -> dict[str, int]:
-    if hub_is_off():
-        raise HubSilentError("HF_HUB_OFFLINE is set")
+    if variable := hub_is_off():
+        raise HubSilentError(f"{variable} is set")
     from huggingface_hub import HfApi
 
     def ask() -> Any:
