@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nuclass.models.backbones import REGISTRY, BackboneSpec
+from nuclass.core.errors import UserError
+from nuclass.models.backbones import REGISTRY, BackboneSpec, build_backbone
 
 SMALL: dict[str, BackboneSpec] = {
     "uni2-h": replace(
@@ -214,3 +216,20 @@ def musk_feature(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
         y = linear(norm(x, f"{start}final_layer_norm.A"), f"{start}ffn.A.fc1")
         x = x + linear(norm(F.gelu(y), f"{start}ffn.A.ffn_layernorm"), f"{start}ffn.A.fc2")
     return norm(x, "beit3.encoder.layer_norm.A")[:, 0]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No hub, no cache, no folder of the user's own; the registered backbones are small."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("NUCLASS_BACKBONES", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name, spec in SMALL.items():
+        monkeypatch.setitem(REGISTRY, name, spec)
+
+
+def refusal(settings: dict[str, object], **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        build_backbone(settings, **options)
+    return str(caught.value)
