@@ -87,10 +87,12 @@ def test_a_killed_run_goes_on_to_the_same_result(study, tmp_path, monkeypatch, t
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "work" / "last.ckpt").is_file()
     train_local(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
+    # Of this process as it is now: what other tests loaded meanwhile may round differently.
+    train_local(MODELS, study, tmp_path / "straight", tmp_path / "straight work", 1)
     resumed, straight = (
-        load_checkpoint(p, "local")["state"] for p in (tmp_path / "out" / "best.ckpt", trained["local"])
+        load_checkpoint(tmp_path / name / "best.ckpt", "local")["state"] for name in ("out", "straight")
     )
-    assert all(torch.equal(resumed[key], straight[key]) for key in straight)
+    assert {key: float((resumed[key] - straight[key]).abs().max()) for key in straight} == dict.fromkeys(straight, 0.0)
     assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == 4
 
 
