@@ -166,7 +166,7 @@ class FusedModel(GateModel):
             dropout_b=dropout_b,
         )
         model = cls(sizes, **options)
-        model.load_state_dict(gate.state_dict(), strict=False)
+        model.load_state_dict(model.state_dict() | dict(gate.state_dict()))
         model.heads_a["head"].load_state_dict(local.head.state_dict())
         for name, part in model.heads_b.items():
             part.load_state_dict(getattr(global_, name).state_dict())
