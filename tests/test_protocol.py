@@ -127,9 +127,9 @@ def test_only_switches_of_a_stage_and_only_those_on():
 def test_flaws_are_told(study, tmp_path):
     some = Protocol(no_buffer=True, label_in_gate=True)
     assert describe(Protocol()) == "corrected (no flaw of the original is on)"
-    assert describe(ALL) == "released (all 18 flaws of the original are on)"
-    assert describe(some) == "2 of the original's 18 flaws are on: no_buffer, label_in_gate"
-    assert describe(replace(ALL, no_buffer=False)) == "17 of the original's 18 flaws are on: all but no_buffer"
+    assert describe(ALL) == "released (all 21 flaws of the original are on)"
+    assert describe(some) == "2 of the original's 21 flaws are on: no_buffer, label_in_gate"
+    assert describe(replace(ALL, no_buffer=False)) == "20 of the original's 21 flaws are on: all but no_buffer"
     assert flaws(Protocol()) == ""
     assert to_setting(some) == {"no_buffer": True, "label_in_gate": True}
     assert run_record({"study": "x", "protocol": to_setting(some)}, [], {}, tmp_path)["protocol"] == describe(some)
@@ -146,5 +146,5 @@ def test_check_tells_it_in_one_line(study, text, capsys, monkeypatch):
     (study / MINE).write_text(text, encoding="utf-8")
     assert main(["check", "--directory", str(study), "--configfile", str(MINE)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Protocol: ")]
-    wanted = {"{}": "corrected (", "protocol: released": "released (all 18"}.get(text, "1 of the original's 18 flaws")
+    wanted = {"{}": "corrected (", "protocol: released": "released (all 21"}.get(text, "1 of the original's 21 flaws")
     assert line.startswith(f"Protocol: {wanted}")

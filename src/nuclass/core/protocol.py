@@ -57,6 +57,12 @@ class Protocol:
         The weight of positives comes from each batch of 12 cells instead of all.
     frozen_heads
         Joint fine-tuning updates no head: they only change to training mode, which adds noise.
+    first_organ
+        Cells are predicted as of the first organ in the models' list, as those of a tissue that the original did not know.
+    closed_set
+        Predictions are forced into the classes that occur among the evaluated cells: errors into others are impossible.
+    policy_on_test
+        The safety policy is tuned on the cells it is reported on.
     """
 
     inverted_mpp: bool = False
@@ -77,6 +83,9 @@ class Protocol:
     gate_first_cells: bool = False
     batch_pos_weight: bool = False
     frozen_heads: bool = False
+    first_organ: bool = False
+    closed_set: bool = False
+    policy_on_test: bool = False
 
 
 SWITCHES = tuple(field.name for field in fields(Protocol))
@@ -108,7 +117,8 @@ STAGES: dict[str, tuple[str, ...]] = {
         "batch_pos_weight",
         "frozen_heads",
     ),
-    "predict": ("smaller_gate_context",),
+    "predict": ("smaller_gate_context", "first_organ"),
+    "evaluate": ("closed_set", "policy_on_test"),
 }
 """Stage -> the switches that change what it makes, so that no other stage runs again for them."""
 

@@ -46,7 +46,8 @@ def load_cells(
     Parameters
     ----------
     slides
-        One dict a slide with the keys ``slide`` and ``organ`` (others are ignored).
+        One dict a slide with the keys ``slide`` and ``organ``, and the paths of its tables under ``cells``, ``labels``
+        and ``splits`` where they lie elsewhere than below ``results`` (others are ignored).
     results
         The folder that holds ``slides/``, ``labels/`` and ``splits/``.
     splits
@@ -73,7 +74,7 @@ def load_cells(
     repeated = _repeated([row["slide"] for row in slides])
     if repeated:
         raise UserError("A slide was asked for twice", found=", ".join(repeated), fix="list each slide once")
-    tables = [_load_slide(str(row["slide"]), Path(results), wanted, only_labelled) for row in slides]
+    tables = [_load_slide(row, Path(results), wanted, only_labelled) for row in slides]
     if not sum(table.num_rows for table in tables):
         kind = "labelled cells" if only_labelled else "cells"
         raise UserError(
@@ -181,12 +182,16 @@ def align_ids(reference: pa.Table, reference_path: object, other: pa.Table, othe
     return other.take(rows)
 
 
-def _load_slide(slide: str, results: Path, wanted: tuple[str, ...] | None, only_labelled: bool) -> pa.Table:
+def _load_slide(
+    row: dict[str, Any], results: Path, wanted: tuple[str, ...] | None, only_labelled: bool
+) -> pa.Table:
     """Return cell_id, row, x_px, y_px, class and split of the cells of one slide that are kept."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    cells_path, labels_path, split_path = (f(results, slide) for f in (cells_file, labels_file, splits_file))
+    places = {"cells": cells_file, "labels": labels_file, "splits": splits_file}
+    slide = str(row["slide"])
+    cells_path, labels_path, split_path = (Path(row.get(k) or f(results, slide)) for k, f in places.items())
     cells = read_table(cells_path, (CELL_ID, "x_px", "y_px"))
     check_ids(cells, cells_path)
     labels = align_ids(cells, cells_path, read_table(labels_path, (CELL_ID, "class", "status")), labels_path)

@@ -19,10 +19,11 @@ class Study:
     Attributes
     ----------
     slides
-        One dictionary a slide with ``slide`` and ``organ``; ``windows``, where given, is the path of its slide
-        store or of its patch files' manifest ``patches.json``.
+        One dictionary a slide with ``slide`` and ``organ``. Files that lie elsewhere than below ``results`` are given
+        here too: ``windows`` (the slide store, or the manifest ``patches.json`` of patch files), ``cells``,
+        ``labels``, ``splits``, ``features``, ``views`` and ``gate_features``.
     results
-        The results folder; slide stores lie at ``slides/<slide>/he.ome.zarr``.
+        The results folder, laid out as docs/outputs.md tells.
     mpp
         Micrometres per pixel of the windows.
     windows
@@ -39,10 +40,24 @@ class Study:
 
     def source(self, slide: str) -> Path:
         """Return where a slide's windows come from: its ``windows``, else its store below ``results``."""
+        return self._place(slide, "windows", f"slides/{slide}/he.ome.zarr")
+
+    def features(self, slide: str) -> Path:
+        """Return the path of a slide's cached context features, (N, K)."""
+        return self._place(slide, "features", f"features/context/{slide}.h5")
+
+    def views(self, slide: str) -> Path:
+        """Return the path of the context features of train and val cells under augmentation, (N, V, K)."""
+        return self._place(slide, "views", f"features/context/{slide}.views.h5")
+
+    def gate_features(self, slide: str) -> Path:
+        """Return the path of the context features that the gate reads under ``smaller_gate_context``, (N, K)."""
+        return self._place(slide, "gate_features", f"features/context_gate/{slide}.h5")
+
+    def _place(self, slide: str, what: str, default: str) -> Path:
         for row in self.slides:
             if row["slide"] == slide:
-                given = row.get("windows")
-                return Path(given) if given else Path(self.results) / "slides" / slide / "he.ome.zarr"
+                return Path(row.get(what) or Path(self.results) / default)
         names = [str(row["slide"]) for row in self.slides]
         raise UserError(
             "A slide is not one of the study's",
@@ -50,18 +65,6 @@ class Study:
             expected=" | ".join(names),
             fix="add it to the slides of the study",
         )
-
-    def features(self, slide: str) -> Path:
-        """Return the path of a slide's cached context features, (N, K)."""
-        return Path(self.results) / "features" / "context" / f"{slide}.h5"
-
-    def views(self, slide: str) -> Path:
-        """Return the path of the context features of train and val cells under augmentation, (N, V, K)."""
-        return Path(self.results) / "features" / "context" / f"{slide}.views.h5"
-
-    def gate_features(self, slide: str) -> Path:
-        """Return the path of the context features that the gate reads under ``smaller_gate_context``, (N, K)."""
-        return Path(self.results) / "features" / "context_gate" / f"{slide}.h5"
 
     def reader(self) -> WindowReader:
         """Return a window reader of all slides."""

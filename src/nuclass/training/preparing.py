@@ -208,7 +208,7 @@ def _check_settings(slide: str, study: Study, context: Context, protocol: Protoc
                 where=file,
                 found=", ".join(f"{key} {getattr(made, key)}" for key in wrong),
                 expected=", ".join(f"{key} {settings[key]}" for key in wrong),
-                fix=f"delete {study.features('*')}, or set NUCLASS_RESULTS_ROOT to another folder",
+                fix=f"delete {file.with_name('*.h5')}, or set NUCLASS_RESULTS_ROOT to another folder",
             )
 
 
