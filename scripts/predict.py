@@ -10,9 +10,11 @@ with snakemake_job(snakemake):
 
     study = Study(snakemake.params.slides, Path("results"), **snakemake.params.scale)
     names = snakemake.params.names
+    work = snakemake.params.get("work")
     predict_slide(
         snakemake.params.models,
         study,
         dict(zip(names, map(Path, snakemake.input.checkpoints), strict=True)),
         dict(zip(names, map(Path, snakemake.output.tables), strict=True)),
+        Path(work) if work else None,
     )
