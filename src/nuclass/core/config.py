@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from nuclass.core.protocol import Protocol, parse_protocol, to_setting
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
 from nuclass.core.split_settings import NO_HOLDOUT, split_faults
+from nuclass.core.variants import Variants, build_variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,17 +39,34 @@ class Study:
         The settings of the models, with every default filled in.
     protocol
         Which of the original's flaws are on.
+    short_models
+        The settings of the models of ablations: the study's, with what ``ablations.models`` changes.
     """
 
     config: dict[str, Any]
     slides: pd.DataFrame
     models: dict[str, Any]
     protocol: Protocol = field(default_factory=Protocol)
+    short_models: dict[str, Any] = field(default_factory=dict)
 
     @property
     def train_slides(self) -> list[str]:
         """Slides the models learn from, in the order of the sheet."""
         return list(self.slides.index[self.slides["role"] == "train"])
+
+    @property
+    def variants(self) -> Variants:
+        """The runs of the training under changed settings that ``ablations`` asks for."""
+        organs = {slide: str(self.slides.loc[slide, "organ"]) for slide in self.train_slides}
+        return build_variants(
+            self.config["ablations"],
+            models=self.models,
+            short_models=self.short_models,
+            protocol=self.protocol,
+            windows=self.config["windows"],
+            organs=organs,
+            test=self.config["splits"]["test"],
+        )
 
     @property
     def cohorts(self) -> list[str]:
@@ -143,8 +162,11 @@ def load_study(
         held_out=not faults and checked["splits"]["hold_out"] != NO_HOLDOUT,
     )
     faults += sheet_faults
-    models, model_faults = _read_models(root, checked, read_yaml(schemas / "models.schema.yaml"))
+    models_schema = read_yaml(schemas / "models.schema.yaml")
+    models, model_faults = _read_models(root, checked, models_schema)
     faults += model_faults
+    short_models, short_faults = _short_models(root, checked, models_schema) if not faults else ({}, [])
+    faults += short_faults
     faults += _check_tables(root, checked, tables or {})
     if read_markers is not None:
         faults += _check_markers(root, checked, read_markers, locate)
@@ -153,7 +175,10 @@ def load_study(
     checked["protocol"] = to_setting(protocol)
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     slides = apply_holdout(slides, checked["splits"], locate)
-    return Study(config=checked, slides=slides, models=models, protocol=protocol)
+    study = Study(checked, slides, models, protocol, short_models)
+    # Faults of the ablations are told now, not when their goal is asked for.
+    study.variants.check()
+    return study
 
 
 def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[str, Any]:
@@ -212,6 +237,23 @@ def _read_models(
         )
         return {}, [fault]
     return check_settings(settings, schema, locate)
+
+
+def _short_models(
+    root: Path, config: Mapping[str, Any], schema: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[UserError]]:
+    """Return the settings of the models with those that the ablations change."""
+    file = config["ablations"]["models"]
+    settings, _ = read_models_file(root / config["models"])
+    if not file:
+        return check_settings(settings, schema, lambda keys: config["models"])
+    try:
+        changes, files = read_models_file(root / file)
+    except UserError as error:
+        return {}, [error]
+    settings = copy.deepcopy(settings)
+    _merge(settings, changes)
+    return check_settings(settings, schema, models_locator(root / file, files))
 
 
 def _check_tables(

@@ -10,6 +10,8 @@ SPLITS = (TRAIN, VAL, TEST, BUFFER)
 
 LOCAL, GLOBAL, GATE = "local", "global", "gate"
 MODELS = (LOCAL, GLOBAL, GATE)
+BASELINES = ("plip", "loki", "musk", "uni2_h", "dinov3")
+LINEAR, TUNED = "linear", "finetuned"
 
 FUSED, MEAN, ORACLE = "fused", "mean", "oracle"
 TITLES = {

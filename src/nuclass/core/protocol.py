@@ -58,9 +58,9 @@ class Protocol:
     frozen_heads
         Joint fine-tuning updates no head: they only change to training mode, which adds noise.
     first_organ
-        Cells are predicted as of the first organ in the models' list, as those of a tissue that the original did not know.
+        Cells are predicted as of the first organ in the models' list, as the original does for an unknown tissue.
     closed_set
-        Predictions are forced into the classes that occur among the evaluated cells: errors into others are impossible.
+        Predictions are forced into the classes that occur among the evaluated cells, so errors into others cannot be.
     policy_on_test
         The safety policy is tuned on the cells it is reported on.
     """

@@ -1,0 +1,294 @@
+"""Runs of the training under changed settings: what differs from the study, or from an earlier run, and no more."""
+
+VARIANTS = STUDY.variants
+RUNS = list(VARIANTS.members)
+WHOLE_RUNS = [name for name, variant in VARIANTS.members.items() if len(variant.parts) == len(MODELS)]
+RUN_VIEWS = STUDY.short_models["context"]["views"] > 0
+RUN = "results/variants/{variant}"
+
+
+wildcard_constraints:
+    variant="|".join(RUNS),
+
+
+def run_of(wildcards):
+    """Return the variant of a job."""
+    return VARIANTS.members[wildcards.variant]
+
+
+def run_switches(*stages):
+    """Return a function that tells which flaws of a job's variant bear on stages."""
+    return lambda wildcards: switches_of(run_of(wildcards).protocol, *stages)
+
+
+def run_sections(*names, stages=()):
+    """Return a function that gives a job the settings of its variant, as `sections` does for the study."""
+
+    def chosen(wildcards):
+        run = run_of(wildcards)
+        flaws = switches_of(run.protocol, *stages)
+        return {name: run.models[name] for name in names} | ({"protocol": flaws} if flaws else {})
+
+    return chosen
+
+
+def run_scale(wildcards):
+    """Return the scale of a variant, with the size of its global window."""
+    return STUDY_SCALE | {"windows": CONFIG["windows"] | {"global": run_of(wildcards).window}}
+
+
+def run_slide(variant, slide):
+    """Return where the files of a slide lie that a variant is trained and judged with."""
+    place = lambda stage: VARIANTS.place(variant, stage)
+    slides = place("slides") if slide in BUNDLE_SLIDES else "results"
+    features = place("context")
+    return {
+        "windows": windows_of(slide).replace("results/", f"{slides}/", 1),
+        "cells": f"{slides}/slides/{slide}/cells.parquet",
+        "labels": f"results/labels/{slide}/labels.parquet",
+        "splits": f"{place('splits')}/splits/{slide}.parquet",
+        "features": f"{features}/features/context/{slide}.h5",
+        "views": f"{features}/features/context/{slide}.views.h5",
+        "gate_features": f"{place('gate_context')}/features/context_gate/{slide}.h5",
+    }
+
+
+def run_rows(slides=None):
+    """Return a function that gives a job its slides with their organs and files; without a list the training slides."""
+
+    def rows(wildcards):
+        chosen = [wildcards.slide] if "slide" in wildcards.keys() else slides or run_of(wildcards).slides
+        return [
+            {"slide": slide, "organ": SLIDES.loc[slide, "organ"], **run_slide(wildcards.variant, slide)}
+            for slide in chosen
+        ]
+
+    return rows
+
+
+def run_files(*kinds, slides=None):
+    """Return a function that lists files of a variant's slides."""
+    return lambda wildcards: [row[kind] for row in run_rows(slides)(wildcards) for kind in kinds]
+
+
+def run_features(slides=None):
+    """Return a function that lists a variant's context features, with those under augmentation of training slides."""
+    kinds = lambda slide: ["features", *(["views"] if RUN_VIEWS and slide in TRAIN_SLIDES else [])]
+    return lambda wildcards: [row[kind] for row in run_rows(slides)(wildcards) for kind in kinds(row["slide"])]
+
+
+def run_gate_features(slides=None):
+    """Return a function that lists the context features that a variant's gate has of its own; mostly none."""
+    found = run_files("gate_features", slides=slides)
+    return lambda wildcards: found(wildcards) if run_of(wildcards).protocol.smaller_gate_context else []
+
+
+def run_context(wildcards):
+    """Return the files of the context backbone that a variant trains itself or shares."""
+    return [path.replace("results", VARIANTS.place(wildcards.variant, "pretrain"), 1) for path in CONTEXT_FILES]
+
+
+def run_model(model):
+    """Return a function that names the checkpoint of a variant's model."""
+    return lambda wildcards: f"{VARIANTS.place(wildcards.variant, model)}/models/{model}/best.ckpt"
+
+
+def run_predictions(variant, model, slides):
+    """Return the prediction tables of a variant."""
+    place = VARIANTS.place(variant, f"predict_{model}")
+    return [f"{place}/predictions/{model}/{slide}.parquet" for slide in slides]
+
+
+def trained(model):
+    """Return what a training writes for a variant."""
+    files = {"checkpoint": "best.ckpt"} | {name: f"{name}.json" for name in ("metrics", "calibration")}
+    return {key: f"{RUN}/models/{model}/{file}" for key, file in (files | {"history": "history.csv"}).items()}
+
+
+use rule build_slide as build_slide_variant with:
+    output:
+        store=directory(f"{RUN}/slides/{{slide}}/he.ome.zarr"),
+        cells=f"{RUN}/slides/{{slide}}/cells.parquet",
+        checks=f"{RUN}/slides/{{slide}}/checks.csv",
+    params:
+        inverted_mpp=lambda wildcards: run_of(wildcards).protocol.inverted_mpp,
+    log:
+        "logs/build_slide_variant/{variant}/{slide}.log",
+    benchmark:
+        "benchmarks/build_slide_variant/{variant}/{slide}.tsv"
+    message:
+        "{wildcards.variant}, slide {wildcards.slide}: H&E and cells at this variant's scale"
+
+
+use rule split_cells as split_cells_variant with:
+    input:
+        cells=run_files("cells"),
+        labels=run_files("labels"),
+    output:
+        table=f"{RUN}/splits/{{slide}}.parquet",
+        report=f"{RUN}/splits/{{slide}}.json",
+        picture=f"{RUN}/splits/{{slide}}.png",
+    params:
+        protocol=run_switches("splits"),
+    log:
+        "logs/split_cells_variant/{variant}/{slide}.log",
+    benchmark:
+        "benchmarks/split_cells_variant/{variant}/{slide}.tsv"
+    message:
+        "{wildcards.variant}, slide {wildcards.slide}: cells to train, validation and test ({params.role})"
+
+
+if OWN_CONTEXT:
+
+    use rule pretrain_context as pretrain_context_variant with:
+        input:
+            windows=run_files("windows"),
+            cells=run_files("cells"),
+            labels=run_files("labels"),
+            splits=run_files("splits"),
+        output:
+            backbone=[path.replace("results", RUN, 1) for path in CONTEXT_FILES],
+            metrics=f"{RUN}/backbones/context/metrics.json",
+        params:
+            models=run_sections("context"),
+            slides=run_rows(),
+            scale=run_scale,
+            work="work/variants/{variant}/models/context",
+            seed=STUDY.short_models["context"]["pretrain"]["seed"],
+        log:
+            "logs/pretrain_context_variant/{variant}.log",
+        benchmark:
+            "benchmarks/pretrain_context_variant/{variant}.tsv"
+        message:
+            "{wildcards.variant}: training the context backbone"
+
+
+use rule embed_context as embed_context_variant with:
+    input:
+        windows=run_files("windows"),
+        cells=run_files("cells"),
+        labels=run_files("labels"),
+        splits=run_files("splits"),
+        backbone=run_context,
+    output:
+        features=f"{RUN}/features/context/{{slide}}.h5",
+    wildcard_constraints:
+        slide="|".join(COHORTS if RUN_VIEWS else ALL_SLIDES),
+    params:
+        models=run_sections("context", stages=["context"]),
+        slides=run_rows(),
+        scale=run_scale,
+        work="work/variants/{variant}/features/context/{slide}",
+    log:
+        "logs/embed_context_variant/{variant}/{slide}.log",
+    benchmark:
+        "benchmarks/embed_context_variant/{variant}/{slide}.tsv"
+    message:
+        "{wildcards.variant}, slide {wildcards.slide}: features of every cell's neighbourhood"
+
+
+if RUN_VIEWS:
+
+    use rule embed_context_variant as embed_training_context_variant with:
+        output:
+            features=f"{RUN}/features/context/{{slide}}.h5",
+            views=f"{RUN}/features/context/{{slide}}.views.h5",
+        wildcard_constraints:
+            slide="|".join(TRAIN_SLIDES),
+        params:
+            models=run_sections("context", stages=["context", "views"]),
+        log:
+            "logs/embed_training_context_variant/{variant}/{slide}.log",
+        benchmark:
+            "benchmarks/embed_training_context_variant/{variant}/{slide}.tsv"
+        message:
+            "{wildcards.variant}, slide {wildcards.slide}: features of neighbourhoods, also under changed stain"
+
+
+use rule embed_context_variant as embed_gate_context_variant with:
+    output:
+        features=f"{RUN}/features/context_gate/{{slide}}.h5",
+    wildcard_constraints:
+        slide="|".join(ALL_SLIDES),
+    params:
+        models=run_sections("context", stages=["gate_context"]),
+        work="work/variants/{variant}/features/context_gate/{slide}",
+    log:
+        "logs/embed_gate_context_variant/{variant}/{slide}.log",
+    benchmark:
+        "benchmarks/embed_gate_context_variant/{variant}/{slide}.tsv"
+    message:
+        "{wildcards.variant}, slide {wildcards.slide}: features of smaller neighbourhoods, for the gate"
+
+
+use rule train_local as train_local_variant with:
+    input:
+        windows=run_files("windows"),
+        cells=run_files("cells"),
+        labels=run_files("labels"),
+        splits=run_files("splits"),
+    output:
+        **trained("local"),
+    params:
+        models=run_sections("local", stages=["local"]),
+        slides=run_rows(),
+        scale=run_scale,
+        work="work/variants/{variant}/models/local",
+        seed=lambda wildcards: run_of(wildcards).models["local"]["seed"],
+    log:
+        "logs/train_local_variant/{variant}.log",
+    benchmark:
+        "benchmarks/train_local_variant/{variant}.tsv"
+    message:
+        "{wildcards.variant}: training the local model"
+
+
+use rule train_global as train_global_variant with:
+    input:
+        windows=run_files("windows"),
+        cells=run_files("cells"),
+        labels=run_files("labels"),
+        splits=run_files("splits"),
+        local=run_model("local"),
+        features=run_features(),
+        backbone=run_context,
+    output:
+        **trained("global"),
+    params:
+        models=run_sections("context", "global", "predict", stages=["global"]),
+        slides=run_rows(),
+        scale=run_scale,
+        work="work/variants/{variant}/models/global",
+        seed=lambda wildcards: run_of(wildcards).models["global"]["seed"],
+    log:
+        "logs/train_global_variant/{variant}.log",
+    benchmark:
+        "benchmarks/train_global_variant/{variant}.tsv"
+    message:
+        "{wildcards.variant}: training the global model"
+
+
+use rule train_gate as train_gate_variant with:
+    input:
+        windows=run_files("windows"),
+        cells=run_files("cells"),
+        labels=run_files("labels"),
+        splits=run_files("splits"),
+        local=run_model("local"),
+        wide=run_model("global"),
+        features=run_features(),
+        gate_features=run_gate_features(),
+    output:
+        **trained("gate"),
+    params:
+        models=run_sections("global", "gate", "predict", stages=["gate"]),
+        slides=run_rows(),
+        scale=run_scale,
+        work="work/variants/{variant}/models/gate",
+        seed=lambda wildcards: run_of(wildcards).models["gate"]["seed"],
+    log:
+        "logs/train_gate_variant/{variant}.log",
+    benchmark:
+        "benchmarks/train_gate_variant/{variant}.tsv"
+    message:
+        "{wildcards.variant}: training the gate"

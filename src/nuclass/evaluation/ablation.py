@@ -1,0 +1,231 @@
+"""Compare runs of the training with a reference run: on the cohorts, and on the val cells that chose the models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nuclass.core.files import write_csv, write_json
+from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, VAL
+from nuclass.core.progress import Progress
+from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
+from nuclass.evaluation.metrics import ece
+from nuclass.evaluation.predictions import Predictions, read_models, read_predictions
+
+COHORT_CELLS, VAL_CELLS = "cohorts", "val"
+METRICS = ("macro_f1", "accuracy", "log_loss")
+COLUMNS = (
+    "group run value model cells n_cells metric estimate low high difference difference_low difference_high paired"
+).split()
+_NAMES = {LOCAL: LOCAL, GLOBAL: GLOBAL, GATE: FUSED}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's predictions.
+
+    Attributes
+    ----------
+    name, group, value
+        As of :class:`nuclass.core.variants.Variant`.
+    cohorts, val
+        Model (``local``, ``global``, ``gate``) -> prediction tables, of the cohorts and of the training slides.
+    """
+
+    name: str
+    group: str
+    value: str
+    cohorts: Mapping[str, Sequence[str]]
+    val: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How intervals are made; see :func:`nuclass.evaluation.bootstrap.paired_bootstrap`."""
+
+    mpp: float
+    block_um: float
+    draws: int
+    seed: int
+    min_support: int
+    bins: int
+
+    def bootstrap(self, models: Mapping[str, Predictions], pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+        """Return intervals of predictions of the same cells, and of the paired differences asked for."""
+        first = next(iter(models.values()))
+        xy = [first.table[name].to_numpy() * self.mpp for name in ("x_px", "y_px")]
+        return paired_bootstrap(
+            first.y,
+            {name: found.probs for name, found in models.items()},
+            spatial_blocks(first.table["slide"], *xy, self.block_um),
+            first.classes,
+            pairs=pairs,
+            draws=self.draws,
+            seed=self.seed,
+            min_support=self.min_support,
+        )
+
+
+def read_val(paths: Sequence[str | Path]) -> Predictions:
+    """Return the predictions of the val cells of training slides."""
+    found = read_predictions(paths)
+    return found.take(np.flatnonzero(found.table["split"].to_numpy() == VAL))
+
+
+def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.DataFrame:
+    """Return the metrics of each run with intervals, and its differences to the reference.
+
+    Parameters
+    ----------
+    runs
+        Their models are judged as far as they have any; a run whose tables are the reference's differs by exactly 0.
+    reference
+        The run the others are compared with.
+
+    Returns
+    -------
+    DataFrame
+        One row a run, model (``local global fused``), set of cells (``cohorts``, ``val``) and metric (``macro_f1
+        accuracy log_loss ece``), with the columns :data:`COLUMNS`. Differences on the same cells are paired: both
+        runs see the same draws of blocks. Where a run has other val cells its difference is that of two independent
+        estimates, its interval from both standard errors (a quarter of 1.96 times the width). The calibration error
+        has no interval.
+
+    Raises
+    ------
+    UserError
+        Two runs have other cohort cells, labels or classes than the reference.
+    """
+    rows: list[dict[str, Any]] = []
+    for model in (LOCAL, GLOBAL, GATE):
+        for cells in (COHORT_CELLS, VAL_CELLS):
+            chosen = [run for run in runs if model in getattr(run, cells)]
+            if chosen:
+                rows += _compare_model(chosen, reference, model, cells, options)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _compare_model(
+    runs: Sequence[Run], reference: Run, model: str, cells: str, options: Options
+) -> Iterator[dict[str, Any]]:
+    base_paths = list(getattr(reference, cells)[model])
+    base = read_predictions(base_paths) if cells == COHORT_CELLS else read_val(base_paths)
+    own = options.bootstrap({"reference": base})["models"]["reference"]
+    with Progress(len(runs), f"comparing runs, {_NAMES[model]} on {cells}", "runs") as progress:
+        for run in runs:
+            told = {"group": run.group, "run": run.name, "value": run.value, "model": _NAMES[model], "cells": cells}
+            paths = list(getattr(run, cells)[model])
+            if paths == base_paths:
+                yield from _rows(told, base, own, dict.fromkeys(METRICS, _ZERO), True, options, base)
+            else:
+                yield from _compare_one(told, paths, base_paths, base, own, options)
+            progress.advance()
+
+
+_ZERO = {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def _compare_one(
+    told: Mapping[str, Any],
+    paths: Sequence[str],
+    base_paths: Sequence[str],
+    base: Predictions,
+    own: Mapping[str, Any],
+    options: Options,
+) -> Iterator[dict[str, Any]]:
+    if told["cells"] == COHORT_CELLS:
+        found = read_models({"reference": base_paths, "run": paths})["run"]
+    else:
+        found = read_val(paths)
+    paired = found.classes == base.classes and found.keys.equals(base.keys) and np.array_equal(found.y, base.y)
+    both = {"run": found, "reference": base} if paired else {"run": found}
+    result = options.bootstrap(both, [("run", "reference")] if paired else [])
+    mine = result["models"]["run"]
+    difference = (
+        result["differences"]["run-reference"]
+        if paired
+        else {metric: independent_difference(mine[metric], own[metric]) for metric in METRICS}
+    )
+    yield from _rows(told, found, mine, difference, paired, options, base)
+
+
+def independent_difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """Return the difference of two independent estimates with a 95 % interval, by the normal approximation."""
+    half = math.hypot(*((x["high"] - x["low"]) / 2 for x in (first, second)))
+    value = first["value"] - second["value"]
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _rows(
+    told: Mapping[str, Any],
+    found: Predictions,
+    mine: Mapping[str, Any],
+    difference: Mapping[str, Any],
+    paired: bool,
+    options: Options,
+    base: Predictions,
+) -> Iterator[dict[str, Any]]:
+    common = {**told, "n_cells": len(found.y), "paired": paired}
+    for metric in METRICS:
+        gap = difference[metric]
+        yield {
+            **common,
+            "metric": metric,
+            **_named(mine[metric], "estimate", "low", "high"),
+            **_named(gap, "difference", "difference_low", "difference_high"),
+        }
+    value = ece(found.y, found.probs, bins=options.bins)
+    yield {
+        **common,
+        "metric": "ece",
+        "estimate": value,
+        "difference": value - ece(base.y, base.probs, bins=options.bins),
+    }
+
+
+def _named(interval: Mapping[str, float], *names: str) -> dict[str, float]:
+    return dict(zip(names, (interval["value"], interval["low"], interval["high"]), strict=True))
+
+
+def spread(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how much numbers change with the seed alone.
+
+    ``table`` is :func:`compare_runs` of runs that differ in their seed. One row a model, set of cells and metric:
+    ``runs mean sd min max``; the standard deviation is that of a sample (n - 1).
+    """
+    groups = table.groupby(["model", "cells", "metric"], sort=False)["estimate"]
+    found = groups.agg(runs="count", mean="mean", sd="std", min="min", max="max")
+    return found.reset_index()
+
+
+def write_runs(
+    runs: Sequence[Run], reference: Run, options: Options, out: str | Path, out_spread: str | Path | None = None
+) -> pd.DataFrame:
+    """Compare runs and write the table; with ``out_spread`` also how much they spread."""
+    table = compare_runs(runs, reference, options)
+    write_csv(out, table)
+    if out_spread is not None:
+        write_csv(out_spread, spread(table))
+    return table
+
+
+def left_out(runs: Sequence[Run], organ: str, options: Options, out: str | Path) -> dict[str, Any]:
+    """Judge runs without an organ on that organ's cells; write and return intervals, and differences of the first.
+
+    ``cohorts`` of each run holds the tables of that organ's cohorts and left-out training slides, model ``local``.
+    Classes that the rest of the study lacks are no classes of the models; their cells are counted as outside.
+    """
+    models = read_models({run.value: list(run.cohorts[LOCAL]) for run in runs})
+    names = list(models)
+    pairs = [(names[0], other) for other in names[1:]]
+    result = options.bootstrap(models, pairs)
+    first = models[names[0]]
+    result |= {"organ": organ, "outside": first.outside, "classes": list(first.classes)}
+    write_json(out, result)
+    return result

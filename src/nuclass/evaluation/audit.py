@@ -1,0 +1,198 @@
+"""What each flaw of the original's protocol does to the numbers: the audit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nuclass.core.files import write_csv
+from nuclass.core.names import FUSED, GATE
+from nuclass.core.protocol import RELEASED
+from nuclass.evaluation.ablation import COHORT_CELLS, VAL_CELLS, Options, Run, compare_runs, independent_difference
+from nuclass.evaluation.predictions import Predictions, read_predictions
+
+CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
+FEWER, MORE, SAME = "lower", "higher", "no change"
+EXPECTED: dict[str, tuple[str, str, str]] = {
+    "inverted_mpp": (COHORT_CELLS, FEWER, "every slide at a scale of its own: a size means nothing"),
+    "no_buffer": (VAL_CELLS, MORE, "windows of val cells share pixels with those of train cells"),
+    "test_as_val": (VAL_CELLS, MORE, "the cells that chose the models are reported"),
+    "black_corners": (COHORT_CELLS, FEWER, "the stain of the cohorts was never seen"),
+    "no_global_augmentation": (COHORT_CELLS, FEWER, "the stain of the cohorts was never seen"),
+    "decay_everywhere": (COHORT_CELLS, SAME, "decay of norms and biases is small beside the rest"),
+    "unguarded_class_weights": (COHORT_CELLS, FEWER, "one class without cells flattens the weights of the others"),
+    "undetached_weight": (COHORT_CELLS, SAME, "the gradient also lowers the weights, which the class loss holds up"),
+    "moving_teacher": (COHORT_CELLS, SAME, "the teacher learns what it judges; its weights shrink"),
+    "label_in_gate": (COHORT_CELLS, FEWER, "the inner gate learns from what it lacks later"),
+    "batch_context_dropout": (COHORT_CELLS, SAME, "the same share of cells without context, in lumps"),
+    "alpha_reset": (COHORT_CELLS, FEWER, "the context counts a quarter of what was learnt"),
+    "truncated_context": (COHORT_CELLS, SAME, "the same in training and later; half a grey value"),
+    "smaller_gate_context": (COHORT_CELLS, FEWER, "the global model sees other features than it learnt from"),
+    "gate_on_train": (COHORT_CELLS, FEWER, "on cells that both models know, who is right is not what it is later"),
+    "gate_first_cells": (COHORT_CELLS, SAME, "chosen by one slide only"),
+    "batch_pos_weight": (COHORT_CELLS, SAME, "a noisier weight of the positives"),
+    "frozen_heads": (COHORT_CELLS, SAME, "noise in training, no other change"),
+    "first_organ": (COHORT_CELLS, FEWER, "the organ told is a wrong one for most cells"),
+    CLOSED_SET: (COHORT_CELLS, MORE, "errors into absent classes cannot happen"),
+    POLICY_ON_TEST: (COHORT_CELLS, MORE, "tuned on the cells it is reported on"),
+    RELEASED: (VAL_CELLS, MORE, "what flatters and what harms, together"),
+}
+"""Switch -> the cells where theory expects an effect, its direction, and why."""
+COLUMNS = (
+    "switch cells estimate low high difference difference_low difference_high val val_low val_high optimism "
+    "expected_on expected why seed_noise verdict idle"
+).split()
+AS_EXPECTED, AGAINST, NOT_SEEN, IDLE = "as expected", "against expectation", "not seen", "changes nothing"
+
+
+def closed_set(found: Predictions) -> Predictions:
+    """Return predictions forced into the classes that occur among the cells, renormalised over them."""
+    present = np.unique(found.y)
+    probs = np.zeros_like(found.probs)
+    probs[:, present] = found.probs[:, present]
+    total = probs.sum(axis=1, keepdims=True)
+    # A cell that gives the present classes nothing at all has no arg max among them.
+    probs[:, present] = np.where(total > 0, probs[:, present] / np.where(total > 0, total, 1), 1 / len(present))
+    return Predictions(found.classes, found.table, found.y, probs, found.outside)
+
+
+def verdict(expected: str, difference: Mapping[str, float], noise: float) -> str:
+    """Return whether a difference is there, and goes where theory says.
+
+    It is there where its interval leaves out 0 and it is larger than what two seeds differ by in 95 of 100 cases,
+    1.96 sqrt(2) standard deviations of the seeds (``noise``, 0 where no training is involved).
+    """
+    value = difference["value"]
+    apart = difference["low"] > 0 or difference["high"] < 0
+    if not apart or abs(value) <= noise:
+        return AS_EXPECTED if expected == SAME else NOT_SEEN
+    if expected == SAME:
+        return AGAINST
+    return AS_EXPECTED if (value > 0) == (expected == MORE) else AGAINST
+
+
+def audit(
+    runs: Sequence[Run],
+    reference: Run,
+    seeds: pd.DataFrame,
+    options: Options,
+    *,
+    idle: Mapping[str, str],
+    policy: Mapping[str, Any] | None,
+) -> pd.DataFrame:
+    """Return the effect of each flaw on the macro-F1 of the fused model.
+
+    Parameters
+    ----------
+    runs
+        The runs with one switch on, and ``released``.
+    seeds
+        :func:`nuclass.evaluation.ablation.spread` of runs that differ in their seed.
+    idle
+        Switch -> why it changes nothing in this study.
+    policy
+        The macro-F1 of the safety policy on all cohorts, ``tuned_on_val`` and ``tuned_on_test`` with their paired
+        ``difference``, each ``{value, low, high}``; None where it was not measured.
+
+    Returns
+    -------
+    DataFrame
+        One row a switch and the reference first, with the columns :data:`COLUMNS`. ``estimate`` is on the cohorts, as a
+        study should report; ``val`` is on the cells that chose the models, as the original reports;
+        ``optimism`` is the difference of the two.
+    """
+    table = compare_runs([reference, *runs], reference, options)
+    fused = table[(table["model"] == FUSED) & (table["metric"] == "macro_f1")]
+    noise = {
+        row["cells"]: 1.96 * math.sqrt(2) * float(row["sd"])
+        for _, row in seeds[(seeds["model"] == FUSED) & (seeds["metric"] == "macro_f1")].iterrows()
+    }
+    rows = []
+    for name in dict.fromkeys(fused["run"]):
+        mine = {row["cells"]: row for _, row in fused[fused["run"] == name].iterrows()}
+        rows.append(_row(str(name), mine, noise, idle))
+    rows.append(_closed_set(reference, rows[0], options))
+    if policy is not None:
+        rows.append(_policy(policy))
+    for row in rows:
+        if row["switch"] == RELEASED:
+            row |= _released(next(run for run in runs if run.name == RELEASED), rows[0], options)
+    order = {name: place for place, name in enumerate([reference.name, *EXPECTED])}
+    rows.sort(key=lambda row: order.get(row["switch"], len(order)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(name: str, mine: Mapping[str, Any], noise: Mapping[str, float], idle: Mapping[str, str]) -> dict[str, Any]:
+    cohorts, val = mine[COHORT_CELLS], mine[VAL_CELLS]
+    row: dict[str, Any] = {
+        "switch": name,
+        "cells": int(cohorts["n_cells"]),
+        **{key: cohorts[key] for key in ("estimate", "low", "high")},
+        **{key: cohorts[key] for key in ("difference", "difference_low", "difference_high")},
+        **{"val": val["estimate"], "val_low": val["low"], "val_high": val["high"]},
+        "optimism": val["estimate"] - cohorts["estimate"],
+        "idle": idle.get(name, ""),
+    }
+    if name in EXPECTED:
+        where, expected, why = EXPECTED[name]
+        gap = {key: mine[where][f"difference{end}"] for key, end in _ENDS.items()}
+        told = IDLE if idle.get(name) else verdict(expected, gap, noise.get(where, 0.0))
+        row |= {"expected_on": where, "expected": expected, "why": why, "verdict": told}
+        row["seed_noise"] = noise.get(where, math.nan)
+    return row
+
+
+_ENDS = {"value": "", "low": "_low", "high": "_high"}
+
+
+def _told(switch: str, difference: Mapping[str, float]) -> dict[str, Any]:
+    where, expected, why = EXPECTED[switch]
+    found = {"expected_on": where, "expected": expected, "why": why, "verdict": verdict(expected, difference, 0.0)}
+    return {"switch": switch, "idle": "", "seed_noise": 0.0, **found, **_gap(difference)}
+
+
+def _gap(difference: Mapping[str, float]) -> dict[str, float]:
+    return {f"difference{end}": difference[key] for key, end in _ENDS.items()}
+
+
+def _estimate(value: Mapping[str, float]) -> dict[str, float]:
+    return {"estimate": value["value"], "low": value["low"], "high": value["high"]}
+
+
+def _closed_set(reference: Run, first: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    found = read_predictions(list(reference.cohorts[GATE]))
+    result = options.bootstrap({"closed": closed_set(found), "open": found}, [("closed", "open")])
+    row = _told(CLOSED_SET, result["differences"]["closed-open"]["macro_f1"])
+    mine = _estimate(result["models"]["closed"]["macro_f1"])
+    return {"cells": first["cells"], **row, **mine}
+
+
+def _policy(policy: Mapping[str, Any]) -> dict[str, Any]:
+    row = _told(POLICY_ON_TEST, policy["difference"])
+    return {"cells": policy["n_cells"], **row, **_estimate(policy["tuned_on_test"])}
+
+
+def _released(run: Run, reference: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Return what the original would report, the closed-set number on val cells, against the corrected one."""
+    from nuclass.evaluation.ablation import read_val
+
+    val = options.bootstrap({"run": closed_set(read_val(list(run.val[GATE])))})["models"]["run"]["macro_f1"]
+    corrected = {"value": reference["estimate"], "low": reference["low"], "high": reference["high"]}
+    gap = independent_difference(val, corrected)
+    return {
+        "val": val["value"],
+        "val_low": val["low"],
+        "val_high": val["high"],
+        "verdict": verdict(EXPECTED[RELEASED][1], gap, 0.0),
+        "seed_noise": 0.0,
+    }
+
+
+def write_audit(out: str | Path, table: pd.DataFrame) -> None:
+    """Write the audit as CSV."""
+    write_csv(out, table)
