@@ -242,7 +242,9 @@ def test_the_study_tells_the_line_of_a_sections_own_file(tmp_path):
     assert "at least 1" in told
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "path_context", "path_local", "path_global", "path_gate"])
+@pytest.mark.parametrize(
+    "name", ["demo", "paper", "path_context", "path_local", "path_global", "path_gate", "path_baselines"]
+)
 def test_every_setting_in_the_files_has_a_remark(name):
     for number, line in enumerate(Path(f"config/models/{name}.yaml").read_text(encoding="utf-8").splitlines(), 1):
         text = line.strip()
@@ -251,7 +253,7 @@ def test_every_setting_in_the_files_has_a_remark(name):
             assert "#" in text, f"{name}.yaml, line {number}: {text}"
 
 
-@pytest.mark.parametrize("name", ["context", "local", "global", "gate"])
+@pytest.mark.parametrize("name", ["context", "local", "global", "gate", "baselines"])
 def test_the_papers_files_state_every_setting(name):
     import yaml
 

@@ -10,7 +10,12 @@ ORGAN_WAYS = (FILM, CONCAT, NONE)
 
 
 def make_head(width: int, hidden: int, n_classes: int, dropout: float) -> nn.Sequential:
-    """Return Dropout, Linear, SiLU, Dropout, Linear: (B, width) to logits (B, n_classes)."""
+    """Return Dropout, Linear, SiLU, Dropout, Linear: (B, width) to logits (B, n_classes).
+
+    With ``hidden`` 0 it is Dropout, Linear: a linear classifier.
+    """
+    if hidden == 0:
+        return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, n_classes))
     return nn.Sequential(
         nn.Dropout(dropout),
         nn.Linear(width, hidden),

@@ -54,7 +54,7 @@ class LocalModel(_Heads):
     organ_dim
         Width of the organ's vector; None is the published one, 64 for ``film`` and 32 for ``concat``.
     hidden, dropout, organ_dropout
-        Width of the head's hidden layer, and dropout probabilities.
+        Width of the head's hidden layer (0: none, a linear head), and dropout probabilities.
 
     Raises
     ------

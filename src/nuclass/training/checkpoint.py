@@ -18,7 +18,7 @@ import torch
 import nuclass
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
-from nuclass.core.names import GATE, GLOBAL, LOCAL
+from nuclass.core.names import GATE, GLOBAL, LINEAR, LOCAL
 from nuclass.training.restore import (
     load_state,
     new_gate,
@@ -26,6 +26,7 @@ from nuclass.training.restore import (
     new_local,
     restore_gate,
     restore_global,
+    restore_linear,
     restore_local,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "read_checkpoint",
     "restore_gate",
     "restore_global",
+    "restore_linear",
     "restore_local",
     "same_names",
     "save_checkpoint",
@@ -57,6 +59,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     LOCAL: _COMMON,
     GLOBAL: (*_COMMON, "backbone", "context", "features", "context_dim"),
     GATE: (*_COMMON, "parents", "dim_a", "dim_b"),
+    LINEAR: (*_COMMON, "features", "width"),
 }
 _FIX_FOREIGN = (
     "give best.ckpt of a model's folder; a file of the original's release is taken in by 'nuclass import-checkpoint'"
@@ -69,7 +72,7 @@ def save_checkpoint(path: Path, payload: dict[str, Any], state: dict[str, torch.
     Parameters
     ----------
     payload
-        ``model`` (local, global, gate), ``config``, ``classes``, ``organs``, ``mpp``, ``windows``, ``cells``,
+        ``model`` (local, global, gate, linear), ``config``, ``classes``, ``organs``, ``mpp``, ``windows``, ``cells``,
         ``input``, ``temperature``, and what else a model needs.
     state
         Its weights by name.

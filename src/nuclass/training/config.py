@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from nuclass.core.backbone_settings import backbone_faults
 from nuclass.core.models_file import models_locator, read_models_file
+from nuclass.core.names import BASELINES
 from nuclass.core.protocol import Protocol
 from nuclass.core.ranges import Count, Factor, NotNegative, PartialShare, Positive, Range, Share, Whole
 from nuclass.core.schema import raise_faults
@@ -104,7 +105,7 @@ class LocalNet:
 
     organ: Literal["film", "concat", "none"] = "film"
     organ_dim: Count = 64
-    hidden: Count = 1024
+    hidden: Whole = 1024
     dropout: PartialShare = 0.2
     organ_dropout: PartialShare = 0.0
 
@@ -248,6 +249,71 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A network that the models are compared with."""
+
+    backbone: dict[str, Any] = field(default_factory=dict)
+    organ: Literal["concat", "none"] = "none"
+    organ_dim: Count = 32
+    stand_in: bool = False
+
+
+@dataclass(frozen=True)
+class BaselineFeatures:
+    """The pass of the frozen networks over all cells."""
+
+    batch_size: Count = 64
+    precision: Precision = "auto"
+    accelerator: Accelerator = "auto"
+    workers: Whole = 0
+
+
+@dataclass(frozen=True)
+class BaselineLinear:
+    """The linear head on frozen features: multinomial logistic regression."""
+
+    strengths: tuple[Positive, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+    beta: PartialShare = 0.9999
+    max_iterations: Count = 300
+    tolerance: Positive = 1e-5
+    memory_mb: Whole = 2048
+
+
+@dataclass(frozen=True)
+class BaselineTuned:
+    """Fine-tuning of the whole network with a linear head, by the trainer of the local model."""
+
+    dropout: PartialShare = 0.0
+    organ_dropout: PartialShare = 0.0
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: Trainer = field(default_factory=Trainer)
+    augment: Augment = field(default_factory=Augment)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Published networks that the models are compared with, each frozen with a linear head and fine-tuned."""
+
+    plip: Baseline | None = None
+    loki: Baseline | None = None
+    musk: Baseline | None = None
+    uni2_h: Baseline | None = None
+    dinov3: Baseline | None = None
+    read_level: Whole = 0
+    features: BaselineFeatures = field(default_factory=BaselineFeatures)
+    linear: BaselineLinear = field(default_factory=BaselineLinear)
+    finetuned: BaselineTuned = field(default_factory=BaselineTuned)
+    seed: Whole = 42
+
+    @property
+    def networks(self) -> dict[str, Baseline]:
+        """Return those that there are, by name, in their order."""
+        found = {name: getattr(self, name) for name in BASELINES}
+        return {name: section for name, section in found.items() if section is not None}
+
+
+@dataclass(frozen=True)
 class Models:
     """A whole model file."""
 
@@ -255,6 +321,7 @@ class Models:
     local: Local = field(default_factory=Local)
     global_: Global = field(default_factory=Global)
     gate: Gate = field(default_factory=Gate)
+    baselines: Baselines = field(default_factory=Baselines)
     predict: Predict = field(default_factory=Predict)
     protocol: Protocol = field(default_factory=Protocol)
 
@@ -313,27 +380,44 @@ def from_plain(kind: type[Any], data: dict[str, Any], where: str) -> Any:
 
 def _disagreements(models: Models) -> Iterator[tuple[tuple[str, ...], str, object, str]]:
     """Yield path, fault, value and rule of what no single range can tell."""
-    for name, backbone in (("context", models.context.backbone), ("local", models.local.backbone)):
+    baselines: dict[tuple[str, ...], dict[str, Any]] = {
+        ("baselines", name): section.backbone for name, section in models.baselines.networks.items()
+    }
+    own: dict[tuple[str, ...], dict[str, Any]] = {
+        ("context",): models.context.backbone,
+        ("local",): models.local.backbone,
+    }
+    for place, backbone in (own | baselines).items():
         for key, what, found, wanted in backbone_faults(backbone):
-            yield (name, "backbone", key), what, found, wanted
+            yield (*place, "backbone", key), what, found, wanted
+    for place, backbone in baselines.items():
+        if not backbone.get("name"):
+            yield (*place, "backbone"), "it names no network", backbone or None, "a section with 'name'"
     drawn: list[tuple[tuple[str, ...], Any]] = [
         (("context",), models.context),
         (("context", "pretrain"), models.context.pretrain),
         (("local",), models.local),
         (("global",), models.global_),
+        (("baselines", "finetuned"), models.baselines.finetuned),
     ]
     for keys, part in drawn:
         if part is not None and part.augment.black_corners:
             switch = (*keys, "augment", "black_corners")
             yield switch, "a switch of the protocol, not a strength", True, "protocol: {black_corners: true}"
-    for name, section in (("local", models.local), ("global", models.global_)):
-        run = section.trainer
-        if run.validate_every > 1 and run.validate_every != round(run.validate_every):
-            path = (name, "trainer", "validate_every")
-            yield path, "above 1 it counts whole epochs", run.validate_every, "a share of an epoch, or a whole number"
-        if isinstance(run.devices, list) and len(set(run.devices)) != len(run.devices):
-            yield (name, "trainer", "devices"), "a device is named twice", run.devices, "different indices"
-        if run.devices == []:
-            yield (name, "trainer", "devices"), "no device is named", run.devices, "a number, or indices such as [0, 1]"
+    for place, part in drawn[2:]:
+        yield from _run_faults((*place, "trainer"), part.trainer)
     if models.context.pretrain is not None and not models.context.pretrain.radii_um:
         yield ("context", "pretrain", "radii_um"), "no radius is named", "[]", "one or more, um"
+    if not models.baselines.linear.strengths:
+        yield ("baselines", "linear", "strengths"), "no strength is named", "[]", "one or more"
+
+
+def _run_faults(place: tuple[str, ...], run: Trainer) -> Iterator[tuple[tuple[str, ...], str, object, str]]:
+    """Yield what is wrong with a trainer's settings, as :func:`_disagreements` does."""
+    if run.validate_every > 1 and run.validate_every != round(run.validate_every):
+        path = (*place, "validate_every")
+        yield path, "above 1 it counts whole epochs", run.validate_every, "a share of an epoch, or a whole number"
+    if isinstance(run.devices, list) and len(set(run.devices)) != len(run.devices):
+        yield (*place, "devices"), "a device is named twice", run.devices, "different indices"
+    if run.devices == []:
+        yield (*place, "devices"), "no device is named", run.devices, "a number, or indices such as [0, 1]"

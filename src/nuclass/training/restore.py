@@ -13,6 +13,8 @@ from nuclass.core.errors import UserError
 from nuclass.models.backbones import build_backbone
 from nuclass.models.gate import FusedModel, GateModel, HeadSizes
 from nuclass.models.global_ import GlobalModel
+from nuclass.models.heads import CONCAT
+from nuclass.models.linear import LinearHead
 from nuclass.models.local import LocalModel
 from nuclass.training import config as settings_
 
@@ -65,6 +67,12 @@ def restore_gate(checkpoint: dict[str, Any]) -> GateModel:
     if not heads:
         return _restored(lambda: new_gate(section, checkpoint["dim_a"], checkpoint["dim_b"]), checkpoint)
     return _restored(lambda: FusedModel(HeadSizes(**heads), **gate_options(section)), checkpoint)
+
+
+def restore_linear(checkpoint: dict[str, Any]) -> LinearHead:
+    """Return the linear head of a baseline's checkpoint, in eval mode; its backbone is not in the checkpoint."""
+    n_organs = len(checkpoint["organs"]) if checkpoint["config"]["organ"] == CONCAT else 0
+    return _restored(lambda: LinearHead(checkpoint["width"], len(checkpoint["classes"]), n_organs), checkpoint)
 
 
 def _restored(build: Callable[[], Model], checkpoint: dict[str, Any]) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,14 @@ _log = get_logger(__name__)
 __all__ = ["train_global", "train_local", "write_outputs"]
 
 
-def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, seed: int) -> dict[str, Any]:
+def train_local(
+    models: dict[str, Any],
+    study: Study,
+    out: Path,
+    work: Path,
+    seed: int,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train the local model and write ``best.ckpt metrics.json history.csv calibration.json`` to ``out``.
 
     Parameters
@@ -55,6 +63,8 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         Output folder; folder of the running state, from which a killed run goes on.
     seed
         Same seed, same machine, same result.
+    notes
+        Further plain values for the checkpoint, such as which baseline this is.
 
     Returns
     -------
@@ -84,6 +94,7 @@ def train_local(models: dict[str, Any], study: Study, out: Path, work: Path, see
         # With what a folder or the hub told of the network, which need not be there when the checkpoint is loaded.
         "config": {**to_plain(section), "backbone": dict(model.backbone.settings)},
         **common_payload(study, data, protocol, LOCAL),
+        **(notes or {}),
         "weights": weights_of(model.backbone),
         "input": {
             "size": study.windows["local"],

@@ -1,0 +1,287 @@
+"""Published networks to compare with: frozen with a linear head, and fine-tuned. Include behind train.smk.
+
+Stand-ins are small, so one job does what would otherwise be five that mostly start programs; each published network
+has jobs of its own.
+"""
+
+from nuclass.core.names import BASELINES as KNOWN_BASELINES
+
+BASELINE_CONFIG = MODEL_CONFIG["baselines"]
+BASELINES = [name for name in KNOWN_BASELINES if BASELINE_CONFIG.get(name)]
+HEADS = ["linear", "finetuned"]
+BASELINE_MODELS = [f"{name}_{head}" for name in BASELINES for head in HEADS]
+STAND_INS = [name for name in BASELINES if BASELINE_CONFIG[name]["stand_in"]]
+PUBLISHED = [name for name in BASELINES if name not in STAND_INS]
+TUNING = BASELINE_CONFIG["finetuned"]["trainer"]
+BASELINE_FEATURES = "results/features/baselines/{baseline}/{slide}.h5"
+BASELINE_TABLES = "results/predictions/{baseline}_{head}/{slide}"
+BASELINE_FILES = {
+    "checkpoint": "results/models/{baseline}_{head}/best.ckpt",
+    "metrics": "results/models/{baseline}_{head}/metrics.json",
+    "history": "results/models/{baseline}_{head}/history.csv",
+    "calibration": "results/models/{baseline}_{head}/calibration.json",
+}
+
+
+wildcard_constraints:
+    baseline="|".join(BASELINES) or "(?!)",
+    head="|".join(HEADS),
+
+
+def baseline_sections(names, *parts, others=(), stages=()):
+    """Return what a job on these baselines reads of the model file, so that a change elsewhere reruns nothing."""
+    wanted = [*names, *parts, "read_level", "seed"]
+    return {"baselines": {name: BASELINE_CONFIG[name] for name in wanted}} | sections(*others, stages=stages)
+
+
+def baseline_gpus(names, part, devices=1):
+    """Return how many GPUs a job takes: none for stand-ins, and where the settings say cpu."""
+    settings = BASELINE_CONFIG[part]
+    on_cpu = settings.get("trainer", settings).get("accelerator") == "cpu"
+    return 0 if on_cpu or set(names) <= set(STAND_INS) else devices
+
+
+def tuning_processes():
+    """Return how many processes of a node fine-tune a network: one for each of its devices."""
+    devices = TUNING["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else 1
+
+
+def baseline_base(names):
+    """Return the memory in MB of a job beside its data: libraries, weights."""
+    return 2500 if set(names) <= set(STAND_INS) else 12000
+
+
+def linear_mem(names):
+    """Return a memory request in MB for linear heads: a base, and the features of train and val cells."""
+    return mem(baseline_base(names) + 2 * BASELINE_CONFIG["linear"]["memory_mb"])
+
+
+def tuning_mem(wildcards, input, attempt):
+    """Return a memory request in MB for fine-tuning; counts as :func:`train_mem` does."""
+    name = wildcards.baseline
+    side = BASELINE_CONFIG[name]["backbone"].get("input_px", CONFIG["windows"]["local"])
+    windows = min(2 * TUNING["memory_mb"], 3e-6 * side**2 * rows_of(input.cells))
+    each = windows + TUNING["workers"] * (500 + STUDY_SCALE["cache_mb"])
+    base = 2500 if name in STAND_INS else 16000
+    return int((base + tuning_processes() * each) * 2 ** min(attempt - 1, 1))
+
+
+def features_of_baselines(names, slides):
+    """Return the cached features of slides, network by network."""
+    return expand(BASELINE_FEATURES, baseline=names, slide=slides)
+
+
+def tables_of_baselines(names, heads, suffix):
+    """Return the predictions of the cohorts, model by model."""
+    return expand(f"{BASELINE_TABLES}.{suffix}", baseline=names, head=heads, slide=COHORTS)
+
+
+rule embed_baseline:
+    input:
+        windows=windows_of_slide,
+        cells="results/slides/{slide}/cells.parquet",
+        labels="results/labels/{slide}/labels.parquet",
+        splits="results/splits/{slide}.parquet",
+    output:
+        features=[BASELINE_FEATURES],
+    wildcard_constraints:
+        baseline="|".join(PUBLISHED) or "(?!)",
+    params:
+        models=lambda wildcards: baseline_sections([wildcards.baseline], "features"),
+        names=lambda wildcards: [wildcards.baseline],
+        slides=lambda wildcards: organs_of([wildcards.slide]),
+        scale=STUDY_SCALE,
+        work="work/features/baselines",
+        code=code_hash("nuclass.training.baselines"),
+    log:
+        "logs/embed_baseline/{baseline}_{slide}.log",
+    benchmark:
+        "benchmarks/embed_baseline/{baseline}_{slide}.tsv"
+    threads: 1 + BASELINE_CONFIG["features"]["workers"]
+    resources:
+        mem_mb=mem(baseline_base(PUBLISHED) + (500 + STUDY_SCALE["cache_mb"]) * BASELINE_CONFIG["features"]["workers"]),
+        runtime=720,
+        gpu=baseline_gpus(PUBLISHED, "features"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Slide {wildcards.slide}: features of every cell's window by the frozen network of {wildcards.baseline}"
+    script:
+        "../scripts/embed_baseline.py"
+
+
+rule train_baseline_linear:
+    input:
+        **cells_of(TRAIN_SLIDES),
+        features=lambda wildcards: features_of_baselines([wildcards.baseline], TRAIN_SLIDES),
+    output:
+        **{name: [path.replace("{head}", "linear")] for name, path in BASELINE_FILES.items()},
+    wildcard_constraints:
+        baseline="|".join(PUBLISHED) or "(?!)",
+    params:
+        models=lambda wildcards: baseline_sections([wildcards.baseline], "features", "linear", stages=["local"]),
+        names=lambda wildcards: [wildcards.baseline],
+        slides=organs_of(TRAIN_SLIDES),
+        scale=STUDY_SCALE,
+        work="work/models",
+        code=code_hash("nuclass.training.baselines"),
+    log:
+        "logs/train_baseline_linear/{baseline}.log",
+    benchmark:
+        "benchmarks/train_baseline_linear/{baseline}.tsv"
+    threads: 2
+    resources:
+        mem_mb=linear_mem(PUBLISHED),
+        runtime=480,
+        gpu=baseline_gpus(PUBLISHED, "features"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Fitting a linear head on the frozen network of {wildcards.baseline}"
+    script:
+        "../scripts/train_baseline_linear.py"
+
+
+rule train_baseline_finetuned:
+    input:
+        **cells_of(TRAIN_SLIDES),
+    output:
+        **{name: path.replace("{head}", "finetuned") for name, path in BASELINE_FILES.items()},
+    params:
+        models=lambda wildcards: baseline_sections([wildcards.baseline], "finetuned", stages=["local"]),
+        name=lambda wildcards: wildcards.baseline,
+        slides=organs_of(TRAIN_SLIDES),
+        scale=STUDY_SCALE,
+        work="work/models/{baseline}_finetuned",
+        code=code_hash("nuclass.training.baselines"),
+    log:
+        "logs/train_baseline_finetuned/{baseline}.log",
+    benchmark:
+        "benchmarks/train_baseline_finetuned/{baseline}.tsv"
+    threads: tuning_processes() * (1 + TUNING["workers"])
+    resources:
+        mem_mb=tuning_mem,
+        runtime=7200,
+        gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned", tuning_processes()),
+        nodes=TUNING["num_nodes"],
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Fine-tuning the network of {wildcards.baseline} with a linear layer"
+    script:
+        "../scripts/train_baseline_finetuned.py"
+
+
+rule predict_baseline:
+    input:
+        **cells_of(COHORTS),
+        features=lambda wildcards: features_of_baselines(
+            [wildcards.baseline] if wildcards.head == "linear" else [], COHORTS
+        ),
+        checkpoints=["results/models/{baseline}_{head}/best.ckpt"],
+    output:
+        tables=expand(f"{BASELINE_TABLES}.parquet", slide=COHORTS, allow_missing=True),
+        arrays=expand(f"{BASELINE_TABLES}.h5", slide=COHORTS, allow_missing=True),
+    wildcard_constraints:
+        baseline="|".join(PUBLISHED) or "(?!)",
+    params:
+        models=sections("predict", stages=["predict"]),
+        names=lambda wildcards: [f"{wildcards.baseline}_{wildcards.head}"],
+        embedded=lambda wildcards: [wildcards.baseline] if wildcards.head == "linear" else [],
+        slides=organs_of(COHORTS),
+        scale=STUDY_SCALE,
+        work="work/predictions",
+        code=code_hash("nuclass.training.baselines"),
+    log:
+        "logs/predict_baseline/{baseline}_{head}.log",
+    benchmark:
+        "benchmarks/predict_baseline/{baseline}_{head}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(baseline_base(PUBLISHED)),
+        runtime=480,
+        gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned") if wildcards.head == "finetuned" else 0,
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Predicting the cohorts with {wildcards.baseline}, {wildcards.head}"
+    script:
+        "../scripts/predict_baseline.py"
+
+
+if STAND_INS:
+
+    use rule embed_baseline as embed_stand_ins with:
+        input:
+            **cells_of(ALL_SLIDES),
+        output:
+            features=features_of_baselines(STAND_INS, ALL_SLIDES),
+        wildcard_constraints:
+            baseline="|".join(BASELINES),
+        params:
+            models=baseline_sections(STAND_INS, "features"),
+            names=STAND_INS,
+            slides=organs_of(ALL_SLIDES),
+        log:
+            "logs/embed_stand_ins/all.log",
+        benchmark:
+            "benchmarks/embed_stand_ins/all.tsv"
+        resources:
+            mem_mb=mem(baseline_base(STAND_INS)),
+            runtime=240,
+            gpu=0,
+        message:
+            "Features of every cell's window by the frozen stand-ins"
+
+    use rule train_baseline_linear as train_stand_ins_linear with:
+        input:
+            **cells_of(TRAIN_SLIDES),
+            features=features_of_baselines(STAND_INS, TRAIN_SLIDES),
+        output:
+            checkpoint=expand(BASELINE_FILES["checkpoint"], baseline=STAND_INS, head="linear"),
+            metrics=expand(BASELINE_FILES["metrics"], baseline=STAND_INS, head="linear"),
+            history=expand(BASELINE_FILES["history"], baseline=STAND_INS, head="linear"),
+            calibration=expand(BASELINE_FILES["calibration"], baseline=STAND_INS, head="linear"),
+        wildcard_constraints:
+            baseline="|".join(BASELINES),
+        params:
+            models=baseline_sections(STAND_INS, "features", "linear", stages=["local"]),
+            names=STAND_INS,
+        log:
+            "logs/train_stand_ins_linear/all.log",
+        benchmark:
+            "benchmarks/train_stand_ins_linear/all.tsv"
+        threads: 1
+        resources:
+            mem_mb=linear_mem(STAND_INS),
+            runtime=240,
+            gpu=0,
+        message:
+            "Fitting linear heads on the frozen stand-ins"
+
+    use rule predict_baseline as predict_stand_ins with:
+        input:
+            **cells_of(COHORTS),
+            features=features_of_baselines(STAND_INS, COHORTS),
+            checkpoints=expand(BASELINE_FILES["checkpoint"], baseline=STAND_INS, head=HEADS),
+        output:
+            tables=tables_of_baselines(STAND_INS, HEADS, "parquet"),
+            arrays=tables_of_baselines(STAND_INS, HEADS, "h5"),
+        wildcard_constraints:
+            baseline="|".join(BASELINES),
+        params:
+            names=[f"{name}_{head}" for name in STAND_INS for head in HEADS],
+            embedded=STAND_INS,
+        log:
+            "logs/predict_stand_ins/all.log",
+        benchmark:
+            "benchmarks/predict_stand_ins/all.tsv"
+        resources:
+            mem_mb=mem(baseline_base(STAND_INS)),
+            runtime=240,
+            gpu=0,
+        message:
+            "Predicting the cohorts with all stand-ins"
