@@ -225,6 +225,7 @@ rule predict:
         models=sections("predict", stages=["predict"]),
         slides=lambda wildcards: organs_of([wildcards.slide]),
         scale=STUDY_SCALE,
+        work="work/predictions/{slide}",
         names=MODELS,
         code=code_hash("nuclass.training.predict"),
     log:

@@ -292,3 +292,63 @@ use rule train_gate as train_gate_variant with:
         "benchmarks/train_gate_variant/{variant}.tsv"
     message:
         "{wildcards.variant}: training the gate"
+
+
+rule predict_variant:
+    input:
+        windows=run_files("windows", slides=ALL_SLIDES),
+        cells=run_files("cells", slides=ALL_SLIDES),
+        labels=run_files("labels", slides=ALL_SLIDES),
+        splits=run_files("splits", slides=ALL_SLIDES),
+        features=run_files("features", slides=ALL_SLIDES),
+        gate_features=run_gate_features(slides=ALL_SLIDES),
+        checkpoints=lambda wildcards: [run_model(model)(wildcards) for model in MODELS],
+    output:
+        tables=expand(
+            f"{RUN}/predictions/{{model}}/{{slide}}.parquet", model=MODELS, slide=ALL_SLIDES, allow_missing=True
+        ),
+        arrays=expand(f"{RUN}/predictions/{{model}}/{{slide}}.h5", model=MODELS, slide=ALL_SLIDES, allow_missing=True),
+    wildcard_constraints:
+        variant="|".join(WHOLE_RUNS),
+    params:
+        models=run_sections("predict", stages=["predict"]),
+        slides=run_rows(ALL_SLIDES),
+        scale=run_scale,
+        work="work/variants/{variant}/predictions",
+        names=MODELS,
+        code=code_hash("nuclass.training.predict"),
+    log:
+        "logs/predict_variant/{variant}.log",
+    benchmark:
+        "benchmarks/predict_variant/{variant}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(3000),
+        runtime=480,
+        gpu=wants_gpu("local"),
+    conda:
+        "../envs/train.yaml"
+    message:
+        "{wildcards.variant}: predicting the cohorts and the val cells"
+    script:
+        "../scripts/predict_variant.py"
+
+
+use rule predict_variant as predict_local_variant with:
+    input:
+        windows=run_files("windows", slides=ALL_SLIDES),
+        cells=run_files("cells", slides=ALL_SLIDES),
+        labels=run_files("labels", slides=ALL_SLIDES),
+        splits=run_files("splits", slides=ALL_SLIDES),
+        checkpoints=lambda wildcards: [run_model("local")(wildcards)],
+    output:
+        tables=expand(f"{RUN}/predictions/local/{{slide}}.parquet", slide=ALL_SLIDES, allow_missing=True),
+        arrays=expand(f"{RUN}/predictions/local/{{slide}}.h5", slide=ALL_SLIDES, allow_missing=True),
+    wildcard_constraints:
+        variant="|".join(name for name in RUNS if name not in WHOLE_RUNS),
+    params:
+        names=["local"],
+    log:
+        "logs/predict_local_variant/{variant}.log",
+    benchmark:
+        "benchmarks/predict_local_variant/{variant}.tsv"

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nuclass.core.files import write_csv, write_json
 from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, VAL
 from nuclass.core.progress import Progress
 from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
@@ -59,11 +58,11 @@ class Options:
     def bootstrap(self, models: Mapping[str, Predictions], pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """Return intervals of predictions of the same cells, and of the paired differences asked for."""
         first = next(iter(models.values()))
-        xy = [first.table[name].to_numpy() * self.mpp for name in ("x_px", "y_px")]
+        x, y = (first.table[name].to_numpy() * self.mpp for name in ("x_px", "y_px"))
         return paired_bootstrap(
             first.y,
             {name: found.probs for name, found in models.items()},
-            spatial_blocks(first.table["slide"], *xy, self.block_um),
+            spatial_blocks(first.table["slide"], x, y, self.block_um),
             first.classes,
             pairs=pairs,
             draws=self.draws,
@@ -204,19 +203,8 @@ def spread(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
-def write_runs(
-    runs: Sequence[Run], reference: Run, options: Options, out: str | Path, out_spread: str | Path | None = None
-) -> pd.DataFrame:
-    """Compare runs and write the table; with ``out_spread`` also how much they spread."""
-    table = compare_runs(runs, reference, options)
-    write_csv(out, table)
-    if out_spread is not None:
-        write_csv(out_spread, spread(table))
-    return table
-
-
-def left_out(runs: Sequence[Run], organ: str, options: Options, out: str | Path) -> dict[str, Any]:
-    """Judge runs without an organ on that organ's cells; write and return intervals, and differences of the first.
+def judge_left_out(runs: Sequence[Run], organ: str, options: Options) -> dict[str, Any]:
+    """Judge runs without an organ on that organ's cells; return intervals, and differences of the first.
 
     ``cohorts`` of each run holds the tables of that organ's cohorts and left-out training slides, model ``local``.
     Classes that the rest of the study lacks are no classes of the models; their cells are counted as outside.
@@ -226,6 +214,4 @@ def left_out(runs: Sequence[Run], organ: str, options: Options, out: str | Path)
     pairs = [(names[0], other) for other in names[1:]]
     result = options.bootstrap(models, pairs)
     first = models[names[0]]
-    result |= {"organ": organ, "outside": first.outside, "classes": list(first.classes)}
-    write_json(out, result)
-    return result
+    return result | {"organ": organ, "outside": first.outside, "classes": list(first.classes)}

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nuclass.core.files import write_csv
 from nuclass.core.names import FUSED, GATE
 from nuclass.core.protocol import RELEASED
-from nuclass.evaluation.ablation import COHORT_CELLS, VAL_CELLS, Options, Run, compare_runs, independent_difference
+from nuclass.evaluation.ablation import (
+    COHORT_CELLS,
+    VAL_CELLS,
+    Options,
+    Run,
+    compare_runs,
+    independent_difference,
+    read_val,
+)
+from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.predictions import Predictions, read_predictions
 
 CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
@@ -44,7 +51,7 @@ EXPECTED: dict[str, tuple[str, str, str]] = {
 }
 """Switch -> the cells where theory expects an effect, its direction, and why."""
 COLUMNS = (
-    "switch cells estimate low high difference difference_low difference_high val val_low val_high optimism "
+    "switch metric cells estimate low high difference difference_low difference_high val val_low val_high optimism "
     "expected_on expected why seed_noise verdict idle"
 ).split()
 AS_EXPECTED, AGAINST, NOT_SEEN, IDLE = "as expected", "against expectation", "not seen", "changes nothing"
@@ -96,8 +103,7 @@ def audit(
     idle
         Switch -> why it changes nothing in this study.
     policy
-        The macro-F1 of the safety policy on all cohorts, ``tuned_on_val`` and ``tuned_on_test`` with their paired
-        ``difference``, each ``{value, low, high}``; None where it was not measured.
+        From :func:`policy_optimism`; None where it was not measured.
 
     Returns
     -------
@@ -131,6 +137,7 @@ def _row(name: str, mine: Mapping[str, Any], noise: Mapping[str, float], idle: M
     cohorts, val = mine[COHORT_CELLS], mine[VAL_CELLS]
     row: dict[str, Any] = {
         "switch": name,
+        "metric": "macro_f1",
         "cells": int(cohorts["n_cells"]),
         **{key: cohorts[key] for key in ("estimate", "low", "high")},
         **{key: cohorts[key] for key in ("difference", "difference_low", "difference_high")},
@@ -169,18 +176,30 @@ def _closed_set(reference: Run, first: Mapping[str, Any], options: Options) -> d
     result = options.bootstrap({"closed": closed_set(found), "open": found}, [("closed", "open")])
     row = _told(CLOSED_SET, result["differences"]["closed-open"]["macro_f1"])
     mine = _estimate(result["models"]["closed"]["macro_f1"])
-    return {"cells": first["cells"], **row, **mine}
+    return {"metric": "macro_f1", "cells": first["cells"], **row, **mine}
+
+
+def policy_optimism(fusion: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tuning the safety policy on the reported cells adds to its accuracy, on all cohorts.
+
+    ``fusion`` is ``results/evaluation/fusion.json``. The policy is tuned for accuracy, so its macro-F1 need not gain.
+    Keys: ``n_cells``, ``tuned_on_test`` and the paired ``difference`` to tuning on val, each ``{value, low, high}``.
+    """
+    found = fusion["cohorts"][ALL]
+    return {
+        "n_cells": found["n_cells"],
+        "tuned_on_test": found["models"]["safe_on_reported"]["accuracy"],
+        "difference": found["differences"]["safe_on_reported-safe_on_val"]["accuracy"],
+    }
 
 
 def _policy(policy: Mapping[str, Any]) -> dict[str, Any]:
     row = _told(POLICY_ON_TEST, policy["difference"])
-    return {"cells": policy["n_cells"], **row, **_estimate(policy["tuned_on_test"])}
+    return {"metric": "accuracy", "cells": policy["n_cells"], **row, **_estimate(policy["tuned_on_test"])}
 
 
 def _released(run: Run, reference: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Return what the original would report, the closed-set number on val cells, against the corrected one."""
-    from nuclass.evaluation.ablation import read_val
-
     val = options.bootstrap({"run": closed_set(read_val(list(run.val[GATE])))})["models"]["run"]["macro_f1"]
     corrected = {"value": reference["estimate"], "low": reference["low"], "high": reference["high"]}
     gap = independent_difference(val, corrected)
@@ -191,8 +210,3 @@ def _released(run: Run, reference: Mapping[str, Any], options: Options) -> dict[
         "verdict": verdict(EXPECTED[RELEASED][1], gap, 0.0),
         "seed_noise": 0.0,
     }
-
-
-def write_audit(out: str | Path, table: pd.DataFrame) -> None:
-    """Write the audit as CSV."""
-    write_csv(out, table)

@@ -1,0 +1,263 @@
+"""What the runs under changed settings come to: the ablations, and the audit of the original's flaws."""
+
+from nuclass.core import variants as of_variants
+
+INTERVALS = {"mpp": CONFIG["mpp"], **{key: CONFIG["evaluation"][key] for key in ("block_um", "seed", "min_support")}}
+INTERVALS |= {"draws": CONFIG["evaluation"]["bootstrap"], "bins": CONFIG["evaluation"]["ece_bins"]}
+COMPARED = [of_variants.SEEDS, of_variants.ORGAN, of_variants.GUIDANCE, of_variants.CONTEXT]
+LEFT_OUT = CONFIG["ablations"]["leave_out"]
+AUDITED = [run.name for run in VARIANTS.group(of_variants.AUDIT)]
+SWITCHES_ASKED = CONFIG["ablations"]["switches"]
+WITH_POLICY = SWITCHES_ASKED == "all" or "policy_on_test" in SWITCHES_ASKED
+
+
+def run_tables(name, cohorts=COHORTS, val=TRAIN_SLIDES):
+    """Return a run's prediction tables, as `nuclass.evaluation.ablation.Run` takes them."""
+    run = VARIANTS.members[name]
+    return {
+        "name": name,
+        "group": run.group,
+        "value": run.value,
+        "cohorts": {model: run_predictions(name, model, cohorts) for model in run.parts},
+        "val": {model: run_predictions(name, model, val) for model in run.parts},
+    }
+
+
+def files_of(*runs):
+    """Return the files of runs, each once."""
+    tables = [file for run in runs for kind in ("cohorts", "val") for files in run[kind].values() for file in files]
+    return list(dict.fromkeys(tables))
+
+
+def compared(group):
+    """Return the reference and the runs of a comparison."""
+    return [run_tables(of_variants.REFERENCE), *(run_tables(run.name) for run in VARIANTS.group(group))]
+
+
+def organ_slides(organ):
+    """Return the slides of an organ, cohorts first."""
+    return [slide for slide in [*COHORTS, *TRAIN_SLIDES] if SLIDES.loc[slide, "organ"] == organ]
+
+
+def without(organ):
+    """Return the runs that an organ was left out of, with that organ's cells."""
+    names = [run.name for run in VARIANTS.group(of_variants.LEAVE_OUT) if run.value.split()[0] == organ]
+    return [run_tables(name, organ_slides(organ), []) for name in names]
+
+
+wildcard_constraints:
+    comparison="|".join(COMPARED),
+    organ="|".join(LEFT_OUT) or "(?!)",
+
+
+rule compare_runs:
+    input:
+        tables=lambda wildcards: files_of(*compared(wildcards.comparison)),
+    output:
+        csv="results/evaluation/ablations/{comparison}.csv",
+        spread="results/evaluation/ablations/{comparison}_spread.csv",
+    params:
+        runs=lambda wildcards: compared(wildcards.comparison),
+        options=INTERVALS,
+        code=code_hash("nuclass.evaluation.ablation"),
+    log:
+        "logs/compare_runs/{comparison}.log",
+    benchmark:
+        "benchmarks/compare_runs/{comparison}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 1),
+        runtime=240,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Comparing runs that differ in: {wildcards.comparison}"
+    script:
+        "../scripts/compare_runs.py"
+
+
+rule judge_left_out:
+    input:
+        tables=lambda wildcards: files_of(*without(wildcards.organ)),
+    output:
+        json="results/evaluation/ablations/without_{organ}.json",
+    params:
+        runs=lambda wildcards: without(wildcards.organ),
+        options=INTERVALS,
+        code=code_hash("nuclass.evaluation.ablation"),
+    log:
+        "logs/judge_left_out/{organ}.log",
+    benchmark:
+        "benchmarks/judge_left_out/{organ}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 3),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Judging models that never saw an organ on its cells: {wildcards.organ}"
+    script:
+        "../scripts/judge_left_out.py"
+
+
+rule audit_protocol:
+    input:
+        tables=files_of(run_tables(of_variants.REFERENCE), *map(run_tables, AUDITED)),
+        seeds=f"results/evaluation/ablations/{of_variants.SEEDS}_spread.csv",
+        policy=["results/evaluation/fusion.json"] if WITH_POLICY else [],
+    output:
+        csv="results/evaluation/audit.csv",
+    params:
+        runs=[run_tables(of_variants.REFERENCE), *map(run_tables, AUDITED)],
+        idle={name: of_variants.idle(name, STUDY.short_models, CONFIG["splits"]["test"]) for name in AUDITED},
+        options=INTERVALS,
+        code=code_hash("nuclass.evaluation.audit"),
+    log:
+        "logs/audit_protocol/all.log",
+    benchmark:
+        "benchmarks/audit_protocol/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 1),
+        runtime=480,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Audit: what each flaw of the original does to the numbers"
+    script:
+        "../scripts/audit_protocol.py"
+
+
+TOLD = {"short": CONFIG["ablations"]["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
+RUN_TABLES = {"uncertainty_guidance": of_variants.GUIDANCE, "context_sizes": of_variants.CONTEXT}
+
+
+wildcard_constraints:
+    table="|".join(RUN_TABLES),
+
+
+rule tabulate_runs:
+    input:
+        csv=lambda wildcards: f"results/evaluation/ablations/{RUN_TABLES[wildcards.table]}.csv",
+    output:
+        csv=laid_out("{table}", "Ablations", "{table}"),
+        md="results/tables/{table}.md",
+    params:
+        told=TOLD,
+        code=code_hash("nuclass.tables.ablation"),
+    log:
+        "logs/tabulate_runs/{table}.log",
+    benchmark:
+        "benchmarks/tabulate_runs/{table}.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table {wildcards.table}"
+    script:
+        "../scripts/tabulate_runs.py"
+
+
+rule tabulate_seeds:
+    input:
+        spread=f"results/evaluation/ablations/{of_variants.SEEDS}_spread.csv",
+    output:
+        csv=laid_out("seeds", "Ablations", "What the seed changes"),
+        md="results/tables/seeds.md",
+    params:
+        told=TOLD,
+        code=code_hash("nuclass.tables.ablation"),
+    log:
+        "logs/tabulate_seeds/all.log",
+    benchmark:
+        "benchmarks/tabulate_seeds/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table seeds: how much the numbers change with the seed alone"
+    script:
+        "../scripts/tabulate_seeds.py"
+
+
+rule tabulate_left_out:
+    input:
+        results=expand("results/evaluation/ablations/without_{organ}.json", organ=LEFT_OUT),
+    output:
+        csv=laid_out("left_out", "Ablations", "An organ that was never seen"),
+        md="results/tables/left_out.md",
+    params:
+        told=TOLD,
+        code=code_hash("nuclass.tables.ablation"),
+    log:
+        "logs/tabulate_left_out/all.log",
+    benchmark:
+        "benchmarks/tabulate_left_out/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table left_out: FiLM, concat and none on an organ that was never seen"
+    script:
+        "../scripts/tabulate_left_out.py"
+
+
+rule tabulate_audit:
+    input:
+        audit="results/evaluation/audit.csv",
+    output:
+        csv=laid_out("audit", "Audit", "What each flaw does"),
+        md="results/tables/audit.md",
+    params:
+        told=TOLD,
+        code=code_hash("nuclass.tables.ablation"),
+    log:
+        "logs/tabulate_audit/all.log",
+    benchmark:
+        "benchmarks/tabulate_audit/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table audit: what each flaw of the original does to the numbers"
+    script:
+        "../scripts/tabulate_audit.py"
+
+
+rule draw_audit:
+    input:
+        **SHEETS,
+        audit="results/evaluation/audit.csv",
+    output:
+        pictures=drawn("audit", "Audit", "What each flaw does"),
+        csv="results/figures/audit.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.audit"),
+    log:
+        "logs/draw_audit/all.log",
+    benchmark:
+        "benchmarks/draw_audit/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Figure audit: what each flaw of the original does to the numbers"
+    script:
+        "../scripts/draw_audit.py"

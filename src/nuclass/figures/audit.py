@@ -1,0 +1,103 @@
+"""What each flaw of the original does to the macro-F1: on the cohorts, and as the original reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from nuclass.figures.style import BRANCH_COLOURS, DOUBLE_MM, GREY, empty_panel, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK = "#333333"
+_COLOURS = {
+    "as expected": BRANCH_COLOURS["global"],
+    "against expectation": BRANCH_COLOURS["fused"],
+    "not seen": GREY,
+    "changes nothing": "#C9C9C9",
+}
+_ARROWS = {"lower": "◂", "higher": "▸", "no change": "="}
+_ROW_MM = 4.2
+
+
+def draw_audit(
+    audit: str | Path, outputs: Sequence[str | Path], csv: str | Path, *, style: str | Path, synthetic: bool
+) -> None:
+    """Draw each switch's difference to the corrected protocol, and cohorts beside val.
+
+    Parameters
+    ----------
+    audit
+        From :func:`nuclass.evaluation.audit.audit`: the reference first, then one row a switch.
+    """
+    table = pd.read_csv(audit)
+    text = ["expected", "expected_on", "verdict", "idle", "metric"]
+    table[text] = table[text].fillna("")
+    switches = table[table["expected"] != ""].reset_index(drop=True)
+    reference = table[table["expected"] == ""].head(1)
+    fig = new_figure(style, DOUBLE_MM, 24 + _ROW_MM * max(len(switches), 3))
+    left, right = fig.subplots(1, 2, width_ratios=[1.25, 1], sharey=True)
+    if switches.empty or reference.empty:
+        for ax in (left, right):
+            empty_panel(ax, "No flaw of the original was audited")
+    else:
+        _differences(left, switches)
+        _reported(right, switches, reference.iloc[0])
+        handles, labels = left.get_legend_handles_labels()
+        order = [labels.index(name) for name in _COLOURS if name in labels]
+        fig.legend(
+            [handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=len(_COLOURS)
+        )
+        handles, labels = right.get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside upper right", ncols=2)
+    save_figure(fig, outputs, csv, table, synthetic=synthetic)
+
+
+def _differences(ax: Axes, table: pd.DataFrame) -> None:
+    places = np.arange(len(table))
+    ax.axvline(0, color=_INK, lw=0.6, zorder=1)
+    noise = table["seed_noise"].to_numpy(float)
+    spread = float(np.nanmax(np.where(table["expected_on"] == "cohorts", noise, np.nan))) if len(noise) else np.nan
+    if np.isfinite(spread) and spread > 0:
+        ax.axvspan(-spread, spread, color="#F1F1F1", lw=0, zorder=0)
+    for verdict, colour in _COLOURS.items():
+        mine = (table["verdict"] == verdict).to_numpy()
+        if not mine.any():
+            continue
+        part = table[mine]
+        ax.hlines(places[mine], part["difference_low"], part["difference_high"], color=colour, lw=1.0, zorder=2)
+        ax.scatter(part["difference"], places[mine], s=13, color=colour, zorder=3, label=verdict)
+    transform = ax.get_yaxis_transform()
+    for place, (_, row) in enumerate(table.iterrows()):
+        where = " on val" if row["expected_on"] == "val" else ""
+        told = _ARROWS.get(row["expected"], "") + where
+        ax.text(1.01, place, told, transform=transform, va="center", ha="left", fontsize=5.5, color=_INK)
+    names = [row["switch"] + (" (accuracy)" if row["metric"] == "accuracy" else "") for _, row in table.iterrows()]
+    ax.set_yticks(places, names)
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_xlabel("Macro-F1 on the cohorts, minus corrected")
+    ax.set_title("Effect of one flaw; grey band: seeds; ◂ ▸ =: what theory expects", fontsize=6.5)
+
+
+def _reported(ax: Axes, table: pd.DataFrame, reference: pd.Series[float]) -> None:
+    places = np.arange(len(table))
+    known = table["val"].notna().to_numpy()
+    part = table[known]
+    ax.axvline(float(reference["estimate"]), color=_INK, lw=0.6, ls=(0, (3, 2)), zorder=1)
+    ax.hlines(places[known], part["estimate"], part["val"], color="#C9C9C9", lw=1.2, zorder=2)
+    ax.scatter(table["estimate"], places, s=13, color=BRANCH_COLOURS["fused"], zorder=3, label="cohorts")
+    ax.scatter(
+        part["val"], places[known], s=15, facecolor="white", edgecolor=_INK, linewidth=0.8, zorder=3,
+        label="val, which the original reports",
+    )  # fmt: skip
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_xlabel("Macro-F1 of the fused model")
+    ax.set_title("What is reported; dashed: corrected, on the cohorts", fontsize=6.5)
