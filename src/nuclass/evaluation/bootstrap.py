@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nuclass.evaluation.metrics import macro_classes
+from nuclass.core.log import get_logger
+from nuclass.evaluation.metrics import equal_width_bin, macro_classes
+
+_log = get_logger(__name__)
+_CHUNK = 8_000_000
+"""Weights held at a time: 64 MB."""
+FEW_BLOCKS = 20
 
 
 class Blocks(NamedTuple):
@@ -25,8 +31,11 @@ class Blocks(NamedTuple):
 def spatial_blocks(slide: Sequence[str], x_um: np.ndarray, y_um: np.ndarray, block_um: float) -> Blocks:
     """Cut each slide into squares of side ``block_um`` and number those that hold cells.
 
-    ``x_um`` and ``y_um`` (N,) are micrometres in any frame of the slide.
+    ``x_um`` and ``y_um`` (N,) are micrometres in any frame of the slide. With ``block_um`` 0 every cell is a block of
+    its own, which takes neighbours for independent and gives intervals that are too narrow.
     """
+    if block_um == 0:
+        return Blocks(np.arange(len(slide)), np.asarray(slide, dtype=object).astype(str))
     slides, slide_code = np.unique(np.asarray(slide, dtype=object).astype(str), return_inverse=True)
     column = np.floor(np.asarray(x_um, dtype=np.float64) / block_um).astype(np.int64)
     row = np.floor(np.asarray(y_um, dtype=np.float64) / block_um).astype(np.int64)
@@ -36,15 +45,21 @@ def spatial_blocks(slide: Sequence[str], x_um: np.ndarray, y_um: np.ndarray, blo
 
 def block_weights(blocks: Blocks, draws: int, seed: int) -> np.ndarray:
     """Return how often each block is drawn (draws, B), resampling with replacement within each slide."""
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((draws, blocks.n), dtype=np.float32)
-    for slide in np.unique(blocks.slide_of_block):
-        members = np.flatnonzero(blocks.slide_of_block == slide)
-        picks = rng.integers(len(members), size=(draws, len(members)))
-        flat = picks + np.arange(draws)[:, None] * len(members)
-        counts = np.bincount(flat.ravel(), minlength=draws * len(members))
-        weights[:, members] = counts.reshape(draws, len(members))
-    return weights
+    return np.concatenate(list(_weights(blocks, draws, seed, max(draws, 1))))
+
+
+def _weights(blocks: Blocks, draws: int, seed: int, rows: int) -> Iterator[np.ndarray]:
+    """Give the weights of ``rows`` draws at a time; the draws are the same whatever ``rows``."""
+    slides, of_block = np.unique(blocks.slide_of_block, return_inverse=True)
+    members = [np.flatnonzero(of_block.ravel() == i) for i in range(len(slides))]
+    streams = [np.random.default_rng([seed, i]) for i in range(len(slides))]
+    for first in range(0, draws, rows):
+        n = min(rows, draws - first)
+        weights = np.zeros((n, blocks.n))
+        for rng, inside in zip(streams, members, strict=True):
+            picks = rng.integers(len(inside), size=(n, len(inside))) + np.arange(n)[:, None] * len(inside)
+            weights[:, inside] = np.bincount(picks.ravel(), minlength=n * len(inside)).reshape(n, len(inside))
+        yield weights
 
 
 def paired_bootstrap(
@@ -58,18 +73,22 @@ def paired_bootstrap(
     draws: int = 1000,
     seed: int = 42,
     min_support: int = 1,
+    bins: int = 15,
 ) -> dict[str, Any]:
     """Return values with 95 % intervals for each model and for paired differences.
 
-    Counts are summed per block once and then weighted by the draws, so that a draw costs one row of a
-    matrix product. All models see the same draws, hence the differences are paired.
+    Every statistic is a function of sums over cells. They are summed per block once and then weighted by the draws, so
+    that a draw costs one row of a matrix product (the block bootstrap of Hall 1985, with blocks that do not overlap).
+    All models see the same draws, hence the differences are paired. Memory: 64 MB for weights, and for each model
+    8 bytes times (blocks + draws) times about 2 C + 2 ``bins``, whatever the number of cells.
 
     Parameters
     ----------
     y
         True classes (N,), indices into ``classes``.
     models
-        Name to probabilities (N, C), or to hard predictions (N,) which then have no log loss.
+        Name to probabilities (N, C), or to hard predictions (N,) which then have no metrics of probabilities. Each is
+        asked for once, so a mapping may read them one by one.
     blocks
         From :func:`spatial_blocks`.
     pairs
@@ -78,28 +97,31 @@ def paired_bootstrap(
         Named groups of classes whose mean F1 is wanted as well.
     min_support
         As in :func:`nuclass.evaluation.metrics.metrics`.
+    bins
+        Bins of equal width of the calibration error.
 
     Returns
     -------
     dict
-        ``models`` and ``differences``: name -> ``accuracy``, ``macro_f1``, ``log_loss``, ``f1`` (by class)
-        and ``groups``, each ``{value, low, high}`` (2.5 and 97.5 percentiles). A class that is absent
-        from a draw is left out of that draw's means.
+        ``models`` and ``differences``: name -> ``accuracy macro_f1 weighted_f1 balanced_accuracy``, with probabilities
+        also ``top2_accuracy log_loss brier ece mean_confidence``, ``f1`` (by class) and ``groups``, each ``{value, low,
+        high}`` (2.5 and 97.5 percentiles). A class that is absent from a draw is left out of that draw's means.
     """
     n_classes = len(classes)
-    weights = np.concatenate([np.ones((1, blocks.n), np.float32), block_weights(blocks, draws, seed)])
+    if blocks.n < FEW_BLOCKS:
+        _log.warning("Intervals rest on %d blocks only: they are too narrow below about %d", blocks.n, FEW_BLOCKS)
     chosen = macro_classes(y, n_classes, min_support)
+    present = np.flatnonzero(np.bincount(y, minlength=n_classes))
     index = {name: i for i, name in enumerate(classes)}
     members = {name: [index[c] for c in group if c in index] for name, group in (groups or {}).items()}
-    true = (weights @ _sum_by_block(blocks, np.ones(len(y)), y, n_classes)).astype(np.float64)
-    statistics = {
-        name: _statistics(y, np.asarray(values), blocks, weights, true, chosen, members)
-        for name, values in models.items()
-    }
-    present = np.flatnonzero(np.bincount(y, minlength=n_classes))
+    sums = {name: _block_sums(y, np.asarray(models[name]), blocks, n_classes, bins) for name in models}
+    true = {"true": _by_block(blocks, y, n_classes)}
+    weighted = _weigh({None: true, **sums}, blocks, draws, seed)
+    true_drawn = weighted.pop(None)["true"]
+    statistics = {name: _statistics(true_drawn, found, chosen, present, members) for name, found in weighted.items()}
     out: dict[str, Any] = {"models": {}, "differences": {}, "draws": draws, "blocks": blocks.n, "n_cells": len(y)}
     for name, values in statistics.items():
-        out["models"][name] = _summary(values, classes, present)
+        out["models"][str(name)] = _summary(values, classes, present)
     for first, second in pairs:
         a, b = statistics[first], statistics[second]
         shared = {key: a[key] - b[key] for key in a if key in b}
@@ -107,36 +129,82 @@ def paired_bootstrap(
     return out
 
 
-def _sum_by_block(blocks: Blocks, values: np.ndarray, column: np.ndarray, n_columns: int) -> np.ndarray:
+def _by_block(blocks: Blocks, column: np.ndarray, n_columns: int, values: np.ndarray | None = None) -> np.ndarray:
+    """Sum ``values`` (N,), or count cells, by block and column: (B, n_columns)."""
     flat = np.bincount(blocks.of_cell * n_columns + column, weights=values, minlength=blocks.n * n_columns)
-    return flat.reshape(blocks.n, n_columns).astype(np.float32)
+    return flat.reshape(blocks.n, n_columns).astype(np.float64)
+
+
+def _block_sums(y: np.ndarray, values: np.ndarray, blocks: Blocks, n_classes: int, bins: int) -> dict[str, np.ndarray]:
+    """Return the sums by block (B, columns) that one model's statistics are made of."""
+    predicted = values.argmax(axis=1) if values.ndim == 2 else values
+    right = (predicted == y).astype(np.float64)
+    out = {"hits": _by_block(blocks, y, n_classes, right), "called": _by_block(blocks, predicted, n_classes)}
+    if values.ndim == 1:
+        return out
+    rows, one = np.arange(len(y)), np.zeros(len(y), dtype=np.int64)
+    of_true = values[rows, y].astype(np.float64)
+    confidence = values[rows, predicted].astype(np.float64)
+    # Later classes win ties, as in scikit-learn's top_k_accuracy_score.
+    ahead = (values > values[rows, y][:, None]) | (
+        (values == values[rows, y][:, None]) & (np.arange(n_classes) > y[:, None])
+    )
+    log_loss = -np.log(np.clip(of_true, np.finfo(np.float64).eps, 1))
+    brier = np.einsum("ij,ij->i", values, values, dtype=np.float64) - 2 * of_true + 1
+    singles = {
+        "top2_accuracy": (ahead.sum(axis=1) < 2).astype(np.float64),
+        "log_loss": log_loss,
+        "brier": brier,
+        "mean_confidence": confidence,
+    }
+    out |= {name: _by_block(blocks, one, 1, cell) for name, cell in singles.items()}
+    out["gap"] = _by_block(blocks, equal_width_bin(confidence, bins), bins, right - confidence)
+    return out
+
+
+def _weigh(
+    sums: Mapping[Any, Mapping[str, np.ndarray]], blocks: Blocks, draws: int, seed: int
+) -> dict[Any, dict[str, np.ndarray]]:
+    """Return the sums of the sample (row 0) and of every draw: (draws + 1, columns) each."""
+    places = [(model, key, part.shape[1]) for model, parts in sums.items() for key, part in parts.items()]
+    whole = np.concatenate([part for parts in sums.values() for part in parts.values()], axis=1)
+    drawn = [whole.sum(axis=0, keepdims=True)]
+    drawn += [part @ whole for part in _weights(blocks, draws, seed, max(1, _CHUNK // max(blocks.n, 1)))]
+    table = np.concatenate(drawn)
+    out: dict[Any, dict[str, np.ndarray]] = {model: {} for model in sums}
+    first = 0
+    for model, key, width in places:
+        out[model][key] = table[:, first : first + width]
+        first += width
+    return out
 
 
 def _statistics(
-    y: np.ndarray,
-    values: np.ndarray,
-    blocks: Blocks,
-    weights: np.ndarray,
     true: np.ndarray,
+    drawn: Mapping[str, np.ndarray],
     chosen: np.ndarray,
+    present: np.ndarray,
     groups: Mapping[str, Sequence[int]],
 ) -> dict[str, np.ndarray]:
     """Statistics of every draw; row 0 is the sample itself."""
-    n_classes = true.shape[1]
-    predicted = values.argmax(axis=1) if values.ndim == 2 else values
-    right = (predicted == y).astype(np.float64)
-    hits = (weights @ _sum_by_block(blocks, right, y, n_classes)).astype(np.float64)
-    called = (weights @ _sum_by_block(blocks, np.ones(len(y)), predicted, n_classes)).astype(np.float64)
-    n = true.sum(axis=1)
+    hits, called, n = drawn["hits"], drawn["called"], true.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         f1 = np.where(true > 0, 2 * hits / (true + called), np.nan)
-    out = {"accuracy": hits.sum(axis=1) / n, "macro_f1": _row_mean(f1[:, chosen]), "f1": f1}
+        recall = np.where(true > 0, hits / true, np.nan)
+    out = {
+        "accuracy": hits.sum(axis=1) / n,
+        "macro_f1": _row_mean(f1[:, chosen]),
+        "weighted_f1": (np.nan_to_num(f1) * true).sum(axis=1) / n,
+        "balanced_accuracy": _row_mean(recall[:, present]),
+        "f1": f1,
+    }
     for name, members in groups.items():
         out[f"group:{name}"] = _row_mean(f1[:, list(members)])
-    if values.ndim == 2:
-        p = np.clip(values[np.arange(len(y)), y].astype(np.float64), np.finfo(np.float64).eps, 1)
-        loss = np.bincount(blocks.of_cell, weights=-np.log(p), minlength=blocks.n)
-        out["log_loss"] = (weights.astype(np.float64) @ loss) / n
+    for name in ("top2_accuracy", "log_loss", "brier", "mean_confidence"):
+        if name in drawn:
+            out[name] = drawn[name][:, 0] / n
+    if "gap" in drawn:
+        out["ece"] = np.abs(drawn["gap"]).sum(axis=1) / n
     return out
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, TRAIN, VAL
 
 _log = get_logger(__name__)
+SAME_CELLS = 0.1
+"""Share of the smaller of two sets of ids above which they are of the same cells."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,25 @@ class Seen:
         The flaws of the original that it was trained with, see :mod:`nuclass.core.protocol`.
     classes
         Its classes, in order.
+    organs
+        Its organs.
+    slides
+        Organ of each training slide.
+    mpp
+        Micrometres per px of the windows it takes; None where it does not say.
     """
 
     cells: dict[str, dict[str, set[str]]]
     protocol: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    organs: tuple[str, ...] = ()
+    slides: Mapping[str, str] = field(default_factory=dict)
+    mpp: float | None = None
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The slides with cells that it was trained or selected on."""
+        return sorted({slide for by_slide in self.cells.values() for slide, ids in by_slide.items() if ids})
 
 
 def read_seen(checkpoint: str | Path) -> Seen:
@@ -65,7 +82,15 @@ def read_seen(checkpoint: str | Path) -> Seen:
         for split in (TRAIN, VAL)
     }
     flaws = tuple(name for name, on in (data.get("protocol") or {}).items() if on)
-    return Seen(by_split, flaws, tuple(data.get("classes") or ()))
+    slides = data.get("slides")
+    return Seen(
+        by_split,
+        flaws,
+        tuple(data.get("classes") or ()),
+        tuple(data.get("organs") or ()),
+        {str(slide): str(organ) for slide, organ in slides.items()} if isinstance(slides, dict) else {},
+        float(data["mpp"]) if data.get("mpp") else None,
+    )
 
 
 def check_classes(found: Sequence[str], seen: Seen, *, where: object, checkpoint: object) -> None:
@@ -81,6 +106,66 @@ def check_classes(found: Sequence[str], seen: Seen, *, where: object, checkpoint
         expected=", ".join(seen.classes),
         fix="predict again with this checkpoint",
     )
+
+
+def check_study(seen: Seen, training: Mapping[str, str], *, checkpoint: object) -> None:
+    """Raise when a checkpoint was trained on other slides than those of the study, or on other organs.
+
+    Whether a patient of the cohorts was trained on cannot be told of a slide that the study does not know.
+    ``training`` maps the study's training slides to their organs; an empty organ is not compared.
+    """
+    strange = [slide for slide in seen.trained_on if slide not in training]
+    if strange:
+        raise UserError(
+            "A checkpoint of another study: it was trained on slides that are not training slides of this one",
+            where=checkpoint,
+            found=", ".join(strange),
+            expected=f"among {', '.join(sorted(training))}",
+            fix="train the model again with this study, or evaluate it with its own",
+        )
+    for slide, organ in training.items():
+        before = seen.slides.get(slide, "")
+        if organ and before and slide in seen.trained_on and before != organ:
+            raise UserError(
+                "A checkpoint of another study: one of its training slides was of another organ",
+                where=f"{checkpoint}, slide {slide}",
+                found=before,
+                expected=organ,
+                fix="train the model again after a change of the slide sheet",
+            )
+
+
+def check_same_study(models: Mapping[str, Seen]) -> None:
+    """Raise when checkpoints that are to be compared come from different studies.
+
+    They must agree in classes, in organs, in the slides they were trained on, and, slide by slide, in most of the train
+    cells: the same name may stand for another slide elsewhere.
+    """
+    first_name, first = next(iter(models.items()))
+    for name, seen in models.items():
+        for what, a, b in (
+            ("classes", seen.classes, first.classes),
+            ("organs", sorted(seen.organs), sorted(first.organs)),
+            ("training slides", seen.trained_on, first.trained_on),
+        ):
+            if a and b and a != b:
+                raise UserError(
+                    f"Two checkpoints of different studies: they differ in their {what}",
+                    found=f"{name}: {', '.join(a)}",
+                    expected=f"{first_name}: {', '.join(b)}",
+                    fix="train both models with the same study",
+                )
+        for slide in first.trained_on:
+            a_ids, b_ids = (s.cells.get(TRAIN, {}).get(slide, set()) for s in (seen, first))
+            least = min(len(a_ids), len(b_ids))
+            if least and len(a_ids & b_ids) < least / 2:
+                raise UserError(
+                    "Two checkpoints of different studies: their cells of a slide differ",
+                    where=f"slide {slide}",
+                    found=f"{name} and {first_name} share {len(a_ids & b_ids)} train cells",
+                    expected=f"most of {least}",
+                    fix="train both models with the same study",
+                )
 
 
 def seen_cells(checkpoint: str | Path) -> dict[str, dict[str, set[str]]]:
@@ -133,6 +218,10 @@ def check_no_overlap(
 ) -> int:
     """Raise when any evaluated cell, its slide or its patient was used in training or model selection.
 
+    A slide under another name is found by its cells where ids tell them apart: a tenth of the smaller set in common is
+    too much for ids such as ``ccjgajhp-1``, whose letters are as good as random. Ids that only count (``12``,
+    ``cell_12``) are the same in every slide and tell nothing.
+
     Parameters
     ----------
     cells
@@ -179,6 +268,7 @@ def check_no_overlap(
                 expected=f"a slide other than {training}",
                 fix="set its role to cohort and train again, or evaluate another slide",
             )
+        _check_other_names(str(slide), set(group[CELL_ID].astype(str)), seen, where)
         same = _same_patient(str(slide), training, patients)
         if same:
             raise UserError(
@@ -197,6 +287,26 @@ def _chosen_by(cells: pd.DataFrame, seen: Mapping[str, Mapping[str, set[str]]]) 
     for slide, group in cells.groupby("slide", observed=True):
         result.loc[group.index] = group[CELL_ID].isin(seen.get(VAL, {}).get(str(slide), set()))
     return result
+
+
+def _check_other_names(slide: str, ids: set[str], seen: Mapping[str, Mapping[str, set[str]]], where: object) -> None:
+    """Raise when a slide's cells are those of a training slide that goes by another name."""
+    for other in sorted({name for by_slide in seen.values() for name in by_slide} - {slide}):
+        known: set[str] = set().union(*(by_slide.get(other, set()) for by_slide in seen.values()))
+        shared = ids & known
+        if len(shared) > SAME_CELLS * min(len(ids), len(known)) and _telling(shared):
+            raise UserError(
+                "The same cells under another slide's name: the checkpoint was trained on an evaluated slide",
+                where=f"{where}, slide {slide}",
+                found=f"{len(shared)} of {len(ids)} cell ids are those of {other}, the first: {min(shared)}",
+                expected="a slide that was not trained on",
+                fix="give one data set one name, and one role, in the slide sheet",
+            )
+
+
+def _telling(ids: set[str]) -> bool:
+    """Return whether ids are more than a count: most differ even without their digits."""
+    return len({re.sub(r"\d", "", name) for name in ids}) > len(ids) / 2 and len(ids) > 1
 
 
 def _same_patient(slide: str, training: Sequence[str], patients: Mapping[str, str]) -> list[str]:

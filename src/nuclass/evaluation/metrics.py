@@ -24,8 +24,15 @@ from nuclass.core.errors import UserError
 
 MACRO_RULE = (
     "Macro means run over the classes with at least {n} labelled cells in the evaluated set; "
-    "a class that is never predicted has F1 = 0 and counts. Predictions may fall on any class of the model."
+    "a class that is never predicted has F1 = 0 and counts. {reading}"
 )
+OPEN, CLOSED = "open", "closed"
+READINGS = {
+    OPEN: "Predictions may fall on any class of the model (open set).",
+    CLOSED: "Predictions are forced into the classes that occur among the evaluated cells, and probabilities scaled to "
+    "them (closed set): errors into other classes are impossible, which flatters.",
+}
+"""How predictions are read; ``closed`` is the original's way."""
 
 
 def check_probabilities(y: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -57,8 +64,32 @@ def macro_classes(y: np.ndarray, n_classes: int, min_support: int) -> np.ndarray
     return np.flatnonzero(np.bincount(y, minlength=n_classes) >= max(min_support, 1))
 
 
+def closed_set(y: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, C) of a closed set, the original's reading.
+
+    Classes that do not occur in ``y`` get nothing, the others are scaled to sum to one; a cell with no probability
+    on any of them gets the same on each.
+    """
+    p = np.asarray(probs, dtype=np.float64)
+    present = np.bincount(y, minlength=p.shape[1]) > 0
+    kept = np.where(present, p, 0.0)
+    total = kept.sum(axis=1, keepdims=True)
+    return np.where(total > 0, kept / np.where(total > 0, total, 1.0), present / present.sum())
+
+
+def read_as(y: np.ndarray, probs: np.ndarray, *, closed: bool) -> np.ndarray:
+    """Return the probabilities in the reading asked for: as they are (open set), or :func:`closed_set`."""
+    return closed_set(y, probs) if closed else np.asarray(probs, dtype=np.float64)
+
+
 def metrics(
-    y: np.ndarray, probs: np.ndarray, classes: Sequence[str], *, bins: int = 15, min_support: int = 1
+    y: np.ndarray,
+    probs: np.ndarray,
+    classes: Sequence[str],
+    *,
+    bins: int = 15,
+    min_support: int = 1,
+    closed: bool = False,
 ) -> dict[str, Any]:
     """Return the summary metrics of an open-set and a closed-set reading of the same probabilities.
 
@@ -74,32 +105,40 @@ def metrics(
         Bins of the expected calibration error.
     min_support
         Labelled cells a class needs to enter the macro means.
+    closed
+        Whether the headline is that of the closed set (``set``); all numbers are then of probabilities scaled to it.
 
     Returns
     -------
     dict
-        Open set: the arg max over all classes of the model. ``closed_set`` holds the same hard metrics
-        with the arg max taken within the classes that occur in ``y``, which flatters a model because
+        The headline, and the hard metrics of both readings: ``open_set``, the arg max over all classes of the model,
+        and ``closed_set``, the arg max within the classes that occur in ``y``, which flatters a model because
         errors into absent classes become impossible. The Brier score is the mean over cells of the
-        sum over classes of (p - t)^2, between 0 and 2.
+        sum over classes of (p - t)^2, between 0 and 2 (Brier 1950). Top-2 is by scikit-learn: of tied
+        classes the later one comes first.
     """
-    p = check_probabilities(y, probs, classes)
+    checked = check_probabilities(y, probs, classes)
     n_classes = len(classes)
     chosen = macro_classes(y, n_classes, min_support)
     present = np.flatnonzero(np.bincount(y, minlength=n_classes))
-    predicted = p.argmax(axis=1)
-    closed = present[p[:, present].argmax(axis=1)]
+    hard = {
+        name: _hard(y, read_as(y, checked, closed=name == CLOSED).argmax(axis=1), present, chosen)
+        for name in (OPEN, CLOSED)
+    }
+    p = read_as(y, checked, closed=closed)
     target = np.eye(n_classes)[y]
     auroc, ap = _ranking(y, p, chosen)
     every = np.arange(n_classes)
-    top2 = 1.0 if n_classes <= 2 else float(top_k_accuracy_score(y, p, k=2, labels=every))
+    reading = CLOSED if closed else OPEN
     return {
         "n_cells": len(y),
+        "set": reading,
         "classes": list(classes),
+        "absent_classes": [name for i, name in enumerate(classes) if i not in present],
         "macro_classes": [classes[int(i)] for i in chosen],
-        "macro_rule": MACRO_RULE.format(n=max(min_support, 1)),
-        **_hard(y, predicted, present, chosen),
-        "top2_accuracy": top2,
+        "macro_rule": MACRO_RULE.format(n=max(min_support, 1), reading=READINGS[reading]),
+        **hard[reading],
+        "top2_accuracy": 1.0 if n_classes <= 2 else float(top_k_accuracy_score(y, p, k=2, labels=every)),
         "log_loss": float(log_loss(y, p, labels=every)) if n_classes > 1 else 0.0,
         "brier": float(((p - target) ** 2).sum(axis=1).mean()),
         "ece": ece(y, p, bins=bins),
@@ -107,7 +146,8 @@ def metrics(
         "auroc_macro": _mean(auroc),
         "average_precision_macro": _mean(ap),
         "mean_confidence": float(p.max(axis=1).mean()),
-        "closed_set": {"classes": [classes[int(i)] for i in present], **_hard(y, closed, present, chosen)},
+        "open_set": hard[OPEN],
+        "closed_set": {"classes": [classes[int(i)] for i in present], **hard[CLOSED]},
     }
 
 
@@ -140,29 +180,36 @@ def _ranking(y: np.ndarray, p: np.ndarray, indices: np.ndarray) -> tuple[np.ndar
     return auroc, ap
 
 
-def per_class(y: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
-    """Return one row a class of the model: precision, recall, F1, support, AUROC and average precision.
+def per_class(y: np.ndarray, probs: np.ndarray, classes: Sequence[str], *, closed: bool = False) -> pd.DataFrame:
+    """Return one row a class: ``class precision recall f1 support predicted auroc average_precision``.
 
-    A class without cells has support 0 and NaN for everything that needs cells.
+    A class without cells has support 0 and NaN for everything that needs cells. With ``closed`` these are of the
+    closed set. The columns ``precision_* recall_* f1_* predicted_*`` are of the other reading, named in them.
     """
-    p = check_probabilities(y, probs, classes)
+    checked = check_probabilities(y, probs, classes)
     every = np.arange(len(classes))
+    p, other = read_as(y, checked, closed=closed), read_as(y, checked, closed=not closed)
+    auroc, ap = _ranking(y, p, every)
+    table = _hard_by_class(y, p.argmax(axis=1), len(classes))
+    table.insert(0, "class", list(classes))
+    table["auroc"], table["average_precision"] = auroc, ap
+    second = _hard_by_class(y, other.argmax(axis=1), len(classes)).drop(columns="support")
+    return table.join(second.add_suffix(f"_{OPEN if closed else CLOSED}"))
+
+
+def _hard_by_class(y: np.ndarray, predicted: np.ndarray, n_classes: int) -> pd.DataFrame:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         precision, recall, f1, support = precision_recall_fscore_support(
-            y, p.argmax(axis=1), labels=every, zero_division=0
+            y, predicted, labels=np.arange(n_classes), zero_division=0
         )
-    auroc, ap = _ranking(y, p, every)
     table = pd.DataFrame(
         {
-            "class": list(classes),
             "precision": precision,
             "recall": recall,
             "f1": f1,
             "support": support.astype(int),
-            "predicted": np.bincount(p.argmax(axis=1), minlength=len(classes)),
-            "auroc": auroc,
-            "average_precision": ap,
+            "predicted": np.bincount(predicted, minlength=n_classes),
         }
     )
     table.loc[table["support"] == 0, ["recall", "f1"]] = np.nan
@@ -205,7 +252,7 @@ def reliability(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass:
         high = np.array([confidence[bin_of == b].max() if (bin_of == b).any() else np.nan for b in range(bins)])
     else:
         edges = np.linspace(0, 1, bins + 1)
-        bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+        bin_of = equal_width_bin(confidence, bins)
         low, high = edges[:-1], edges[1:]
     cells = np.bincount(bin_of, minlength=bins)
     safe = np.maximum(cells, 1)
@@ -214,6 +261,12 @@ def reliability(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass:
     empty = cells == 0
     mean_confidence[empty], accuracy[empty] = np.nan, np.nan
     return pd.DataFrame({"low": low, "high": high, "cells": cells, "confidence": mean_confidence, "accuracy": accuracy})
+
+
+def equal_width_bin(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return the bin (N,) of each confidence: bins of equal width on [0, 1], each with its upper edge."""
+    place = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
+    return np.asarray(np.clip(place, 0, bins - 1), dtype=np.int64)
 
 
 def ece(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass: bool = False) -> float:

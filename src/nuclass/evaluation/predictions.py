@@ -24,7 +24,8 @@ class Predictions:
 
     ``table`` holds the cells (``cell_id slide organ split x_px y_px label prediction confidence``, and
     ``gate`` for the fused model), ``y`` (N,) the label as an index into ``classes``, ``probs`` (N, C)
-    the calibrated probabilities. ``outside`` counts the cells left out, by their label.
+    the calibrated probabilities. ``outside`` counts the cells left out because their label is no class of the model,
+    by label; ``unlabelled`` those left out because they have none.
     """
 
     classes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Predictions:
     outside: dict[str, int]
     logits: np.ndarray | None = None
     embeddings: np.ndarray | None = None
+    unlabelled: int = 0
 
     @property
     def predicted(self) -> np.ndarray:
@@ -55,6 +57,7 @@ class Predictions:
             self.outside,
             None if self.logits is None else self.logits[rows],
             None if self.embeddings is None else self.embeddings[rows],
+            self.unlabelled,
         )
 
 
@@ -67,9 +70,11 @@ def read_predictions(paths: Sequence[str | Path], *, arrays: bool = False) -> Pr
     Raises
     ------
     UserError
-        On missing columns, differing classes, duplicate cells, invalid probabilities, or when no cell
-        has a label among the model's classes.
+        On missing columns, differing classes, duplicate cells, invalid probabilities, no table at all, or when
+        no cell has a label among the model's classes.
     """
+    if not paths:
+        raise UserError("No prediction table is given", expected="one table a slide", fix="select at least one slide")
     tables = [_read_table(Path(path)) for path in paths]
     classes = _classes(tables[0], paths[0])
     for table, path in zip(tables[1:], paths[1:], strict=True):
@@ -87,20 +92,7 @@ def read_predictions(paths: Sequence[str | Path], *, arrays: bool = False) -> Pr
         raise UserError("A cell is predicted twice", where=paths, found=f"{example['slide']} {example[CELL_ID]}")
     logits, embeddings = _read_arrays(paths, tables) if arrays else (None, None)
     index = {name: i for i, name in enumerate(classes)}
-    known = table["label"].isin(index).to_numpy()
-    outside = {str(k): int(v) for k, v in table.loc[~known, "label"].value_counts().sort_index().items()}
-    if not known.any():
-        raise UserError(
-            "No cell to evaluate has a class that the model knows",
-            where=[str(path) for path in paths],
-            found=f"labels {sorted(outside) or 'none (the table is empty)'}",
-            expected=f"labels among {list(classes)}",
-            fix="check the slide's labels and the ontology",
-        )
-    if outside:
-        _log.warning(
-            "%d cells are left out: their class is not one of the model's (%s)", sum(outside.values()), outside
-        )
+    known, outside, unlabelled = _usable(table["label"], classes, paths)
     probs = table[[PROBABILITY_PREFIX + name for name in classes]].to_numpy(np.float64)[known]
     kept = table.loc[known].reset_index(drop=True)
     y = kept["label"].astype(str).map(index).to_numpy(np.int64)
@@ -113,7 +105,48 @@ def read_predictions(paths: Sequence[str | Path], *, arrays: bool = False) -> Pr
         outside,
         None if logits is None else logits[known],
         None if embeddings is None else embeddings[known],
+        unlabelled,
     )
+
+
+def _usable(
+    labels: pd.Series[str], classes: Sequence[str], paths: Sequence[str | Path]
+) -> tuple[np.ndarray, dict[str, int], int]:
+    """Return which cells have a label that the model knows (N,), counts of other labels, and cells without one."""
+    where = [str(path) for path in paths]
+    if not len(labels):
+        raise UserError(
+            "There is no cell to evaluate: the prediction tables are empty",
+            where=where,
+            expected="at least one labelled val or test cell",
+            fix="look at results/tables/funnel.md where the cells of these slides went",
+        )
+    empty = labels.eq("").to_numpy()
+    if empty.all():
+        raise UserError(
+            "No cell to evaluate has a label",
+            where=where,
+            found=f"{len(labels)} cells, all without a label",
+            expected=f"labels among {list(classes)}",
+            fix="label the slide first, or give its labels (column `labels` of the slide sheet)",
+        )
+    known = labels.isin(list(classes)).to_numpy()
+    outside = {str(k): int(v) for k, v in labels[~known & ~empty].value_counts().sort_index().items()}
+    if not known.any():
+        raise UserError(
+            "No cell to evaluate has a class that the model knows",
+            where=where,
+            found=f"labels {sorted(outside)}",
+            expected=f"labels among {list(classes)}",
+            fix="check the slide's labels and the ontology",
+        )
+    if outside:
+        _log.warning(
+            "%d cells are left out: their class is not one of the model's (%s)", sum(outside.values()), outside
+        )
+    if empty.any():
+        _log.warning("%d of %d cells are left out: they have no label", int(empty.sum()), len(labels))
+    return known, outside, int(empty.sum())
 
 
 def read_models(paths: Mapping[str, Sequence[str | Path]]) -> dict[str, Predictions]:
@@ -158,7 +191,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     if missing:
         raise UserError("A prediction table lacks columns", where=path, found=list(table.columns), expected=missing)
     for name in (CELL_ID, "slide", "organ", "label"):
-        table[name] = table[name].astype(str)
+        table[name] = table[name].astype(object).where(table[name].notna(), "").astype(str)
     return table
 
 
