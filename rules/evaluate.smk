@@ -8,9 +8,23 @@ TRUTH_SCORES = [
     f"results/evaluation/truth/{part}" for part in ("labels.json", "models.json", "geometry.json", "criteria.csv")
 ]
 EVALUATED = (
-    "metrics.json per_class.csv confusion.csv confusion.png reliability.csv "
+    "metrics.json per_class.csv confusion.csv confusion.png reliability.csv risk_coverage.csv organs.csv regions.csv "
+    "class_names_used.json aligned_per_class_f1.csv aligned_per_class_acc.csv "
     "embeddings.npy logits.npy probs.npy labels.npy preds.npy cell_ids.npy slides.npy"
 ).split()
+PATIENTS = SLIDES["patient"].astype(str).to_dict()
+TRAINING_ORGANS = SLIDES.loc[TRAIN_SLIDES, "organ"].astype(str).to_dict()
+
+
+def table_mem(base, factor):
+    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of predictions; of checkpoints little is read."""
+
+    def megabytes(wildcards, input, attempt):
+        read = [*input.tables, *input.get("arrays", [])]
+        size = sum(Path(file).stat().st_size for file in read) / 1e6
+        return int((base + factor * size) * 2 ** min(attempt - 1, 2))
+
+    return megabytes
 
 
 wildcard_constraints:
@@ -26,6 +40,7 @@ rule evaluate_cohort:
             "results/predictions/{model}/{slide}.h5", model=MODELS, slide=MEMBERS[wildcards.selection]
         ),
         checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
+        composition="results/evaluation/composition.csv",
         classes="resources/classes.tsv",
         style="resources/style/nuclass.mplstyle",
     output:
@@ -33,9 +48,11 @@ rule evaluate_cohort:
         gates="results/evaluation/gate/{selection}/gates.npy",
     params:
         models=MODELS,
-        patients=SLIDES["patient"].astype(str).to_dict(),
-        bins=CONFIG["evaluation"]["ece_bins"],
-        min_support=CONFIG["evaluation"]["min_support"],
+        patients=PATIENTS,
+        training=TRAINING_ORGANS,
+        mpp=CONFIG["mpp"],
+        evaluation=CONFIG["evaluation"],
+        closed_set=PROTOCOL.closed_set,
         code=code_hash("nuclass.evaluation.cohort", "nuclass.figures.confusion"),
     log:
         "logs/evaluate_cohort/{selection}.log",
@@ -43,7 +60,7 @@ rule evaluate_cohort:
         "benchmarks/evaluate_cohort/{selection}.tsv"
     threads: 1
     resources:
-        mem_mb=mem(1500, 6),
+        mem_mb=table_mem(1500, 8),
         runtime=60,
     conda:
         "../envs/evaluate.yaml"
@@ -56,14 +73,19 @@ rule evaluate_cohort:
 rule compare_models:
     input:
         tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
+        checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
+        composition="results/evaluation/composition.csv",
     output:
         json="results/evaluation/comparison.json",
         csv="results/evaluation/comparison.csv",
+        organs="results/evaluation/comparison_organs.csv",
     params:
         models=MODELS,
-        cohorts=COHORTS,
+        patients=PATIENTS,
+        training=TRAINING_ORGANS,
         mpp=CONFIG["mpp"],
         evaluation=CONFIG["evaluation"],
+        closed_set=PROTOCOL.closed_set,
         code=code_hash("nuclass.evaluation.compare"),
     log:
         "logs/compare_models/all.log",
@@ -71,12 +93,12 @@ rule compare_models:
         "benchmarks/compare_models/all.tsv"
     threads: 1
     resources:
-        mem_mb=mem(1500, 6),
+        mem_mb=table_mem(1500, 8),
         runtime=60,
     conda:
         "../envs/evaluate.yaml"
     message:
-        "Comparing local, global, mean and fused on the same cells, with intervals"
+        "Comparing local, global, mean, fused and class frequencies on the same cells, with intervals"
     script:
         "../scripts/compare_models.py"
 

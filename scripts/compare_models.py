@@ -1,18 +1,20 @@
-"""Compare the branches, their plain mean, the fused model and the oracle on each cohort and on all pooled."""
+"""Compare the branches, their plain mean, the fused model, class frequencies and the oracle on each cohort."""
 
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
-    from nuclass.evaluation.compare import by_model, compare_cohorts
+    from nuclass.evaluation.compare import by_model, check_models, compare_cohorts, comparison_options
 
-    settings = snakemake.params.evaluation
+    params = snakemake.params
+    tables = by_model(snakemake.input.tables, params.models)
+    checkpoints = dict(zip(params.models, snakemake.input.checkpoints, strict=True))
+    check_models(tables, checkpoints, patients=params.patients, training=params.training)
     compare_cohorts(
-        by_model(snakemake.input.tables, snakemake.params.models),
+        tables,
         snakemake.output.json,
         snakemake.output.csv,
-        mpp=snakemake.params.mpp,
-        block_um=settings["block_um"],
-        draws=settings["bootstrap"],
-        seed=settings["seed"],
-        min_support=settings["min_support"],
+        mpp=params.mpp,
+        composition=snakemake.input.composition,
+        out_organs=snakemake.output.organs,
+        **comparison_options(params.evaluation, closed_set=params.closed_set),
     )

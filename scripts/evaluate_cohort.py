@@ -5,11 +5,14 @@ from pathlib import Path
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
-    from nuclass.evaluation.cohort import CONFUSION, evaluate_model
+    from nuclass.evaluation.cohort import CONFUSION, Rules, evaluate_model
+    from nuclass.evaluation.leak import check_same_study, read_seen
     from nuclass.figures.confusion import draw_one_confusion
 
-    selection = snakemake.wildcards.selection
-    for model, checkpoint in zip(snakemake.params.models, snakemake.input.checkpoints, strict=True):
+    params, selection = snakemake.params, snakemake.wildcards.selection
+    checkpoints = dict(zip(params.models, snakemake.input.checkpoints, strict=True))
+    check_same_study({model: read_seen(checkpoint) for model, checkpoint in checkpoints.items()})
+    for model, checkpoint in checkpoints.items():
         out = Path(snakemake.output.gates).parents[2] / model / selection
         evaluate_model(
             [path for path in snakemake.input.tables if Path(path).parent.name == model],
@@ -17,9 +20,11 @@ with snakemake_job(snakemake):
             model=model,
             cohort=selection,
             checkpoint=checkpoint,
-            patients=snakemake.params.patients,
-            bins=snakemake.params.bins,
-            min_support=snakemake.params.min_support,
+            patients=params.patients,
+            training=params.training,
+            composition=snakemake.input.composition,
+            mpp=params.mpp,
+            rules=Rules.of(params.evaluation, closed_set=params.closed_set),
         )
         draw_one_confusion(
             out / CONFUSION,
