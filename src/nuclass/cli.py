@@ -11,8 +11,9 @@ from typing import TypeAlias
 
 import nuclass
 from nuclass.cli_backbones import add_backbones
-from nuclass.cli_common import BASE, add_command, add_settings, settings_of
+from nuclass.cli_common import BASE, add_command, add_settings
 from nuclass.cli_data import add_fetch
+from nuclass.cli_evaluate import add_evaluate
 from nuclass.cli_import import add_import_checkpoint
 from nuclass.cli_labels import add_label
 from nuclass.cli_panel import add_panel
@@ -28,6 +29,7 @@ examples:
   nuclass check --configfile config/mine.yaml    is mine?
   nuclass simulate ovary_1 --organ ovary --out work/simulated
   nuclass train local --print-config             the settings of a model, each with where it comes from
+  nuclass evaluate gate --help                   trained models on data sets of your own
   nuclass COMMAND --help                         what a command reads, writes and expects
 
 The whole study, from bundles to the report, is one Snakemake command: snakemake --cores 2
@@ -86,7 +88,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     data = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
     labels = (add_panel, add_label, add_split, add_patches)
-    for add in (*data, *labels, add_backbones, add_train, add_import_checkpoint, _add_evaluate):
+    for add in (*data, *labels, add_backbones, add_train, add_import_checkpoint, add_evaluate):
         add(commands)
     return parser
 
@@ -170,42 +172,6 @@ def _simulate(options: argparse.Namespace) -> None:
         truth_folder=options.out / "truth",
     )
     sys.stdout.write(f"Wrote {options.out / 'bundle'} and {options.out / 'truth'}.\n")
-
-
-def _add_evaluate(commands: _Commands) -> None:
-    parser = _command(
-        commands,
-        "evaluate",
-        _evaluate,
-        "Judge one model's predictions: metrics, per-class numbers, confusion, arrays.\n"
-        "With --checkpoint it stops if the model has seen a cell that it is judged on.",
-    )
-    parser.add_argument("predictions", type=Path, nargs="+", help="prediction tables, the .h5 beside each")
-    parser.add_argument("--model", required=True, help="name of the model, for the record")
-    parser.add_argument("--cohort", required=True, help="name of the cohort, for the record")
-    parser.add_argument("--checkpoint", type=Path, help="the model's best.ckpt")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    add_settings(parser)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from nuclass.evaluation.cohort import evaluate_model
-
-    settings = settings_of(options)["evaluation"]
-    evaluate_model(
-        options.predictions,
-        options.out,
-        model=options.model,
-        cohort=options.cohort,
-        checkpoint=options.checkpoint,
-        bins=settings["ece_bins"],
-        min_support=settings["min_support"],
-    )
-    _done(options.out)
-
-
-def _done(out: Path) -> None:
-    sys.stdout.write(f"Wrote {out}.\n")
 
 
 if __name__ == "__main__":
