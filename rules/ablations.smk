@@ -5,7 +5,7 @@ from nuclass.core import variants as of_variants
 INTERVALS = {"mpp": CONFIG["mpp"], **{key: CONFIG["evaluation"][key] for key in ("block_um", "seed", "min_support")}}
 INTERVALS |= {"draws": CONFIG["evaluation"]["bootstrap"], "bins": CONFIG["evaluation"]["ece_bins"]}
 COMPARED = [of_variants.SEEDS, of_variants.ORGAN, of_variants.GUIDANCE, of_variants.CONTEXT]
-LEFT_OUT = CONFIG["ablations"]["leave_out"]
+LEFT_OUT = list(dict.fromkeys(run.value.split()[0] for run in VARIANTS.group(of_variants.LEAVE_OUT)))
 AUDITED = [run.name for run in VARIANTS.group(of_variants.AUDIT)]
 SWITCHES_ASKED = CONFIG["ablations"]["switches"]
 WITH_POLICY = SWITCHES_ASKED == "all" or "policy_on_test" in SWITCHES_ASKED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from nuclass.core.protocol import Protocol, parse_protocol, to_setting
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
 from nuclass.core.split_settings import NO_HOLDOUT, split_faults
-from nuclass.core.variants import Variants, build_variants
+from nuclass.core.variants import Variants, build_variants, unshared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +64,7 @@ class Study:
             protocol=self.protocol,
             windows=self.config["windows"],
             organs=organs,
+            cohort_organs=[str(organ) for organ in self.slides.loc[self.cohorts, "organ"]],
             test=self.config["splits"]["test"],
         )
 
@@ -251,7 +251,7 @@ def _short_models(
         changes, files = read_models_file(root / file)
     except UserError as error:
         return {}, [error]
-    settings = copy.deepcopy(settings)
+    settings = unshared(settings)
     _merge(settings, changes)
     return check_settings(settings, schema, models_locator(root / file, files))
 

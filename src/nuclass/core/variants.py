@@ -6,10 +6,8 @@ differs is made for it, under ``results/variants/<variant>/``.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -155,13 +153,13 @@ class Variants:
     def own(self, variant: str) -> list[str]:
         """Return the stages that are run for a variant alone."""
         mine = self.members[variant]
-        made = [stage for stage in _NEEDS if _model_of(stage) is None or _model_of(stage) in mine.parts]
-        return [stage for stage in made if self.place(variant, stage) == mine.root]
-
-
-def _model_of(stage: str) -> str | None:
-    model = stage.removeprefix("predict_")
-    return model if model in MODELS else None
+        needed: set[str] = set()
+        open_stages = [f"predict_{model}" for model in mine.parts]
+        while open_stages:
+            stage = open_stages.pop()
+            needed.add(stage)
+            open_stages += _NEEDS[stage]
+        return [stage for stage in _NEEDS if stage in needed and self.place(variant, stage) == mine.root]
 
 
 def build_variants(
@@ -172,6 +170,7 @@ def build_variants(
     protocol: Protocol,
     windows: Mapping[str, int],
     organs: Mapping[str, str],
+    cohort_organs: Sequence[str],
     test: float,
 ) -> Variants:
     """Return the variants that a study's section ``ablations`` asks for.
@@ -188,14 +187,15 @@ def build_variants(
         Sides of the windows, px.
     organs
         Training slide -> organ, in the order of the sheet.
+    cohort_organs
+        Organs of the cohorts, in the order of the sheet.
     test
         The share of test cells (``splits.test``).
 
     Raises
     ------
     UserError
-        A size of context is not below the study's or no half, quarter of it; an organ is not in the training slides,
-        or is the only one; a switch is unknown.
+        An organ to leave out is not in the training slides, or is the only one; a switch is unknown.
     """
     slides = tuple(organs)
     study = Variant("", "", "study", models, windows["global"], slides, protocol)
@@ -203,9 +203,9 @@ def build_variants(
     parts = (
         _seeds(reference, settings["seeds"]),
         _organ_modes(reference, ORGAN, "organ"),
-        _left_out(reference, settings["leave_out"], organs),
+        _left_out(reference, settings["leave_out"], organs, cohort_organs),
         _guidance(reference),
-        _contexts(reference, settings["context_px"], windows),
+        _contexts(reference, settings["context_sizes"], windows["local"]),
         _audited(reference, settings["switches"], test),
     )
     return Variants(study, [reference, *(variant for part in parts for variant in part)])
@@ -213,7 +213,7 @@ def build_variants(
 
 def _changed(reference: Variant, group: str, value: str, changes: Mapping[str, Any], **more: Any) -> Variant:
     """Return the reference with some settings of the models changed: ``{"local.seed": 43}``."""
-    models = copy.deepcopy(dict(reference.models))
+    models = unshared(reference.models)
     for path, new in changes.items():
         *sections, key = path.split(".")
         place = models
@@ -237,17 +237,22 @@ def _organ_modes(reference: Variant, group: str, name: str, **more: Any) -> Iter
         yield _changed(reference, group, mode, changes, name=f"{name}_{mode}", parts=(LOCAL,), **more)
 
 
-def _left_out(reference: Variant, names: Sequence[str], organs: Mapping[str, str]) -> Iterator[Variant]:
-    known = sorted(set(organs.values()))
-    for organ in names:
-        rest = tuple(slide for slide, own in organs.items() if own != organ)
-        if organ not in known or not rest:
+def _left_out(
+    reference: Variant, wanted: int | Sequence[str], organs: Mapping[str, str], cohort_organs: Sequence[str]
+) -> Iterator[Variant]:
+    known = list(dict.fromkeys(organs.values()))
+    if isinstance(wanted, int):
+        possible = [organ for organ in dict.fromkeys(cohort_organs) if organ in known and len(known) > 1]
+        wanted = possible[:wanted]
+    for organ in wanted:
+        if organ not in known or len(known) == 1:
             raise UserError(
                 f"An organ to leave out is not one of several in the training slides.{closest(organ, known)}",
                 where="ablations: leave_out",
                 found=organ,
                 expected=" | ".join(known),
             )
+        rest = tuple(slide for slide, own in organs.items() if own != organ)
         for variant in _organ_modes(reference, LEAVE_OUT, f"without_{organ}", slides=rest):
             yield replace(variant, value=f"{organ} {variant.value}")
 
@@ -260,24 +265,18 @@ def _guidance(reference: Variant) -> Iterator[Variant]:
         yield _changed(reference, GUIDANCE, value, changes if value == "none" else {**changes, f"{loss}.gamma": gamma})
 
 
-def _contexts(reference: Variant, sizes: Sequence[int], windows: Mapping[str, int]) -> Iterator[Variant]:
-    """Yield the reference's size and smaller ones, each seen with as many pixels; radii of the pretraining shrink."""
-    whole = windows["global"]
-    yield _changed(reference, CONTEXT, str(whole), {})
-    for size in sizes:
-        steps = math.log2(whole / size) if size else 0.5
-        if steps != round(steps) or not windows["local"] < size < whole:
-            raise UserError(
-                "A size of the global window cannot be compared",
-                where="ablations: context_px",
-                found=size,
-                expected=f"a half, a quarter, ... of windows.global ({whole} px), above windows.local",
-            )
-        context = reference.models["context"]
-        changes: dict[str, Any] = {"context.read_level": max(int(context["read_level"]) - int(steps), 0)}
+def _contexts(reference: Variant, sizes: int, local: int) -> Iterator[Variant]:
+    """Yield the reference's window and halves of it, each seen with as many pixels; radii of the pretraining shrink."""
+    whole = reference.window
+    context = reference.models["context"]
+    for steps in range(sizes):
+        size, rest = divmod(whole, 2**steps)
+        if rest or size % 2 or size <= local:
+            return
+        changes: dict[str, Any] = {"context.read_level": max(int(context["read_level"]) - steps, 0)}
         if context.get("pretrain"):
             changes["context.pretrain.radii_um"] = [r * size / whole for r in context["pretrain"]["radii_um"]]
-        yield _changed(reference, CONTEXT, str(size), changes, window=size)
+        yield _changed(reference, CONTEXT, str(size), changes if steps else {}, window=size)
 
 
 def _audited(reference: Variant, names: Any, test: float) -> Iterator[Variant]:
@@ -295,6 +294,12 @@ def _audited(reference: Variant, names: Any, test: float) -> Iterator[Variant]:
             yield _changed(reference, AUDIT, name, {}, name=name, protocol=Protocol(**on))
     every = Protocol(**dict.fromkeys(SWITCHES, True))
     yield _changed(reference, AUDIT, RELEASED, {}, name=RELEASED, protocol=every)
+
+
+def unshared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy in which no section is another's too, as YAML's anchors make them."""
+    copied: dict[str, Any] = json.loads(json.dumps(settings))
+    return copied
 
 
 def idle(switch: str, models: Mapping[str, Any], test: float) -> str:
