@@ -200,7 +200,7 @@ def _before(found: Predictions, folder: Path, rules: Rules) -> dict[str, float]:
     stages = {"before": before, "after": read_as(found.y, found.probs, closed=rules.closed_set)}
     tables = [reliability(found.y, p, bins=rules.bins).assign(stage=stage) for stage, p in stages.items()]
     write_csv(folder / RELIABILITY, pd.concat(tables, ignore_index=True))
-    numbers = metrics(found.y, before, found.classes, bins=rules.bins)
+    numbers = metrics(found.y, before, found.classes, bins=rules.bins, ranking=False)
     return {name: numbers[name] for name in ("ece", "ece_equal_mass", "log_loss", "brier")}
 
 
@@ -252,7 +252,9 @@ def _baselines(found: Predictions, rules: Rules, composition: pd.DataFrame) -> d
     }
     out = {}
     for name, p in priors.items():
-        numbers = metrics(found.y, p, found.classes, min_support=rules.min_support, closed=rules.closed_set)
+        numbers = metrics(
+            found.y, p, found.classes, min_support=rules.min_support, closed=rules.closed_set, ranking=False
+        )
         out[name] = {key: numbers[key] for key in _OF_PRIOR}
     return out
 

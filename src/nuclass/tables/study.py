@@ -9,12 +9,15 @@ from typing import Any
 import pandas as pd
 
 from nuclass.core.files import read_json
+from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
+from nuclass.evaluation.metrics import CLOSED, OPEN, READINGS
+from nuclass.evaluation.priors import PRIORS
 from nuclass.tables.layout import EMPTY, markdown, number, with_interval, write_table
 
-_NAMES = {"local": "Local", "global": "Global", "mean": "Plain mean", "fused": "Fused (gate)", "oracle": "Oracle"}
-_MODELS = ("local", "global", "mean", "fused")
+_BRANCHES = (LOCAL, GLOBAL, MEAN, FUSED, ORACLE)
 _METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
 _SPLITS = ("train", "val", "test")
+_WIDE = 5
 
 
 def _cohort(name: str) -> str:
@@ -26,48 +29,74 @@ def _read(path: str | Path) -> pd.DataFrame:
 
 
 def holdout_comparison(
-    comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool, flaws: str = ""
+    comparison: str | Path,
+    csv: str | Path,
+    md: str | Path,
+    *,
+    synthetic: bool,
+    flaws: str = "",
+    closed_set: bool = False,
 ) -> None:
-    """Lay out macro-F1, accuracy and log loss of each model on each cohort; the best in bold.
+    """Lay out macro-F1, accuracy and log loss of each model on each cohort, the best in bold, and F1 by class.
 
-    A second part holds the paired differences of the fused model to the others.
+    Below each metric stand the paired differences of the fused model to the others. ``comparison`` is a CSV of
+    :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row.
     """
     data = _read(comparison)
-    data = data[data["metric"].isin(_METRICS)].drop(columns="class").reset_index(drop=True)
+    data = data[data["metric"].isin([*_METRICS, "f1"]) & (data["name"] != ORACLE)].reset_index(drop=True)
     cohorts = list(dict.fromkeys(data["cohort"]))
+    models = [name for name in dict.fromkeys(data["name"]) if "-" not in name]
     parts = []
     for metric, label in _METRICS.items():
-        part = data[(data["metric"] == metric)]
+        part = data[data["metric"] == metric]
         parts.append(f"## {label[:1].upper()}{label[1:]}")
-        parts.append(_model_rows(part[part["name"].isin(_MODELS)], cohorts, smaller=metric == "log_loss"))
+        parts.append(_model_rows(part[part["name"].isin(models)], models, cohorts, smaller=metric == "log_loss"))
         parts.append(_difference_rows(part[part["name"].str.contains("-", regex=False)], cohorts))
+    by_class = data[(data["metric"] == "f1") & (data["cohort"] == cohorts[-1])]
+    parts.append(f"## F1 by class, {_cohort(cohorts[-1])}")
+    learned = [name for name in models if name not in PRIORS]
+    parts += [_class_rows(by_class, learned[i : i + _WIDE]) for i in range(0, len(learned), _WIDE)]
     notes = [
-        "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column. Differences are "
-        "paired; bold where the interval leaves out 0. Predictions may fall on any class of the model (open set).",
+        "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column; by class, best of all "
+        "models. Differences are paired; bold where the interval leaves out 0. "
+        + READINGS[CLOSED if closed_set else OPEN],
     ]
-    title = "Models on the held-out cohorts"
-    write_table(csv, md, data, parts, title=title, notes=notes, synthetic=synthetic, flaws=flaws)
+    name = "Models on the held-out cohorts"
+    write_table(csv, md, data, parts, title=name, notes=notes, synthetic=synthetic, flaws=flaws)
 
 
-def _model_rows(data: pd.DataFrame, cohorts: Sequence[str], *, smaller: bool) -> str:
+def _model_rows(data: pd.DataFrame, models: Sequence[str], cohorts: Sequence[str], *, smaller: bool) -> str:
     wide = data.pivot(index="name", columns="cohort", values="value")
     best = {c: wide[c].min() if smaller else wide[c].max() for c in cohorts}
-    rows = []
-    for name in _MODELS:
-        row = {"model": _NAMES[name]}
-        for cohort in cohorts:
-            found = data[(data["name"] == name) & (data["cohort"] == cohort)].iloc[0]
-            text = with_interval(found["value"], found["low"], found["high"])
-            row[_cohort(cohort)] = f"**{text}**" if found["value"] == best[cohort] else text
-        rows.append(row)
+    found = data.set_index(["name", "cohort"])
+    rows = [
+        {"model": title(name)} | {_cohort(c): _bold(found.loc[(name, c)], best[c]) for c in cohorts} for name in models
+    ]
     return markdown(rows, ["model", *map(_cohort, cohorts)])
+
+
+def _class_rows(data: pd.DataFrame, models: Sequence[str]) -> str:
+    """Lay out the F1 of each class for some of the models."""
+    best = data[~data["name"].str.contains("-", regex=False)].groupby("class")["value"].max()
+    found = data.set_index(["name", "class"])
+    rows = [
+        {"class": str(label)} | {title(name): _bold(found.loc[(name, label)], best[label]) for name in models}
+        for label in best.index
+    ]
+    return markdown(rows, ["class", *map(title, models)])
+
+
+def _bold(found: pd.Series[Any], best: float) -> str:
+    text = with_interval(found["value"], found["low"], found["high"])
+    return f"**{text}**" if found["value"] == best else text
 
 
 def _difference_rows(data: pd.DataFrame, cohorts: Sequence[str]) -> str:
     rows = []
     for name in dict.fromkeys(data["name"]):
         first, second = str(name).split("-")
-        row = {"difference": f"{_NAMES[first]} minus {_NAMES[second].lower()}"}
+        other = title(second)
+        row = {"difference": f"{title(first)} minus {other if other[:2].isupper() else other[0].lower() + other[1:]}"}
         for cohort in cohorts:
             found = data[(data["name"] == name) & (data["cohort"] == cohort)].iloc[0]
             text = with_interval(found["value"], found["low"], found["high"])
@@ -88,7 +117,7 @@ def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthet
             "cohort": _cohort(cohort),
             "cells": number(found["n_cells"]),
             **{label: _percent(found[key], found["n_cells"]) for key, label in _RIGHT.items()},
-            **{f"{_NAMES[name]}": number(found["scores"][name]["accuracy"]) for name in _NAMES},
+            **{title(name): number(found["scores"][name]["accuracy"]) for name in _BRANCHES},
             "gate AUROC": number(found["gate_auroc"]),
         }
         for cohort, found in cohorts.items()
@@ -98,8 +127,8 @@ def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthet
         "how well the gate's weight tells, where exactly one branch is right, which one.",
     ]
     part = markdown(rows, list(rows[0]))
-    data, title = pd.DataFrame(records), "Branches and gate"
-    write_table(csv, md, data, [part], title=title, notes=notes, synthetic=synthetic, flaws=flaws)
+    data, name = pd.DataFrame(records), "Branches and gate"
+    write_table(csv, md, data, [part], title=name, notes=notes, synthetic=synthetic, flaws=flaws)
 
 
 _RIGHT = {"both": "both right", "A_only": "only local", "B_only": "only global", "neither": "neither"}
@@ -211,5 +240,5 @@ def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path, *, fl
     ]
     part = markdown(rows, ["criterion", "value", "expected", "met"])
     notes = ["In brackets: 95 % interval by bootstrap over spatial blocks, all cohorts pooled."]
-    title = "The synthetic study against its truth"
-    write_table(csv, md, data, [part], title=title, notes=notes, synthetic=True, flaws=flaws)
+    name = "The synthetic study against its truth"
+    write_table(csv, md, data, [part], title=name, notes=notes, synthetic=True, flaws=flaws)
