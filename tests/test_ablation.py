@@ -1,0 +1,255 @@
+"""Runs of the training compared with a reference: differences, their intervals, the audit's verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from fake_study import CLASSES, ORGANS, write_predictions
+from nuclass.core.names import FUSED, GATE, LOCAL, MODELS, probability_columns
+from nuclass.core.protocol import SWITCHES
+from nuclass.evaluation.ablation import (
+    COHORT_CELLS,
+    VAL_CELLS,
+    Options,
+    Run,
+    compare_runs,
+    independent_difference,
+    judge_left_out,
+    spread,
+)
+from nuclass.evaluation.audit import (
+    AGAINST,
+    AS_EXPECTED,
+    CLOSED_SET,
+    EXPECTED,
+    FEWER,
+    IDLE,
+    MORE,
+    NOT_SEEN,
+    POLICY_ON_TEST,
+    SAME,
+    audit,
+    closed_set,
+    policy_optimism,
+    verdict,
+)
+from nuclass.evaluation.predictions import read_predictions
+
+OPTIONS = Options(mpp=0.25, block_um=60.0, draws=200, seed=1, min_support=5, bins=15)
+COLUMNS = probability_columns(list(CLASSES))
+
+
+def worse(source: Path, target: Path, share: float, *, split: str | None = None, drop: int = 0) -> str:
+    """Write a copy of a prediction table in which a share of the cells is predicted uniformly."""
+    table = pd.read_parquet(source)
+    rng = np.random.default_rng(5)
+    hit = rng.random(len(table)) < share
+    table.loc[hit, COLUMNS] = 1 / len(COLUMNS)
+    table.loc[hit, COLUMNS[-1]] += 1e-6
+    if split is not None:
+        table["split"] = split
+    target.parent.mkdir(parents=True, exist_ok=True)
+    table.iloc[drop:].to_parquet(target)
+    return str(target)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Run]:
+    """A reference, a run that is worse on the cohorts alone, and one that has other val cells and is better there."""
+    folder = tmp_path_factory.mktemp("runs")
+    paths = write_predictions(folder / "base", n=500)
+
+    def run(name: str, cohort_share: float, val_share: float, drop: int = 0) -> Run:
+        cohorts: dict[str, list[str]] = {}
+        val: dict[str, list[str]] = {}
+        for model in MODELS:
+            sources = [Path(paths[model][slide]) for slide in ORGANS]
+            place = folder / name / model
+            cohorts[model] = [worse(s, place / s.name, cohort_share) for s in sources]
+            val[model] = [worse(s, place / f"val_{s.name}", val_share, split="val", drop=drop) for s in sources]
+        return Run(name, "audit", name, cohorts, val)
+
+    reference = run("reference", 0.3, 0.3)
+    return {
+        "reference": reference,
+        "decay_everywhere": run("decay_everywhere", 0.6, 0.3),
+        "no_buffer": run("no_buffer", 0.3, 0.0, drop=40),
+        "released": run("released", 0.6, 0.0),
+        "test_as_val": Run("test_as_val", "audit", "test_as_val", reference.cohorts, reference.val),
+    }
+
+
+@pytest.fixture(scope="module")
+def table(runs) -> pd.DataFrame:
+    return compare_runs(list(runs.values()), runs["reference"], OPTIONS)
+
+
+def row(table: pd.DataFrame, run: str, cells: str, metric: str = "macro_f1", model: str = FUSED) -> pd.Series:
+    keys = {"run": run, "cells": cells, "metric": metric, "model": model}
+    return table[(table[list(keys)] == pd.Series(keys)).all(axis=1)].iloc[0]
+
+
+def test_each_run_has_every_model_set_and_metric_once(runs, table):
+    keys = table[["run", "model", "cells", "metric"]]
+    assert len(keys.drop_duplicates()) == len(table) == len(runs) * 3 * 2 * 4
+
+
+def test_numbers_are_scikit_learns(runs, table):
+    for name, run in runs.items():
+        found = read_predictions(run.cohorts[GATE])
+        present = [i for i in range(len(CLASSES)) if (found.y == i).sum() >= OPTIONS.min_support]
+        expected = f1_score(found.y, found.predicted, labels=present, average="macro", zero_division=0)
+        assert row(table, name, COHORT_CELLS)["estimate"] == pytest.approx(expected)
+        assert row(table, name, COHORT_CELLS)["n_cells"] == len(found.y)
+
+
+def test_equal_files_differ_by_exactly_nothing(table):
+    for cells in (COHORT_CELLS, VAL_CELLS):
+        for metric in ("macro_f1", "accuracy", "log_loss"):
+            found = row(table, "test_as_val", cells, metric)
+            assert list(found[["difference", "difference_low", "difference_high"]]) == [0, 0, 0]
+            assert found["low"] < found["estimate"] < found["high"]
+
+
+def test_a_worse_run_is_seen_and_paired_intervals_are_narrower(table):
+    found = row(table, "decay_everywhere", COHORT_CELLS)
+    reference = row(table, "reference", COHORT_CELLS)
+    assert found["difference"] == pytest.approx(found["estimate"] - reference["estimate"])
+    assert found["difference_high"] < 0
+    assert found["paired"]
+    apart = independent_difference(
+        *({"value": r["estimate"], "low": r["low"], "high": r["high"]} for r in (found, reference))
+    )
+    assert found["difference_high"] - found["difference_low"] < apart["high"] - apart["low"]
+
+
+def test_other_val_cells_are_compared_as_independent(table):
+    found = row(table, "no_buffer", VAL_CELLS)
+    assert not found["paired"]
+    assert found["difference"] > 0
+    assert found["difference_low"] < found["difference"] < found["difference_high"]
+    assert row(table, "decay_everywhere", VAL_CELLS)["paired"], "the same cells with other predictions"
+
+
+def test_independent_difference_by_hand():
+    found = independent_difference({"value": 0.7, "low": 0.67, "high": 0.73}, {"value": 0.6, "low": 0.56, "high": 0.64})
+    assert found == pytest.approx({"value": 0.1, "low": 0.05, "high": 0.15})
+
+
+def test_spread_is_that_of_a_sample():
+    rows = [{"model": FUSED, "cells": "val", "metric": "ece", "estimate": value} for value in (1.0, 2.0, 4.0)]
+    found = spread(pd.DataFrame(rows)).iloc[0]
+    assert (found["runs"], found["mean"], found["min"], found["max"]) == (3, pytest.approx(7 / 3), 1, 4)
+    assert found["sd"] == pytest.approx(np.std([1, 2, 4], ddof=1))
+
+
+def test_runs_without_an_organ_are_judged_on_the_same_cells(runs):
+    modes = {"film": "reference", "concat": "decay_everywhere"}
+    local = [
+        Run(f"without_lung_{mode}", "leave_out", f"lung {mode}", {LOCAL: runs[name].cohorts[LOCAL]}, {})
+        for mode, name in modes.items()
+    ]
+    found = judge_left_out(local, "lung", OPTIONS)
+    assert list(found["models"]) == ["lung film", "lung concat"]
+    gap = found["differences"]["lung film-lung concat"]["macro_f1"]
+    assert gap["low"] > 0
+    assert found["organ"] == "lung"
+
+
+@pytest.mark.parametrize(
+    ("expected", "interval", "noise", "told"),
+    [
+        (FEWER, (-0.1, -0.15, -0.05), 0.02, AS_EXPECTED),
+        (FEWER, (0.1, 0.05, 0.15), 0.02, AGAINST),
+        (FEWER, (-0.1, -0.25, 0.05), 0.02, NOT_SEEN),
+        (FEWER, (-0.1, -0.15, -0.05), 0.12, NOT_SEEN),
+        (MORE, (0.1, 0.05, 0.15), 0.0, AS_EXPECTED),
+        (SAME, (0.01, -0.02, 0.04), 0.0, AS_EXPECTED),
+        (SAME, (0.1, 0.05, 0.15), 0.0, AGAINST),
+        (SAME, (0.1, 0.05, 0.15), 0.2, AS_EXPECTED),
+    ],
+)
+def test_verdicts(expected, interval, noise, told):
+    assert verdict(expected, dict(zip(("value", "low", "high"), interval, strict=True)), noise) == told
+
+
+def test_closed_set_forces_predictions_into_the_classes_that_occur(runs):
+    found = read_predictions(runs["reference"].cohorts[GATE])
+    some = found.take(np.flatnonzero(np.isin(found.y, [3, 6])))
+    closed = closed_set(some)
+    assert set(closed.predicted) <= {3, 6}
+    assert np.allclose(closed.probs.sum(axis=1), 1)
+    expected = np.where(some.probs[:, 3] >= some.probs[:, 6], 3, 6)
+    assert np.array_equal(closed.predicted, expected)
+    assert (closed.predicted == closed.y).mean() > (some.predicted == some.y).mean()
+
+
+def seeds_of(sd: float) -> pd.DataFrame:
+    keys = {"model": FUSED, "metric": "macro_f1", "runs": 3, "sd": sd}
+    return pd.DataFrame([keys | {"cells": cells} for cells in (COHORT_CELLS, VAL_CELLS)])
+
+
+POLICY = {
+    "n_cells": 9,
+    "tuned_on_test": {"value": 0.8, "low": 0.7, "high": 0.9},
+    "difference": {"value": 0.02, "low": 0.01, "high": 0.03},
+}
+
+
+def audited(runs: dict[str, Run], sd: float = 0.001) -> pd.DataFrame:
+    others = [run for name, run in runs.items() if name != "reference"]
+    idle = {"test_as_val": "no test cells"}
+    return audit(others, runs["reference"], seeds_of(sd), OPTIONS, idle=idle, policy=POLICY).set_index("switch")
+
+
+def test_audit_tells_what_is_seen(runs):
+    found = audited(runs)
+    assert found.index[0] == "reference"
+    assert list(found.index[1:]) == [name for name in EXPECTED if name in found.index]
+    verdicts = found["verdict"].to_dict()
+    assert verdicts["decay_everywhere"] == AGAINST, "theory expects no change, and there is one"
+    assert verdicts["no_buffer"] == AS_EXPECTED
+    assert verdicts["test_as_val"] == IDLE
+    assert verdicts[POLICY_ON_TEST] == AS_EXPECTED
+    assert verdicts["released"] == AS_EXPECTED
+    assert found.loc["no_buffer", "optimism"] == pytest.approx(
+        found.loc["no_buffer", "val"] - found.loc["no_buffer", "estimate"]
+    )
+    assert found.loc["no_buffer", "optimism"] > found.loc["reference", "optimism"]
+    assert found.loc[POLICY_ON_TEST, "metric"] == "accuracy"
+    assert found.loc["released", "val"] >= found.loc["no_buffer", "val"] - 0.05, "closed set, on val"
+
+
+def test_seeds_that_differ_much_hide_an_effect(runs):
+    assert audited(runs, sd=0.5)["verdict"]["no_buffer"] == NOT_SEEN
+
+
+def test_the_closed_set_row_is_of_the_reference(runs):
+    found = audited(runs)
+    assert found.loc[CLOSED_SET, "difference"] == pytest.approx(
+        found.loc[CLOSED_SET, "estimate"] - found.loc["reference", "estimate"]
+    )
+
+
+def test_every_switch_has_an_expectation_with_a_reason():
+    assert set(EXPECTED) == {*SWITCHES, "released"}
+    for where, direction, why in EXPECTED.values():
+        assert where in (COHORT_CELLS, VAL_CELLS)
+        assert direction in (FEWER, MORE, SAME)
+        assert why
+
+
+def test_the_policys_optimism_comes_from_the_fusion_file():
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    gap = {"value": 0.1, "low": 0.0, "high": 0.2}
+    result = {
+        "n_cells": 7,
+        "models": {"safe_on_reported": {"accuracy": interval}},
+        "differences": {"safe_on_reported-safe_on_val": {"accuracy": gap}},
+    }
+    assert policy_optimism({"cohorts": {"all": result}}) == {"n_cells": 7, "tuned_on_test": interval, "difference": gap}
