@@ -14,6 +14,7 @@ LAYERS = (
     (
         "cli_backbones",
         "cli_data",
+        "cli_evaluate",
         "cli_import",
         "cli_labels",
         "cli_panel",

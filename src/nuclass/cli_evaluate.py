@@ -13,6 +13,8 @@ from nuclass.core.names import GATE, GLOBAL, LOCAL
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nuclass.evaluation.cohort import Rules
+
 _WHAT = {
     LOCAL: "the local model on data sets of a list",
     GLOBAL: "the global model on data sets of a list",
@@ -48,8 +50,8 @@ table (key ontology): one for all models, so that all evaluate the same cells. L
 with their cells. Cells that the model learnt from, their slides and their patients are refused.
 {needs}
 Writes to DIR/NAME/MODEL: predictions.parquet and .h5, metrics.json (open set: all classes of the model; closed set:
-those that occur, as the original does), per_class.csv, confusion.csv, reliability.csv, and the arrays embeddings,
-logits, probs, labels, preds, cell_ids as .npy. Then a table of all to DIR/summary_{model}.csv and .json.
+those that occur, as the original does; 95 % intervals), per_class.csv, confusion.csv and .png, reliability.csv and
+other tables, and the arrays embeddings, logits, probs, labels, preds, cell_ids as .npy. Then a table of all to DIR/summary_{model}.csv and .json.
 A run that was stopped goes on when the same command is given again; what is there and unchanged is not computed anew.
 DIR/.work holds cells, context features and the running state; it may be deleted.
 
@@ -129,17 +131,23 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
 def _tables(options: argparse.Namespace) -> None:
     from nuclass.evaluation.cohort import evaluate_model
 
-    settings = settings_of(options)["evaluation"]
     evaluate_model(
         options.predictions,
         options.out,
         model=options.model,
         cohort=options.cohort,
         checkpoint=options.checkpoint,
-        bins=settings["ece_bins"],
-        min_support=settings["min_support"],
+        rules=_rules(settings_of(options)),
     )
     sys.stdout.write(f"Wrote {options.out}.\n")
+
+
+def _rules(settings: dict[str, Any]) -> Rules:
+    """Return how numbers are made, as the configuration says it."""
+    from nuclass.core.protocol import parse_protocol
+    from nuclass.evaluation.cohort import Rules
+
+    return Rules.of(settings["evaluation"], closed_set=parse_protocol(settings["protocol"]).closed_set)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -156,8 +164,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         batch=options.batch,
         protocol=switches_of(parse_protocol(settings["protocol"]), "predict"),
-        bins=settings["evaluation"]["ece_bins"],
-        min_support=settings["evaluation"]["min_support"],
+        rules=_rules(settings),
         cache_mb=settings["slide_store"]["cache_mb"],
         patients=_patients(settings),
     )
@@ -165,7 +172,23 @@ def _evaluate(options: argparse.Namespace) -> None:
         table = evaluate_holdouts(checkpoints, holdouts, options.output_dir, how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped; the same command goes on from what is there.") from None
+    for row in table.itertuples():
+        _draw(options.output_dir, str(row.holdout), str(row.model))
     sys.stdout.write(_told(table, options.output_dir, options.model))
+
+
+def _draw(out: Path, holdout: str, model: str) -> None:
+    """Draw a confusion matrix, where there is none of these results yet."""
+    from nuclass.evaluation.cohort import CONFUSION
+    from nuclass.figures.confusion import draw_one_confusion
+
+    table, picture = out / holdout / model / CONFUSION, out / holdout / model / "confusion.png"
+    if picture.is_file() and picture.stat().st_mtime_ns >= table.stat().st_mtime_ns:
+        return
+    files = {"classes": "resources/classes.tsv", "style": "resources/style/nuclass.mplstyle"}
+    draw_one_confusion(
+        table, picture, model=model, cohort=holdout, **{name: study_file(path) for name, path in files.items()}
+    )
 
 
 def _checkpoints(options: argparse.Namespace) -> dict[str, Path]:

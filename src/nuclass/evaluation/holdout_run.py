@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, sha256, write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE, GLOBAL, LOCAL, MODELS
-from nuclass.evaluation.cohort import METRICS, evaluate_model
+from nuclass.evaluation.cohort import METRICS, Rules, evaluate_model
 from nuclass.evaluation.holdout_cells import Prepared, cells_of, context_features, prepare
 from nuclass.evaluation.holdouts import Holdout
 from nuclass.evaluation.leak import Seen, check_no_overlap, read_seen
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 PREDICTIONS, STATE, LABELS, WORK = "predictions.parquet", "state.json", "labels.json", ".work"
-_COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "log_loss", "ece")
+_COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy")
+_CALIBRATION = ("log_loss", "ece")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Options:
         Cells at once; None as the settings say.
     protocol
         Flaws of the original that are on while predicting, see :mod:`nuclass.core.protocol`.
-    bins, min_support
-        Of :func:`nuclass.evaluation.cohort.evaluate_model`.
+    rules
+        How numbers are made.
     cache_mb
         Decoded tiles kept in memory.
     patients
@@ -52,8 +53,7 @@ class Options:
     device: str = "auto"
     batch: int | None = None
     protocol: Mapping[str, bool] = field(default_factory=dict)
-    bins: int = 15
-    min_support: int = 1
+    rules: Rules = field(default_factory=Rules)
     cache_mb: int = 64
     patients: Mapping[str, str] = field(default_factory=dict)
 
@@ -211,8 +211,8 @@ def _evaluate(
             cohort=name,
             checkpoint=checkpoints.paths[model],
             patients=_patients(prepared, options),
-            bins=options.bins,
-            min_support=options.min_support,
+            mpp=float(checkpoints.first["mpp"]),
+            rules=options.rules,
         )
         write_json(out / name / model / STATE, keys[model])
     shutil.rmtree(out / WORK / name / "predict", ignore_errors=True)
@@ -250,8 +250,7 @@ def _key(checkpoints: Checkpoints, model: str, prepared: Prepared, options: Opti
         "device": options.device,
         "batch": options.batch,
         "protocol": dict(options.protocol),
-        "bins": options.bins,
-        "min_support": options.min_support,
+        "rules": asdict(options.rules),
     }
 
 
@@ -261,7 +260,7 @@ def summary_row(prepared: Prepared, model: str, metrics: Mapping[str, Any]) -> d
     Names, organ and numbers of cells: all, with a class of the study, evaluated; then the scores. ``closed_`` ones are
     taken among the classes that occur, as the original does; all others among all classes of the model.
     """
-    closed = metrics.get("closed_set", {})
+    open_, closed = metrics["open_set"], metrics["closed_set"]
     return {
         "holdout": prepared.holdout.name,
         "model": model,
@@ -269,8 +268,8 @@ def summary_row(prepared: Prepared, model: str, metrics: Mapping[str, Any]) -> d
         "cells": prepared.labels["cells"],
         "with_class": prepared.labels["with_class"],
         "evaluated": metrics["n_cells"],
-        "classes": len(closed.get("classes", ())),
-        **{name: metrics[name] for name in _COLUMNS},
-        "closed_accuracy": closed.get("accuracy"),
-        "closed_macro_f1": closed.get("macro_f1"),
+        "classes": len(closed["classes"]),
+        **{name: open_[name] for name in _COLUMNS},
+        **{f"closed_{name}": closed[name] for name in _COLUMNS},
+        **{name: metrics[name] for name in _CALIBRATION},
     }
