@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,9 +62,9 @@ def complementarity(
         )
     right_a, right_b = np.asarray(call_local) == y, np.asarray(call_global) == y
     weights = block_weights(blocks, draws, seed).astype(np.float64)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index in np.flatnonzero(np.bincount(y, minlength=len(classes))):
-        rows.append({"class": classes[index], **_row(right_a, right_b, y == index, blocks, weights)})
+        rows.append({"class": classes[int(index)], **_row(right_a, right_b, y == index, blocks, weights)})
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = corrected
     total = _row(right_a, right_b, np.ones(len(y), dtype=bool), blocks, weights)
@@ -92,7 +93,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 def _row(
     right_a: np.ndarray, right_b: np.ndarray, chosen: np.ndarray, blocks: Blocks, weights: np.ndarray
-) -> dict[str, float | int | str]:
+) -> dict[str, Any]:
     a, b = right_a[chosen], right_b[chosen]
     n = int(chosen.sum())
     counts = {

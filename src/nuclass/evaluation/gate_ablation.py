@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, MEAN, MODELS, ORACLE, VAL
-from nuclass.evaluation.bootstrap import Blocks, block_weights, paired_bootstrap, spatial_blocks
+from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
 from nuclass.evaluation.branch import oracle, plain_mean
 from nuclass.evaluation.compare import ALL, flatten
 from nuclass.evaluation.fusion import Stacking, fit_stacking, fit_temperature, max_confidence, product, temper
+from nuclass.evaluation.metrics import read_as
 from nuclass.evaluation.policy import SafetyPolicy, fit_policy
 from nuclass.evaluation.predictions import Predictions, read_models
 
@@ -58,14 +59,20 @@ def select_val(predictions: Mapping[str, Predictions]) -> dict[str, Predictions]
     return out
 
 
-def fit_rules(val: Mapping[str, Predictions]) -> Fits:
-    """Fit temperatures, stacking and policy to the val cells of ``local``, ``global`` and ``gate``."""
+def fit_rules(val: Mapping[str, Predictions], *, mpp: float, block_um: float, seed: int) -> Fits:
+    """Fit temperatures, stacking and policy to the val cells of ``local``, ``global`` and ``gate``.
+
+    Squares of ``block_um`` micrometres are not cut when the stacking's penalty is chosen.
+    """
     y, p_local, p_global = val[GATE].y, val[LOCAL].probs, val[GLOBAL].probs
     gate = val[GATE].table["gate"].to_numpy(np.float64)
     policy = fit_policy(y, p_local, p_global, gate)
     temperatures = {name: fit_temperature(y, rule(p_local, p_global)) for name, rule in RULES.items()}
     temperatures[SAFE] = fit_temperature(y, policy.apply(p_local, p_global, gate))
-    stacking = fit_stacking(y, p_local, p_global)
+    table = val[GATE].table
+    x_um, y_um = table["x_px"].to_numpy() * mpp, table["y_px"].to_numpy() * mpp
+    squares = spatial_blocks(table["slide"], x_um, y_um, block_um).of_cell
+    stacking = fit_stacking(y, p_local, p_global, squares, seed=seed)
     missing = [name for i, name in enumerate(val[GATE].classes) if i not in stacking.fitted]
     if missing:
         _log.warning("Stacking saw no val cell of %s: there it keeps the branches' mean", ", ".join(missing))
@@ -93,22 +100,6 @@ def fuse_all(
     return out
 
 
-def ece_draws(y: np.ndarray, probs: np.ndarray, blocks: Blocks, weights: np.ndarray, bins: int) -> np.ndarray:
-    """Return the expected calibration error of each draw (draws,), equal-width bins, as :func:`metrics.ece`.
-
-    A draw's error is the sum over bins of |sum of (right - confidence)| divided by its cells, so that block sums
-    are enough. ``weights`` (draws, B) says how often a block is drawn.
-    """
-    confidence = np.asarray(probs, dtype=np.float64).max(axis=1)
-    gap = (probs.argmax(axis=1) == y) - confidence
-    edges = np.linspace(0, 1, bins + 1)
-    bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    sums = np.bincount(blocks.of_cell * bins + bin_of, weights=gap, minlength=blocks.n * bins).reshape(blocks.n, bins)
-    cells = np.bincount(blocks.of_cell, minlength=blocks.n)
-    drawn = weights.astype(np.float64)
-    return np.asarray(np.abs(drawn @ sums).sum(axis=1) / (drawn @ cells))
-
-
 def compare_fusions(
     predictions: Mapping[str, Predictions],
     fits: Fits,
@@ -120,13 +111,18 @@ def compare_fusions(
     bins: int,
     min_support: int = 1,
     policy_on_test: bool = False,
+    closed_set: bool = False,
 ) -> dict[str, Any]:
-    """Return accuracy, macro-F1, log loss and calibration error of every way to fuse, and paired differences.
+    """Return the metrics of every way to fuse with intervals, and paired differences.
 
     ``predictions`` holds ``local``, ``global`` and ``gate`` on the same cells; positions are pixels of ``mpp``
     micrometres. Differences are the fused gate minus each other way, and the policy tuned on these cells minus
-    that tuned on val: its optimism. ``policy`` holds both policies as tuned, and their accuracies here.
+    that tuned on val: its optimism. ``policy`` holds both policies as tuned, and their accuracies here. With
+    ``closed_set`` all three models are read as of the closed set, the original's way.
     """
+    predictions = {
+        name: replace(one, probs=read_as(one.y, one.probs, closed=closed_set)) for name, one in predictions.items()
+    }
     fused = predictions[GATE]
     table, y = fused.table, fused.y
     blocks = spatial_blocks(table["slide"], table["x_px"].to_numpy() * mpp, table["y_px"].to_numpy() * mpp, block_um)
@@ -134,15 +130,8 @@ def compare_fusions(
     released = fit_policy(y, predictions[LOCAL].probs, predictions[GLOBAL].probs, gate)
     values = fuse_all(predictions, fits, released, policy_on_test=policy_on_test)
     result = paired_bootstrap(
-        y, values, blocks, fused.classes, pairs=PAIRS, draws=draws, seed=seed, min_support=min_support
+        y, values, blocks, fused.classes, pairs=PAIRS, draws=draws, seed=seed, min_support=min_support, bins=bins
     )
-    weights = np.concatenate([np.ones((1, blocks.n), np.float32), block_weights(blocks, draws, seed)])
-    errors = {name: ece_draws(y, p, blocks, weights, bins) for name, p in values.items() if p.ndim == 2}
-    for name, error in errors.items():
-        result["models"][name]["ece"] = _interval(error)
-    for first, second in PAIRS:
-        if first in errors and second in errors:
-            result["differences"][f"{first}-{second}"]["ece"] = _interval(errors[first] - errors[second])
     result["policy"] = {
         "in_force": SAFE_ON_REPORTED if policy_on_test else SAFE_ON_VAL,
         SAFE_ON_VAL: fits.policy.to_json(),
@@ -166,8 +155,9 @@ def compare_fusions_of_cohorts(
     :func:`compare_fusions`. The table's columns are those of :func:`nuclass.evaluation.compare.flatten`.
     """
     val = select_val(read_models({model: list(files.values()) for model, files in training.items()}))
-    fits = fit_rules(val)
+    fits = fit_rules(val, **{name: options[name] for name in ("mpp", "block_um", "seed")})
     cohorts = list(paths[GATE])
+    _check_apart(cohorts, val[GATE])
     results: dict[str, Any] = {}
     for name, members in _selections(cohorts).items():
         models = read_models({model: [paths[model][member] for member in members] for model in MODELS})
@@ -177,6 +167,7 @@ def compare_fusions_of_cohorts(
         "val_cells": len(val[GATE].y),
         "val_slides": sorted(set(val[GATE].table["slide"])),
         "temperatures": fits.temperatures,
+        "stacking_strength": fits.stacking.strength,
         "stacking_classes": [val[GATE].classes[i] for i in fits.stacking.fitted],
     }
     write_json(out_json, {"options": options, "fitted": facts, "cohorts": results})
@@ -198,6 +189,11 @@ def _check_classes(models: Mapping[str, Predictions], val: Mapping[str, Predicti
         )
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    low, high = np.percentile(values[1:], [2.5, 97.5]) if len(values) > 1 else (np.nan, np.nan)
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+def _check_apart(cohorts: Sequence[str], val: Predictions) -> None:
+    both = sorted(set(cohorts) & set(val.table["slide"]))
+    if both:
+        raise UserError(
+            "Stacking and policy would be fitted to slides that they are reported on",
+            found=", ".join(both),
+            expected="val cells of training slides, and cohorts that are held out",
+        )

@@ -127,21 +127,23 @@ def gate_map(slide: pd.Series, x_um: np.ndarray, y_um: np.ndarray, gate: np.ndar
     """Return the mean gate and the share of open gates in each square of tissue that holds cells.
 
     ``x_um`` and ``y_um`` (N,) are micrometres in the slide store's frame. Columns: ``slide x_um y_um`` (upper left
-    corner) ``side_um cells gate open_share``.
+    corner) ``side_um cells gate open_share``; slides in the order given, squares row by row.
     """
     if not square_um > 0:
         raise UserError("Squares of tissue need a side above 0", found=square_um, expected="micrometres")
+    names = np.asarray(slide).astype(str)
     cells = pd.DataFrame(
         {
-            "slide": np.asarray(slide).astype(str),
+            "slide": pd.Categorical(names, dict.fromkeys(names)),
             "x_um": np.floor(np.asarray(x_um, dtype=np.float64) / square_um) * square_um,
             "y_um": np.floor(np.asarray(y_um, dtype=np.float64) / square_um) * square_um,
             "gate": gate,
             "open": np.asarray(gate) > OPEN,
         }
     )
-    squares = cells.groupby(["slide", "y_um", "x_um"], sort=True)
+    squares = cells.groupby(["slide", "y_um", "x_um"], sort=True, observed=True)
     out = squares.agg(cells=("gate", "size"), gate=("gate", "mean"), open_share=("open", "mean")).reset_index()
+    out["slide"] = out["slide"].astype(str)
     out["side_um"] = float(square_um)
     return out[["slide", "x_um", "y_um", "side_um", "cells", "gate", "open_share"]]
 

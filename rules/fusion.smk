@@ -1,0 +1,255 @@
+"""The gate under scrutiny: against other ways to fuse, branch against branch, its behaviour; and the published numbers."""
+
+GATE_PARTS = "by_class by_truth reliability by_uncertainty map".split()
+GATE_TABLES = {part: f"results/evaluation/gate_behaviour/{part}.csv" for part in GATE_PARTS}
+
+
+rule compare_fusions:
+    input:
+        tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
+        training=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=TRAIN_SLIDES),
+    output:
+        json="results/evaluation/fusion.json",
+        csv="results/evaluation/fusion.csv",
+    params:
+        models=MODELS,
+        mpp=CONFIG["mpp"],
+        evaluation=CONFIG["evaluation"],
+        closed_set=PROTOCOL.closed_set,
+        policy_on_test=PROTOCOL.policy_on_test,
+        code=code_hash("nuclass.evaluation.gate_ablation"),
+    log:
+        "logs/compare_fusions/all.log",
+    benchmark:
+        "benchmarks/compare_fusions/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Comparing the gate with other ways to fuse the branches"
+    script:
+        "../scripts/compare_fusions.py"
+
+
+rule count_complementarity:
+    input:
+        tables=expand("results/predictions/{model}/{slide}.parquet", model=["local", "global"], slide=COHORTS),
+    output:
+        csv="results/evaluation/complementarity.csv",
+    params:
+        models=["local", "global"],
+        mpp=CONFIG["mpp"],
+        evaluation=CONFIG["evaluation"],
+        code=code_hash("nuclass.evaluation.complementarity"),
+    log:
+        "logs/count_complementarity/all.log",
+    benchmark:
+        "benchmarks/count_complementarity/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=30,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Counting which branch is right on which cells, class by class"
+    script:
+        "../scripts/count_complementarity.py"
+
+
+rule describe_gate:
+    input:
+        tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
+    output:
+        **GATE_TABLES,
+        summary="results/evaluation/gate_behaviour/summary.json",
+    params:
+        models=MODELS,
+        mpp=CONFIG["mpp"],
+        square_um=CONFIG["evaluation"]["block_um"],
+        code=code_hash("nuclass.evaluation.gate_behaviour"),
+    log:
+        "logs/describe_gate/all.log",
+    benchmark:
+        "benchmarks/describe_gate/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1500, 6),
+        runtime=30,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Describing the gate by class, by who is right, by uncertainty and by place"
+    script:
+        "../scripts/describe_gate.py"
+
+
+rule draw_gate:
+    input:
+        **SHEETS,
+        **GATE_TABLES,
+        summary="results/evaluation/gate_behaviour/summary.json",
+    output:
+        pictures=drawn("gate", "Results", "What the gate does"),
+        csv="results/figures/gate.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.gate"),
+    log:
+        "logs/draw_gate/all.log",
+    benchmark:
+        "benchmarks/draw_gate/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Figure gate: where the gate opens, and how well it tells"
+    script:
+        "../scripts/draw_gate.py"
+
+
+rule draw_complementarity:
+    input:
+        **SHEETS,
+        counts="results/evaluation/complementarity.csv",
+    output:
+        pictures=drawn("complementarity", "Results", "Local and global by class"),
+        csv="results/figures/complementarity.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.complementarity"),
+    log:
+        "logs/draw_complementarity/all.log",
+    benchmark:
+        "benchmarks/draw_complementarity/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Figure complementarity: which branch is right on which classes"
+    script:
+        "../scripts/draw_complementarity.py"
+
+
+rule tabulate_gate_ablation:
+    input:
+        json="results/evaluation/fusion.json",
+        comparison="results/evaluation/fusion.csv",
+    output:
+        csv=laid_out("gate_ablation", "Ablations", "Gate and other ways to fuse"),
+        md="results/tables/gate_ablation.md",
+    params:
+        synthetic=SYNTHETIC,
+        flaws=FLAWS,
+        code=code_hash("nuclass.tables.fusion"),
+    log:
+        "logs/tabulate_gate_ablation/all.log",
+    benchmark:
+        "benchmarks/tabulate_gate_ablation/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table gate_ablation: the gate against other ways to fuse the branches"
+    script:
+        "../scripts/tabulate_gate_ablation.py"
+
+
+rule tabulate_complementarity:
+    input:
+        counts="results/evaluation/complementarity.csv",
+    output:
+        csv=laid_out("complementarity", "Results", "Local and global by class"),
+        md="results/tables/complementarity.md",
+    params:
+        synthetic=SYNTHETIC,
+        flaws=FLAWS,
+        code=code_hash("nuclass.tables.fusion"),
+    log:
+        "logs/tabulate_complementarity/all.log",
+    benchmark:
+        "benchmarks/tabulate_complementarity/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table complementarity: which branch is right on how many cells"
+    script:
+        "../scripts/tabulate_complementarity.py"
+
+
+rule tabulate_gate:
+    input:
+        summary="results/evaluation/gate_behaviour/summary.json",
+        by_truth=GATE_TABLES["by_truth"],
+        by_class=GATE_TABLES["by_class"],
+    output:
+        csv=laid_out("gate", "Results", "What the gate does"),
+        md="results/tables/gate.md",
+    params:
+        synthetic=SYNTHETIC,
+        flaws=FLAWS,
+        code=code_hash("nuclass.tables.fusion"),
+    log:
+        "logs/tabulate_gate/all.log",
+    benchmark:
+        "benchmarks/tabulate_gate/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table gate: where the gate opens, and how well it tells"
+    script:
+        "../scripts/tabulate_gate.py"
+
+
+rule tabulate_paper_comparison:
+    input:
+        values="resources/paper_values.tsv",
+        comparison="results/evaluation/comparison.csv",
+        composition="results/evaluation/composition.csv",
+    output:
+        csv=laid_out("paper_comparison", "Results", "Published numbers and ours"),
+        md="results/tables/paper_comparison.md",
+    params:
+        facts={
+            "mpp": CONFIG["mpp"],
+            "window_local": CONFIG["windows"]["local"],
+            "window_global": CONFIG["windows"]["global"],
+        },
+        closed_set=PROTOCOL.closed_set,
+        synthetic=SYNTHETIC,
+        flaws=FLAWS,
+        code=code_hash("nuclass.tables.published"),
+    log:
+        "logs/tabulate_paper_comparison/all.log",
+    benchmark:
+        "benchmarks/tabulate_paper_comparison/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table paper_comparison: published numbers beside ours"
+    script:
+        "../scripts/tabulate_paper_comparison.py"

@@ -1,0 +1,17 @@
+"""Draw what the gate does."""
+
+from nuclass.core.jobs import snakemake_job
+
+with snakemake_job(snakemake):
+    from nuclass.evaluation.gate_behaviour import PARTS
+    from nuclass.figures.gate import draw_gate
+
+    draw_gate(
+        {part: snakemake.input[part] for part in PARTS},
+        snakemake.input.summary,
+        snakemake.output.pictures,
+        snakemake.output.csv,
+        classes=snakemake.input.classes,
+        style=snakemake.input.style,
+        synthetic=snakemake.params.synthetic,
+    )
