@@ -5,6 +5,7 @@ from nuclass.core import variants as of_variants
 INTERVALS = {"mpp": CONFIG["mpp"], **{key: CONFIG["evaluation"][key] for key in ("block_um", "seed", "min_support")}}
 INTERVALS |= {"draws": CONFIG["evaluation"]["bootstrap"], "bins": CONFIG["evaluation"]["ece_bins"]}
 COMPARED = [of_variants.SEEDS, of_variants.ORGAN, of_variants.GUIDANCE, of_variants.CONTEXT]
+ORGAN_RUNS = [run.name for run in VARIANTS.group(of_variants.ORGAN)]
 LEFT_OUT = list(dict.fromkeys(run.value.split()[0] for run in VARIANTS.group(of_variants.LEAVE_OUT)))
 AUDITED = [run.name for run in VARIANTS.group(of_variants.AUDIT)]
 SWITCHES_ASKED = CONFIG["ablations"]["switches"]
@@ -101,6 +102,34 @@ rule judge_left_out:
         "../scripts/judge_left_out.py"
 
 
+rule compare_embeddings:
+    input:
+        tables=files_of(*map(run_tables, ORGAN_RUNS)),
+    output:
+        json="results/evaluation/ablations/film_vs_concat.json",
+    params:
+        models={run.value: files_of(run_tables(run.name)) for run in VARIANTS.group(of_variants.ORGAN)},
+        options={
+            "subset": CONFIG["ablations"]["subset"],
+            **{key: INTERVALS[key] for key in ("seed", "draws", "mpp", "block_um")},
+        },
+        code=code_hash("nuclass.evaluation.embedding_space"),
+    log:
+        "logs/compare_embeddings/all.log",
+    benchmark:
+        "benchmarks/compare_embeddings/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(3000, 2),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Comparing embeddings that use the organ by FiLM, by concatenation and not at all"
+    script:
+        "../scripts/compare_embeddings.py"
+
+
 rule audit_protocol:
     input:
         tables=files_of(run_tables(of_variants.REFERENCE), *map(run_tables, AUDITED)),
@@ -129,7 +158,7 @@ rule audit_protocol:
         "../scripts/audit_protocol.py"
 
 
-TOLD = {"short": CONFIG["ablations"]["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
+TOLD = {"short": STUDY.models["ablations"] and CONFIG["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
 RUN_TABLES = {"uncertainty_guidance": of_variants.GUIDANCE, "context_sizes": of_variants.CONTEXT}
 
 
@@ -185,6 +214,31 @@ rule tabulate_seeds:
         "Table seeds: how much the numbers change with the seed alone"
     script:
         "../scripts/tabulate_seeds.py"
+
+
+rule tabulate_film_vs_concat:
+    input:
+        json="results/evaluation/ablations/film_vs_concat.json",
+    output:
+        csv=laid_out("film_vs_concat", "Ablations", "FiLM, concatenation, none"),
+        md="results/tables/film_vs_concat.md",
+    params:
+        told={key: TOLD[key] for key in ("synthetic", "flaws")},
+        code=code_hash("nuclass.tables.fusion"),
+    log:
+        "logs/tabulate_film_vs_concat/all.log",
+    benchmark:
+        "benchmarks/tabulate_film_vs_concat/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table film_vs_concat: how the organ is used"
+    script:
+        "../scripts/tabulate_film_vs_concat.py"
 
 
 rule tabulate_left_out:

@@ -18,7 +18,7 @@ rule record_provenance:
         tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], *OWN_MARKERS, CONFIG["models"]],
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
         patches=expand("results/slides/{slide}/patches.json", slide=[s for s in ALL_SLIDES if s not in BUNDLE_SLIDES]),
-        results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
+        results=rules.core.input,
     output:
         run=report(
             "results/provenance/run.json",
@@ -59,20 +59,28 @@ rule record_provenance:
         "../scripts/record_provenance.py"
 
 
+REPORTS = {"overview": ["core"], "report": ["evaluation", "figures", "tables"]}
+BOUND = {"overview": rules.core.input, "report": [rules.evaluation.input, rules.figures.input, rules.tables.input]}
+
+
+wildcard_constraints:
+    report="|".join(REPORTS),
+
+
 rule render_report:
     input:
         config=rules.record_provenance.output.config,
-        results=[rules.evaluation.input, rules.figures.input, rules.tables.input],
+        results=lambda wildcards: BOUND[wildcards.report],
         provenance=[rules.record_provenance.output.run, rules.record_provenance.output.slides],
         captions=[os.path.relpath(path) for path in sorted((ROOT / "workflow" / "report").glob("*.rst"))],
     output:
-        "results/report.html",
+        "results/{report}.html",
     params:
-        targets=["evaluation", "figures", "tables", rules.record_provenance.output.run],
+        targets=lambda wildcards: [*REPORTS[wildcards.report], rules.record_provenance.output.run],
     log:
-        "logs/render_report.log",
+        "logs/render_report/{report}.log",
     benchmark:
-        "benchmarks/render_report/all.tsv"
+        "benchmarks/render_report/{report}.tsv"
     threads: 1
     resources:
         mem_mb=2000,
@@ -80,6 +88,6 @@ rule render_report:
     conda:
         "../envs/report.yaml"
     message:
-        "Writing the report results/report.html"
+        "Writing the report results/{wildcards.report}.html"
     script:
         "../scripts/render_report.py"

@@ -39,7 +39,7 @@ class Study:
     protocol
         Which of the original's flaws are on.
     short_models
-        The settings of the models of ablations: the study's, with what ``ablations.models`` changes.
+        The settings of the models of ablations: the study's, with what the section ``ablations`` of their file changes.
     """
 
     config: dict[str, Any]
@@ -242,18 +242,13 @@ def _read_models(
 def _short_models(
     root: Path, config: Mapping[str, Any], schema: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[UserError]]:
-    """Return the settings of the models with those that the ablations change."""
-    file = config["ablations"]["models"]
-    settings, _ = read_models_file(root / config["models"])
-    if not file:
-        return check_settings(settings, schema, lambda keys: config["models"])
-    try:
-        changes, files = read_models_file(root / file)
-    except UserError as error:
-        return {}, [error]
+    """Return the settings of the models with what their section ``ablations`` changes in them."""
+    settings, files = read_models_file(root / config["models"])
+    changes = settings.pop("ablations", {})
     settings = unshared(settings)
     _merge(settings, changes)
-    return check_settings(settings, schema, models_locator(root / file, files))
+    place = files.get("ablations", root / config["models"])
+    return check_settings(settings, schema, models_locator(place, {}))
 
 
 def _check_tables(

@@ -22,7 +22,7 @@ GUIDANCE = {
     "entropy": "by entropy of pA",
     "none": "none (gamma 0)",
 }
-SHORT = "All runs of this table, the reference too, were trained with the settings of `{}`, shorter than the study's."
+SHORT = "All runs of this table, the reference too, were trained shorter than the study: section `ablations` of `{}`."
 
 
 def runs_table(
@@ -52,7 +52,7 @@ def runs_table(
     values
         Words for the values of the setting.
     short
-        The file of settings that the runs change, if any.
+        The models' file, where its section ``ablations`` makes the runs shorter than the study.
     """
     data = pd.read_csv(comparison, dtype={"value": str})
     cohorts = data[data["cells"] == "cohorts"]

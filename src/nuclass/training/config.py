@@ -323,6 +323,7 @@ class Models:
     gate: Gate = field(default_factory=Gate)
     baselines: Baselines = field(default_factory=Baselines)
     predict: Predict = field(default_factory=Predict)
+    ablations: dict[str, Any] = field(default_factory=dict)
     protocol: Protocol = field(default_factory=Protocol)
 
 
