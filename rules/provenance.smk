@@ -60,7 +60,7 @@ rule record_provenance:
 
 
 REPORTS = {"overview": ["core"], "report": ["evaluation", "figures", "tables"]}
-BOUND = {"overview": rules.core.input, "report": [rules.evaluation.input, rules.figures.input, rules.tables.input]}
+BOUND = {"overview": rules.core.input, "report": [*rules.evaluation.input, *rules.figures.input, *rules.tables.input]}
 
 
 wildcard_constraints:
@@ -70,7 +70,7 @@ wildcard_constraints:
 rule render_report:
     input:
         config=rules.record_provenance.output.config,
-        results=lambda wildcards: BOUND[wildcards.report],
+        results=lambda wildcards: list(BOUND[wildcards.report]),
         provenance=[rules.record_provenance.output.run, rules.record_provenance.output.slides],
         captions=[os.path.relpath(path) for path in sorted((ROOT / "workflow" / "report").glob("*.rst"))],
     output:
