@@ -64,7 +64,7 @@ def draw_gate(
     map_rows = -(-max(len(slides), 1) // COLUMNS)
     top_mm, map_mm = max(70.0, 4.4 * len(pooled["by_class"]) + 14), 52.0 * map_rows
     fig = new_figure(style, DOUBLE_MM, top_mm + map_mm)
-    above, below = fig.subfigures(2, 1, height_ratios=[top_mm, map_mm])
+    above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=[top_mm, map_mm])[:, 0]
     upper = above.add_gridspec(2, 3, width_ratios=[1.3, 1, 1], height_ratios=[1, 1.25])
     _by_class(above.add_subplot(upper[:, 0]), pooled["by_class"], sheet)
     _by_truth(above.add_subplot(upper[0, 1:]), pooled["by_truth"])
