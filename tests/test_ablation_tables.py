@@ -1,0 +1,216 @@
+"""Tables and figure of runs under changed settings, and of the audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from nuclass.core.files import write_csv, write_json
+from nuclass.evaluation.ablation import COLUMNS as RUN_COLUMNS
+from nuclass.evaluation.audit import COLUMNS, EXPECTED
+from nuclass.figures.audit import draw_audit
+from nuclass.tables.ablation import GUIDANCE, audit, left_out, runs_table, seeds, signed
+from test_figures import check
+from test_workflow import REPOSITORY
+
+STYLE = REPOSITORY / "resources/style/nuclass.mplstyle"
+TOLD = {"short": "config/models/demo.yaml", "synthetic": True, "flaws": ""}
+
+
+def comparison(values: dict[str, tuple[float, float]]) -> pd.DataFrame:
+    """Runs by value: macro-F1 of the fused model on the cohorts, and its difference to the reference."""
+    rows = []
+    for value, (estimate, gap) in values.items():
+        for model in ("global", "fused"):
+            for cells in ("cohorts", "val"):
+                for metric in ("macro_f1", "accuracy", "log_loss", "ece"):
+                    ends = {"low": estimate - 0.02, "high": estimate + 0.02} if metric != "ece" else {}
+                    edges = (
+                        {"difference_low": gap - 0.01, "difference_high": gap + 0.01}
+                        if gap
+                        else {"difference_low": 0.0, "difference_high": 0.0}
+                    )
+                    keys = {"group": "guidance", "run": f"g_{value}", "value": value, "model": model, "cells": cells}
+                    rows.append({**keys, "metric": metric, "estimate": estimate, "difference": gap, **ends, **edges})
+    return pd.DataFrame(rows, columns=RUN_COLUMNS)
+
+
+def lines(path: Path, start: str) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(start)]
+
+
+def test_runs_are_laid_out_with_their_differences(tmp_path):
+    write_csv(tmp_path / "in.csv", comparison({"label": (0.7, 0.0), "entropy": (0.65, -0.05), "none": (0.705, 0.005)}))
+    runs_table(
+        tmp_path / "in.csv",
+        tmp_path / "a.csv",
+        tmp_path / "a.md",
+        title="With and without",
+        first="weight",
+        models=["fused"],
+        values=GUIDANCE,
+        **TOLD,
+    )
+    told = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert told.startswith("# With and without\n\n## Fused (gate)\n")
+    assert lines(tmp_path / "a.md", "| by label")[0].split(" | ")[1:] == [
+        "0.700 (0.680 to 0.720)",
+        "0.700 (0.680 to 0.720)",
+        "0.700 (0.680 to 0.720)",
+        "0.700",
+        "reference |",
+    ]
+    assert lines(tmp_path / "a.md", "| by entropy")[0].endswith("| **-0.050 (-0.060 to -0.040)** |")
+    assert lines(tmp_path / "a.md", "| none")[0].endswith("| +0.005 (-0.005 to +0.015) |")
+    assert "section `ablations` of `config/models/demo.yaml`" in told
+    assert "Synthetic study" in told
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "in.csv"))
+
+
+def test_a_study_that_is_not_shortened_does_not_say_so(tmp_path):
+    write_csv(tmp_path / "in.csv", comparison({"1024": (0.7, 0.0)}))
+    plain = {"short": "", "synthetic": False, "flaws": ""}
+    runs_table(
+        tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", title="S", first="side", models=["global"], **plain
+    )
+    told = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "shorter" not in told
+    assert "| 1024 |" in told, "a number stays as it was written"
+
+
+def test_seeds_are_told_with_their_spread(tmp_path):
+    rows = [
+        {
+            "model": model,
+            "cells": cells,
+            "metric": metric,
+            "runs": 3,
+            "mean": 0.7,
+            "sd": 0.012,
+            "min": 0.69,
+            "max": 0.71,
+        }
+        for model in ("local", "fused")
+        for cells in ("cohorts", "val")
+        for metric in ("macro_f1", "accuracy", "log_loss", "ece")
+    ]
+    write_csv(tmp_path / "in.csv", pd.DataFrame(rows))
+    seeds(tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    assert lines(tmp_path / "a.md", "| Fused")[0].split(" | ")[1:3] == ["3", "0.700 ± 0.012 (0.690 to 0.710)"]
+
+
+def test_an_organ_that_was_never_seen(tmp_path):
+    def interval(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    models = {
+        f"lung {mode}": {m: interval(v) for m in ("macro_f1", "accuracy", "log_loss")}
+        for mode, v in (("film", 0.5), ("none", 0.45))
+    }
+    gap = {"lung film-lung none": {"macro_f1": interval(0.05)}}
+    write_json(
+        tmp_path / "a.json",
+        {"organ": "lung", "n_cells": 90, "outside": {"Alveolar": 7}, "models": models, "differences": gap},
+    )
+    left_out([tmp_path / "a.json"], tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    film, none = lines(tmp_path / "a.md", "| lung")
+    assert film.startswith("| lung | film | 90 | 0.500 (0.400 to 0.600) |")
+    assert film.endswith("| – |")
+    assert none.endswith("| +0.050 (-0.050 to +0.150) |")
+    assert pd.read_csv(tmp_path / "a.csv")["n_outside"].tolist() == [7, 7]
+
+
+def test_no_organ_left_out_says_so(tmp_path):
+    left_out([], tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    assert "No organ is left out" in (tmp_path / "a.md").read_text(encoding="utf-8")
+
+
+def audit_table() -> pd.DataFrame:
+    def told(switch: str, gap: float, verdict: str, **more: object) -> dict[str, object]:
+        where, expected, why = EXPECTED[switch]
+        return {
+            "switch": switch,
+            "metric": "macro_f1",
+            "cells": 900,
+            "estimate": 0.7 + gap,
+            "low": 0.66 + gap,
+            "high": 0.74 + gap,
+            "difference": gap,
+            "difference_low": gap - 0.02,
+            "difference_high": gap + 0.02,
+            "val": 0.75,
+            "val_low": 0.7,
+            "val_high": 0.8,
+            "optimism": 0.05 - gap,
+            "expected_on": where,
+            "expected": expected,
+            "why": why,
+            "seed_noise": 0.015,
+            "verdict": verdict,
+            "idle": "",
+            **more,
+        }
+
+    reference = {
+        "switch": "reference",
+        "metric": "macro_f1",
+        "cells": 900,
+        "estimate": 0.7,
+        "low": 0.66,
+        "high": 0.74,
+        "difference": 0.0,
+        "difference_low": 0.0,
+        "difference_high": 0.0,
+        "val": 0.75,
+        "val_low": 0.7,
+        "val_high": 0.8,
+        "optimism": 0.05,
+        "idle": "",
+    }
+    rows = [
+        reference,
+        told("inverted_mpp", -0.2, "as expected"),
+        told("frozen_heads", 0.0, "changes nothing", idle="no joint fine-tuning is asked for"),
+        told("closed_set", 0.03, "as expected", val=None, val_low=None, val_high=None, optimism=None),
+        told(
+            "policy_on_test", 0.001, "not seen", metric="accuracy", val=None, val_low=None, val_high=None, optimism=None
+        ),
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_the_audit_is_laid_out(tmp_path):
+    write_csv(tmp_path / "in.csv", audit_table())
+    audit(tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    reference = lines(tmp_path / "a.md", "| reference")[0]
+    assert reference == "| reference | 0.700 (0.660 to 0.740) | – | 0.750 (0.700 to 0.800) | +0.050 | – | – |"
+    worse = lines(tmp_path / "a.md", "| `inverted_mpp`")[0]
+    assert "| **-0.200 (-0.220 to -0.180)** |" in worse
+    assert worse.endswith("| cohorts: lower | as expected |")
+    assert "| 0 (idle) |" in lines(tmp_path / "a.md", "| `frozen_heads`")[0]
+    assert lines(tmp_path / "a.md", "- `frozen_heads`") == ["- `frozen_heads`: no joint fine-tuning is asked for"]
+    assert "| – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]
+
+
+def test_the_audit_is_drawn_with_its_numbers(tmp_path):
+    write_csv(tmp_path / "in.csv", audit_table())
+    outputs = [tmp_path / f"a.{ending}" for ending in ("pdf", "png", "svg")]
+    draw_audit(tmp_path / "in.csv", outputs, tmp_path / "a.csv", style=STYLE, synthetic=True)
+    drawn = check(tmp_path, "a")
+    assert drawn["difference"].tolist() == audit_table()["difference"].tolist()
+    text = outputs[2].read_text(encoding="utf-8")
+    for word in ("inverted_mpp", "policy_on_test (accuracy)", "as expected", "not seen", "Macro-F1 of the fused model"):
+        assert f">{word}<" in text
+
+
+def test_an_audit_of_nothing_is_a_figure_that_says_so(tmp_path):
+    write_csv(tmp_path / "in.csv", audit_table().head(1))
+    draw_audit(tmp_path / "in.csv", [tmp_path / "a.svg"], tmp_path / "a.csv", style=STYLE, synthetic=False)
+    assert "No flaw of the original was audited" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+def test_signed():
+    assert signed(0.05, 0.01, 0.09) == "+0.050 (+0.010 to +0.090)"
+    assert signed(-0.05, float("nan"), float("nan")) == "-0.050"
+    assert signed(float("nan"), 0, 0) == "–"
