@@ -150,10 +150,10 @@ def check_fair(
     slides or patients.
     """
     check_classes(found.classes, seen, where=", ".join(map(str, where)), checkpoint=checkpoint)
-    if training is not None:
-        check_study(seen, training, checkpoint=checkpoint)
     flawed = "test_as_val" in seen.protocol
     chosen_by = check_no_overlap(found.table, seen.cells, patients=patients, where=checkpoint, test_as_val=flawed)
+    if training is not None:
+        check_study(seen, training, checkpoint=checkpoint)
     told: dict[str, Any] = {"protocol": list(seen.protocol)} if seen.protocol else {}
     return told | ({"n_chosen_by": chosen_by} if flawed else {})
 
