@@ -13,6 +13,7 @@ EVALUATED = (
     "embeddings.npy logits.npy probs.npy labels.npy preds.npy cell_ids.npy slides.npy"
 ).split()
 PATIENTS = SLIDES["patient"].astype(str).to_dict()
+COMPARED = [*MODELS, *BASELINE_MODELS]
 TRAINING_ORGANS = SLIDES.loc[TRAIN_SLIDES, "organ"].astype(str).to_dict()
 
 
@@ -101,6 +102,39 @@ rule compare_models:
         "Comparing local, global, mean, fused and class frequencies on the same cells, with intervals"
     script:
         "../scripts/compare_models.py"
+
+
+rule compare_baselines:
+    input:
+        tables=expand("results/predictions/{model}/{slide}.parquet", model=COMPARED, slide=COHORTS),
+        checkpoints=expand("results/models/{model}/best.ckpt", model=COMPARED),
+        composition="results/evaluation/composition.csv",
+    output:
+        json="results/evaluation/baselines.json",
+        csv="results/evaluation/baselines.csv",
+        organs="results/evaluation/baselines_organs.csv",
+    params:
+        models=COMPARED,
+        patients=PATIENTS,
+        training=TRAINING_ORGANS,
+        mpp=CONFIG["mpp"],
+        evaluation=CONFIG["evaluation"],
+        closed_set=PROTOCOL.closed_set,
+        code=code_hash("nuclass.evaluation.compare"),
+    log:
+        "logs/compare_baselines/all.log",
+    benchmark:
+        "benchmarks/compare_baselines/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=table_mem(1500, 8),
+        runtime=60,
+    conda:
+        "../envs/evaluate.yaml"
+    message:
+        "Comparing {params.models} on the same cells, with intervals"
+    script:
+        "../scripts/compare_baselines.py"
 
 
 rule count_cells:

@@ -3,13 +3,15 @@
 
 rule tabulate_holdout_comparison:
     input:
-        comparison="results/evaluation/comparison.csv",
+        comparison="results/evaluation/baselines.csv",
     output:
-        csv=laid_out("holdout_comparison", "Results", "Models on the cohorts"),
+        csv=laid_out("holdout_comparison", "Results", "Models and baselines on the cohorts"),
         md="results/tables/holdout_comparison.md",
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
+        closed_set=PROTOCOL.closed_set,
+        stand_ins=STAND_INS,
         code=code_hash("nuclass.tables"),
     log:
         "logs/tabulate_holdout_comparison/all.log",
@@ -22,7 +24,7 @@ rule tabulate_holdout_comparison:
     conda:
         "../envs/figures.yaml"
     message:
-        "Table holdout_comparison: how the models do on held-out slides"
+        "Table holdout_comparison: how models and baselines do on held-out slides"
     script:
         "../scripts/tabulate_holdout_comparison.py"
 

@@ -1,4 +1,4 @@
-"""Lay out macro-F1, accuracy and log loss of every model on every cohort."""
+"""Lay out macro-F1, accuracy and log loss of every model and baseline on every cohort, and F1 by class."""
 
 from nuclass.core.jobs import snakemake_job
 
@@ -11,4 +11,6 @@ with snakemake_job(snakemake):
         snakemake.output.md,
         synthetic=snakemake.params.synthetic,
         flaws=snakemake.params.flaws,
+        closed_set=snakemake.params.closed_set,
+        stand_ins=snakemake.params.stand_ins,
     )

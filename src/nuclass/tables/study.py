@@ -36,11 +36,13 @@ def holdout_comparison(
     synthetic: bool,
     flaws: str = "",
     closed_set: bool = False,
+    stand_ins: Sequence[str] = (),
 ) -> None:
     """Lay out macro-F1, accuracy and log loss of each model on each cohort, the best in bold, and F1 by class.
 
     Below each metric stand the paired differences of the fused model to the others. ``comparison`` is a CSV of
-    :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row.
+    :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row. ``stand_ins`` are baselines
+    with a small network in the place of the published one, which a note then says.
     """
     data = _read(comparison)
     data = data[data["metric"].isin([*_METRICS, "f1"]) & (data["name"] != ORACLE)].reset_index(drop=True)
@@ -61,6 +63,11 @@ def holdout_comparison(
         "models. Differences are paired; bold where the interval leaves out 0. "
         + READINGS[CLOSED if closed_set else OPEN],
     ]
+    if stand_ins:
+        notes.append(
+            f"Stand-ins: small networks take the place of {', '.join(map(title, stand_ins))}, so their rows show that "
+            "the comparison works and say nothing about the published networks."
+        )
     name = "Models on the held-out cohorts"
     write_table(csv, md, data, parts, title=name, notes=notes, synthetic=synthetic, flaws=flaws)
 
