@@ -69,11 +69,12 @@ def gate_ablation(
     fitted = results["fitted"]
     notes = [
         "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column, the oracle left out; "
-        "for differences, the interval leaves out 0. The oracle takes the right branch wherever one is right.",
+        "for differences, the interval leaves out 0. The oracle takes the right branch wherever one is right: no "
+        "choice between them can do better, but a mixture can, where both are wrong in different ways.",
         f"Stacking, the safety policy and one temperature for each rule are fitted to {number(fitted['val_cells'])} "
         f"val cells of {len(fitted['val_slides'])} training slides, the cells that the gate was fitted to and chosen "
         "by; the mean's log loss and calibration error are therefore not those of the table of models, which has no "
-        "temperature of its own.",
+        "temperature of its own. The penalty of the stacking is chosen by cross-validation over squares of val tissue.",
     ]
     heading = "The gate against other ways to fuse"
     write_table(csv, md, data, parts, title=heading, notes=notes, synthetic=synthetic, flaws=flaws)
