@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nuclass.core.ahead import ahead
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE, GLOBAL, LOCAL, MODELS, TRAIN
@@ -39,6 +40,7 @@ from nuclass.training.state import Identity, fingerprint
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nuclass.data.datasets import Batch
     from nuclass.data.study import Study
     from nuclass.patches.windows import WindowReader
 
@@ -207,20 +209,28 @@ class Predictor:
         Arrays by name: ``features_a`` (B, DA), ``features_b`` (B, DB) float16, ``z_a``, ``z_b`` (B, C) float32; with a
         gate ``log_p`` (B, C), ``gate`` (B,), and ``gate_features`` where its features are others.
         """
-        from nuclass.data import make_loader
-
         size = self.settings.batch_size
         if start % size:
             raise ValueError(f"A pass goes on at a whole batch of {size}, not at cell {start}")
+        with Progress(len(frame), "predicting", "cells", done=start) as progress:
+            # Worker processes read ahead by themselves.
+            batches = self._batches(frame, study, start)
+            for ids, batch in batches if self.settings.workers else ahead(batches):
+                yield self._columns(self._rows(batch), ids, study)
+                progress.advance(len(ids))
+
+    def _batches(self, frame: pd.DataFrame, study: Study, start: int) -> Iterator[tuple[NDArray[Any], Batch]]:
+        """Give the ids and what the models see of each batch, part by part."""
+        from nuclass.data import make_loader
+
+        size = self.settings.batch_size
         part, on_gpu = size * max(1, PART_CELLS // size), self.device.type == "cuda"
-        with study.reader() as reader, Progress(len(frame), "predicting", "cells", done=start) as progress:
+        with study.reader() as reader:
             for first in range(start - start % part, len(frame), part):
                 rows = frame.iloc[max(first, start) : first + part]
                 dataset = self._dataset(rows, study, reader)
                 for batch in make_loader(dataset, size, num_workers=self.settings.workers, pin_memory=on_gpu):
-                    ids = rows["cell_id"].to_numpy()[batch["index"].numpy()]
-                    yield self._columns(self._rows(batch), ids, study)
-                    progress.advance(len(ids))
+                    yield rows["cell_id"].to_numpy()[batch["index"].numpy()], batch
 
     def _dataset(self, rows: pd.DataFrame, study: Study, reader: WindowReader) -> Any:
         from nuclass.data import WindowDataset
