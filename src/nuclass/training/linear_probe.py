@@ -108,28 +108,34 @@ class Problem:
         """Return coefficients of zero, (C, D + organs + 1): features, offsets, bias."""
         return torch.zeros(self.n_classes, self.width + self.known + 1, dtype=torch.double, device=self.device)
 
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give inputs (n, D + organs + 1), standardised, with organs as ones and zeros, and labels (n,)."""
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Give standardised features (n, D), labels (n,), and organs as ones and zeros (n, organs) where they count."""
         for start in range(0, len(self.rows), self.chunk):
             part = slice(start, start + self.chunk)
-            x = (self.rows.features[part].to(self.device).double() - self.mean) / self.std
-            columns = [x, x.new_ones(len(x), 1)]
+            x = self.rows.features[part].to(self.device).to(torch.double, copy=True).sub_(self.mean).div_(self.std)
+            organ = None
             if self.known and self.rows.organ is not None:
-                organ = self.rows.organ[part].to(self.device)
-                columns.insert(1, torch.nn.functional.one_hot(organ, self.n_organs)[:, : self.known].double())
-            yield torch.cat(columns, 1), self.rows.label[part].to(self.device)
+                ones = torch.nn.functional.one_hot(self.rows.organ[part].to(self.device), self.n_organs)
+                organ = ones[:, : self.known].double()
+            yield x, self.rows.label[part].to(self.device), organ
 
     def value(self, coefficients: Tensor, strength: float) -> tuple[Tensor, Tensor]:
         """Return the objective and its gradient, by the closed form ``w (softmax(z) - onehot(y)) x^T``."""
         loss = torch.zeros((), dtype=torch.double, device=self.device)
         gradient = torch.zeros_like(coefficients)
-        for x, label in self._chunks():
-            log_p = (x @ coefficients.T).log_softmax(1)
-            weight = self.class_weights[label]
-            chosen = label[:, None]
-            loss -= (weight * log_p.gather(1, chosen)[:, 0]).sum()
-            error = log_p.exp().scatter_add_(1, chosen, torch.full_like(log_p[:, :1], -1.0))
-            gradient += (error * weight[:, None]).T @ x
+        weight, offset, bias = coefficients.split([self.width, self.known, 1], 1)
+        for x, label, organ in self._chunks():
+            logits = torch.addmm(bias[:, 0], x, weight.T)
+            if organ is not None:
+                logits += organ @ offset.T
+            log_p = logits.log_softmax(1)
+            factor, chosen = self.class_weights[label], label[:, None]
+            loss -= (factor * log_p.gather(1, chosen)[:, 0]).sum()
+            error = log_p.exp().scatter_add_(1, chosen, torch.full_like(log_p[:, :1], -1.0)) * factor[:, None]
+            gradient[:, : self.width] += error.T @ x
+            gradient[:, -1] += error.sum(0)
+            if organ is not None:
+                gradient[:, self.width : -1] += error.T @ organ
         penalised = coefficients.clone()
         penalised[:, -1] = 0
         return loss / self.total + strength / 2 * penalised.square().sum(), gradient / self.total + strength * penalised
