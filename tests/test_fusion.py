@@ -101,17 +101,17 @@ def test_stacking_chooses_a_strong_penalty_for_few_cells_of_pure_noise() -> None
 def test_stacking_never_cuts_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn import model_selection
 
-    seen = []
+    seen, squares = [], np.arange(200) // 10
     original = model_selection.GroupKFold.split
 
     def watched(self: object, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> object:
         for train, held in original(self, x, y, groups):
-            seen.append(set(groups[train]) & set(groups[held]))
+            seen.append(set(squares[train]) & set(squares[held]))
             yield train, held
 
     monkeypatch.setattr(model_selection.GroupKFold, "split", watched)
     y, a, b = two_branches(200)
-    fit_stacking(y, a, b, groups=np.arange(200) // 10, strengths=(0.1, 1.0))
+    fit_stacking(y, a, b, groups=squares, strengths=(0.1, 1.0))
     assert len(seen) == 5
     assert not any(seen)
 
