@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score, log_loss
 
 from fake_study import CLASSES, write_predictions
-from nuclass.evaluation import compare_cohorts, paired_bootstrap, read_models, spatial_blocks
+from nuclass.evaluation import bootstrap, compare_cohorts, metrics, paired_bootstrap, read_models, spatial_blocks
 from nuclass.evaluation.bootstrap import Blocks, block_weights
 
 
@@ -107,3 +107,38 @@ def test_compare_writes_flat_table(tmp_path: Path) -> None:
         "fused-global",
         "fused-mean",
     }
+
+
+def test_draws_do_not_depend_on_how_many_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    slides = np.repeat(["a", "b"], 300)
+    blocks = spatial_blocks(slides, rng.uniform(0, 1000, 600), rng.uniform(0, 1000, 600), 150)
+    y, p = rng.integers(0, 4, 600), rng.dirichlet(np.ones(4), 600)
+    whole = paired_bootstrap(y, {"m": p}, blocks, list("abcd"), draws=50, seed=3)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 7 * blocks.n)
+    parts = paired_bootstrap(y, {"m": p}, blocks, list("abcd"), draws=50, seed=3)
+    for name, interval in whole["models"]["m"].items():
+        if name not in ("f1", "groups"):
+            assert parts["models"]["m"][name] == pytest.approx(interval, abs=1e-12)
+
+
+def test_blocks_without_a_side_are_cells(caplog: pytest.LogCaptureFixture) -> None:
+    blocks = spatial_blocks(["a", "b", "a"], np.zeros(3), np.zeros(3), 0)
+    assert blocks.of_cell.tolist() == [0, 1, 2]
+    assert blocks.slide_of_block.tolist() == ["a", "b", "a"]
+    paired_bootstrap(np.array([0, 1, 0]), {"m": np.array([0, 1, 1])}, blocks, ["a", "b"], draws=5)
+    assert "Intervals rest on 3 blocks only" in caplog.text
+
+
+def test_soft_metrics_of_a_draw_equal_those_of_the_resampled_cells() -> None:
+    rng = np.random.default_rng(4)
+    y, p = rng.integers(0, 5, 400), rng.dirichlet(np.ones(6), 400)
+    blocks = spatial_blocks(["s"] * 400, rng.uniform(0, 900, 400), rng.uniform(0, 900, 400), 150)
+    found = paired_bootstrap(y, {"m": p}, blocks, list("abcdef"), draws=40, seed=2, bins=10)["models"]["m"]
+    draws = []
+    for row in block_weights(blocks, 40, 2).astype(int):
+        cells = np.repeat(np.arange(400), row[blocks.of_cell])
+        draws.append(metrics(y[cells], p[cells], list("abcdef"), bins=10, ranking=False))
+    for name in ("weighted_f1", "balanced_accuracy", "top2_accuracy", "brier", "ece", "mean_confidence", "log_loss"):
+        low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
+        assert (found[name]["low"], found[name]["high"]) == (pytest.approx(low), pytest.approx(high)), name
