@@ -12,6 +12,10 @@ SWITCHES_ASKED = CONFIG["ablations"]["switches"]
 WITH_POLICY = SWITCHES_ASKED == "all" or "policy_on_test" in SWITCHES_ASKED
 
 
+TOLD = {"short": STUDY.models["ablations"] and CONFIG["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
+RUN_TABLES = {"uncertainty_guidance": of_variants.GUIDANCE, "context_sizes": of_variants.CONTEXT}
+
+
 def run_tables(name, cohorts=COHORTS, val=TRAIN_SLIDES):
     """Return a run's prediction tables, as `nuclass.evaluation.ablation.Run` takes them."""
     run = VARIANTS.members[name]
@@ -47,6 +51,7 @@ def without(organ):
 
 
 wildcard_constraints:
+    table="|".join(RUN_TABLES),
     comparison="|".join(COMPARED),
     organ="|".join(LEFT_OUT) or "(?!)",
 

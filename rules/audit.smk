@@ -29,14 +29,6 @@ rule audit_protocol:
         "../scripts/audit_protocol.py"
 
 
-TOLD = {"short": STUDY.models["ablations"] and CONFIG["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
-RUN_TABLES = {"uncertainty_guidance": of_variants.GUIDANCE, "context_sizes": of_variants.CONTEXT}
-
-
-wildcard_constraints:
-    table="|".join(RUN_TABLES),
-
-
 rule tabulate_audit:
     input:
         audit="results/evaluation/audit.csv",
