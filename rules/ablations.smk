@@ -1,58 +1,12 @@
 """What the runs under changed settings come to: the ablations, and the audit of the original's flaws."""
 
-from nuclass.core import variants as of_variants
 
-INTERVALS = {"mpp": CONFIG["mpp"], **{key: CONFIG["evaluation"][key] for key in ("block_um", "seed", "min_support")}}
-INTERVALS |= {"draws": CONFIG["evaluation"]["bootstrap"], "bins": CONFIG["evaluation"]["ece_bins"]}
-COMPARED = [of_variants.SEEDS, of_variants.ORGAN, of_variants.GUIDANCE, of_variants.CONTEXT]
-ORGAN_RUNS = [run.name for run in VARIANTS.group(of_variants.ORGAN)]
-LEFT_OUT = list(dict.fromkeys(run.value.split()[0] for run in VARIANTS.group(of_variants.LEAVE_OUT)))
-AUDITED = [run.name for run in VARIANTS.group(of_variants.AUDIT)]
-SWITCHES_ASKED = CONFIG["ablations"]["switches"]
-WITH_POLICY = SWITCHES_ASKED == "all" or "policy_on_test" in SWITCHES_ASKED
-
-
-TOLD = {"short": STUDY.models["ablations"] and CONFIG["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
-RUN_TABLES = {"uncertainty_guidance": of_variants.GUIDANCE, "context_sizes": of_variants.CONTEXT}
-
-
-def run_tables(name, cohorts=COHORTS, val=TRAIN_SLIDES):
-    """Return a run's prediction tables, as `nuclass.evaluation.ablation.Run` takes them."""
-    run = VARIANTS.members[name]
-    return {
-        "name": name,
-        "group": run.group,
-        "value": run.value,
-        "cohorts": {model: run_predictions(name, model, cohorts) for model in run.parts},
-        "val": {model: run_predictions(name, model, val) for model in run.parts},
-    }
-
-
-def files_of(*runs):
-    """Return the files of runs, each once."""
-    tables = [file for run in runs for kind in ("cohorts", "val") for files in run[kind].values() for file in files]
-    return list(dict.fromkeys(tables))
-
-
-def compared(group):
-    """Return the reference and the runs of a comparison."""
-    return [run_tables(of_variants.REFERENCE), *(run_tables(run.name) for run in VARIANTS.group(group))]
-
-
-def organ_slides(organ):
-    """Return the slides of an organ, cohorts first."""
-    return [slide for slide in [*COHORTS, *TRAIN_SLIDES] if SLIDES.loc[slide, "organ"] == organ]
-
-
-def without(organ):
-    """Return the runs that an organ was left out of, with that organ's cells."""
-    names = [run.name for run in VARIANTS.group(of_variants.LEAVE_OUT) if run.value.split()[0] == organ]
-    return [run_tables(name, organ_slides(organ), []) for name in names]
+include: "comparisons.smk"
 
 
 wildcard_constraints:
     table="|".join(RUN_TABLES),
-    comparison="|".join(COMPARED),
+    comparison="|".join(RUN_COMPARISONS),
     organ="|".join(LEFT_OUT) or "(?!)",
 
 

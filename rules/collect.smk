@@ -21,16 +21,6 @@ MORE_FIGURES = [*FUSION_FIGURES, "audit"]
 MORE_TABLES = [*BASELINE_TABLES, *FUSION_TABLES, *ABLATION_TABLES, "audit"]
 
 
-def figure_files(names):
-    """Return the files of figures, with the numbers they draw."""
-    return expand("results/figures/{name}.{ending}", name=names, ending=[*CONFIG["figures"]["formats"], "csv"])
-
-
-def table_files(names):
-    """Return the files of tables."""
-    return expand("results/tables/{name}.{ending}", name=names, ending=["csv", "md"])
-
-
 rule alignment:
     input:
         "results/alignment.html",

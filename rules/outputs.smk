@@ -34,3 +34,13 @@ def laid_out(name, category, what):
         category=category,
         labels={"table": what},
     )
+
+
+def figure_files(names):
+    """Return the files of figures, with the numbers they draw."""
+    return expand("results/figures/{name}.{ending}", name=names, ending=[*CONFIG["figures"]["formats"], "csv"])
+
+
+def table_files(names):
+    """Return the files of tables."""
+    return expand("results/tables/{name}.{ending}", name=names, ending=["csv", "md"])
