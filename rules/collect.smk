@@ -15,10 +15,10 @@ TABLES = [
 # What needs more models than the study's own three, or their predictions of the training slides.
 FUSION_FIGURES = ["gate", "complementarity"]
 FUSION_TABLES = ["gate_ablation", "complementarity", "gate"]
-BASELINE_TABLES = ["holdout_comparison", "paper_comparison"]
+COMPARISON_TABLES = ["holdout_comparison", "paper_comparison"]
 ABLATION_TABLES = ["film_vs_concat", "left_out", "uncertainty_guidance", "context_sizes", "seeds"]
 MORE_FIGURES = [*FUSION_FIGURES, "audit"]
-MORE_TABLES = [*BASELINE_TABLES, *FUSION_TABLES, *ABLATION_TABLES, "audit"]
+MORE_TABLES = [*COMPARISON_TABLES, *FUSION_TABLES, *ABLATION_TABLES, "audit"]
 
 
 rule alignment:
@@ -77,7 +77,7 @@ rule core:
 
 rule baselines:
     input:
-        table_files(BASELINE_TABLES),
+        table_files(COMPARISON_TABLES),
 
 
 rule fusion:
