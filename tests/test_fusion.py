@@ -171,6 +171,9 @@ def test_override_needs_gate_and_lead() -> None:
     assert other.takes_global(a, b, np.zeros(4)).all()
     other = SafetyPolicy(np.array([0.1, 0.1]), np.array([0.9, 0.9]), 0.6, 0.25, OVERRIDE, 0, 0, 0, 4)
     np.testing.assert_array_equal(other.takes_global(a, b, np.zeros(4)), [True, True, False, False])
+    # Closed means below 1 - tau = 0.4, not below tau.
+    np.testing.assert_array_equal(other.takes_global(a, b, np.full(4, 0.5)), [True] * 4)
+    np.testing.assert_array_equal(other.takes_global(a, b, np.full(4, 0.39)), [True, True, False, False])
 
 
 def test_override_is_found_where_the_gate_knows() -> None:

@@ -146,6 +146,14 @@ def test_both_ways_of_tuning_the_policy_are_told(study: Path) -> None:
         assert optimism == pytest.approx(policy["accuracy"][SAFE_ON_REPORTED] - policy["accuracy"][SAFE_ON_VAL])
     first, second = (read_json(study / f"{n}.json")["cohorts"]["all"]["policy"]["accuracy"] for n in "fr")
     assert first == second
+    tuned = fit_rules(select_val(load(study, "training")), mpp=0.25, block_um=150, seed=1).policy
+    on_val = tuned.apply(p_local, p_global, gate).argmax(axis=1) == y
+    assert first[SAFE_ON_VAL] == pytest.approx(on_val.mean())
+    results = read_json(study / "f.json")["cohorts"]
+    for slide in ORGANS:
+        here = (models["gate"].table["slide"] == slide).to_numpy()
+        assert results[slide]["policy"]["accuracy"][SAFE_ON_VAL] == pytest.approx(on_val[here].mean())
+    assert any(len(set(found["policy"]["accuracy"].values())) == 2 for found in results.values())
 
 
 def test_tuning_on_the_reported_cells_flatters_where_there_is_nothing_to_learn() -> None:
