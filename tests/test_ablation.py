@@ -34,7 +34,7 @@ from nuclass.evaluation.audit import (
     POLICY_ON_TEST,
     SAME,
     audit,
-    closed_set,
+    closed,
     policy_optimism,
     verdict,
 )
@@ -181,12 +181,12 @@ def test_verdicts(expected, interval, noise, told):
 def test_closed_set_forces_predictions_into_the_classes_that_occur(runs):
     found = read_predictions(runs["reference"].cohorts[GATE])
     some = found.take(np.flatnonzero(np.isin(found.y, [3, 6])))
-    closed = closed_set(some)
-    assert set(closed.predicted) <= {3, 6}
-    assert np.allclose(closed.probs.sum(axis=1), 1)
+    forced = closed(some)
+    assert set(forced.predicted) <= {3, 6}
+    assert np.allclose(forced.probs.sum(axis=1), 1)
     expected = np.where(some.probs[:, 3] >= some.probs[:, 6], 3, 6)
-    assert np.array_equal(closed.predicted, expected)
-    assert (closed.predicted == closed.y).mean() > (some.predicted == some.y).mean()
+    assert np.array_equal(forced.predicted, expected)
+    assert (forced.predicted == forced.y).mean() > (some.predicted == some.y).mean()
 
 
 def seeds_of(sd: float) -> pd.DataFrame:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from nuclass.core.names import FUSED, GATE
@@ -21,6 +20,7 @@ from nuclass.evaluation.ablation import (
     read_val,
 )
 from nuclass.evaluation.compare import ALL
+from nuclass.evaluation.metrics import closed_set
 from nuclass.evaluation.predictions import Predictions, read_predictions
 
 CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
@@ -57,15 +57,9 @@ COLUMNS = (
 AS_EXPECTED, AGAINST, NOT_SEEN, IDLE = "as expected", "against expectation", "not seen", "changes nothing"
 
 
-def closed_set(found: Predictions) -> Predictions:
+def closed(found: Predictions) -> Predictions:
     """Return predictions forced into the classes that occur among the cells, renormalised over them."""
-    present = np.unique(found.y)
-    probs = np.zeros_like(found.probs)
-    probs[:, present] = found.probs[:, present]
-    total = probs.sum(axis=1, keepdims=True)
-    # A cell that gives the present classes nothing at all has no arg max among them.
-    probs[:, present] = np.where(total > 0, probs[:, present] / np.where(total > 0, total, 1), 1 / len(present))
-    return Predictions(found.classes, found.table, found.y, probs, found.outside)
+    return Predictions(found.classes, found.table, found.y, closed_set(found.y, found.probs), found.outside)
 
 
 def verdict(expected: str, difference: Mapping[str, float], noise: float) -> str:
@@ -173,7 +167,7 @@ def _estimate(value: Mapping[str, float]) -> dict[str, float]:
 
 def _closed_set(reference: Run, first: Mapping[str, Any], options: Options) -> dict[str, Any]:
     found = read_predictions(list(reference.cohorts[GATE]))
-    result = options.bootstrap({"closed": closed_set(found), "open": found}, [("closed", "open")])
+    result = options.bootstrap({"closed": closed(found), "open": found}, [("closed", "open")])
     row = _told(CLOSED_SET, result["differences"]["closed-open"]["macro_f1"])
     mine = _estimate(result["models"]["closed"]["macro_f1"])
     return {"metric": "macro_f1", "cells": first["cells"], **row, **mine}
@@ -200,7 +194,7 @@ def _policy(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 def _released(run: Run, reference: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Return what the original would report, the closed-set number on val cells, against the corrected one."""
-    val = options.bootstrap({"run": closed_set(read_val(list(run.val[GATE])))})["models"]["run"]["macro_f1"]
+    val = options.bootstrap({"run": closed(read_val(list(run.val[GATE])))})["models"]["run"]["macro_f1"]
     corrected = {"value": reference["estimate"], "low": reference["low"], "high": reference["high"]}
     gap = independent_difference(val, corrected)
     return {
