@@ -181,8 +181,8 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
         "a report flatters.",
         "A flaw is *seen* where the interval of its difference leaves out 0 and the difference is larger than two runs "
         "that differ in the seed alone would show in 95 of 100 cases (1.96 √2 standard deviations of the seeds; column "
-        "`seed_noise` of the CSV). For `released` the comparison is what the original reports, closed-set macro-F1 on "
-        "val, against the corrected number on the cohorts.",
+        "`seed_noise` of the CSV). For `released` the cohorts are read as a closed "
+        "set, and the verdict compares its val with the corrected number on the cohorts.",
         *([SHORT.format(short)] if short else []),
     ]
     parts = [markdown(rows, list(rows[0])), "## What theory expects", "\n".join(lines)]
