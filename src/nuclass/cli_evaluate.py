@@ -51,7 +51,8 @@ with their cells. Cells that the model learnt from, their slides and their patie
 {needs}
 Writes to DIR/NAME/MODEL: predictions.parquet and .h5, metrics.json (open set: all classes of the model; closed set:
 those that occur, as the original does; 95 % intervals), per_class.csv, confusion.csv and .png, reliability.csv and
-other tables, and the arrays embeddings, logits, probs, labels, preds, cell_ids as .npy. Then a table of all to DIR/summary_{model}.csv and .json.
+other tables, and the arrays embeddings, logits, probs, labels, preds, cell_ids as .npy. Then one table of all data sets
+to DIR/summary_{model}.csv and .json.
 A run that was stopped goes on when the same command is given again; what is there and unchanged is not computed anew.
 DIR/.work holds cells, context features and the running state; it may be deleted.
 
