@@ -14,11 +14,10 @@ from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID
+from nuclass.core.readings import CLOSED, MAJORITY, OPEN, ORGAN_PRIOR
 from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
 from nuclass.evaluation.leak import Seen, check_classes, check_no_overlap, check_study, read_seen
 from nuclass.evaluation.metrics import (
-    CLOSED,
-    OPEN,
     confusion,
     metrics,
     per_class,
@@ -27,7 +26,7 @@ from nuclass.evaluation.metrics import (
     softmax,
 )
 from nuclass.evaluation.predictions import Predictions, read_predictions
-from nuclass.evaluation.priors import MAJORITY, ORGAN_PRIOR, majority, organ_prior, read_composition
+from nuclass.evaluation.priors import majority, organ_prior, read_composition
 from nuclass.evaluation.regions import by_region
 from nuclass.evaluation.risk import risk_coverage, risk_summary
 

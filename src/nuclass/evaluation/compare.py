@@ -11,13 +11,14 @@ import pandas as pd
 
 from nuclass.core.files import write_csv, write_json
 from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, MEAN, MODELS, ORACLE
+from nuclass.core.readings import CLOSED, MAJORITY, OPEN, ORGAN_PRIOR, READINGS
 from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
 from nuclass.evaluation.branch import branches, oracle, plain_mean
 from nuclass.evaluation.cohort import Rules, check_fair
 from nuclass.evaluation.leak import check_same_study, read_seen
-from nuclass.evaluation.metrics import CLOSED, OPEN, READINGS, read_as
+from nuclass.evaluation.metrics import read_as
 from nuclass.evaluation.predictions import Predictions, read_models
-from nuclass.evaluation.priors import MAJORITY, ORGAN_PRIOR, majority, organ_prior, read_composition
+from nuclass.evaluation.priors import majority, organ_prior, read_composition
 
 ALL = "all"
 COLUMNS = ["cohort", "name", "metric", "class", "value", "low", "high"]

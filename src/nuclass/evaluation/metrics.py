@@ -21,18 +21,12 @@ from sklearn.metrics import (
 )
 
 from nuclass.core.errors import UserError
+from nuclass.core.readings import CLOSED, OPEN, READINGS
 
 MACRO_RULE = (
     "Macro means run over the classes with at least {n} labelled cells in the evaluated set; "
     "a class that is never predicted has F1 = 0 and counts. {reading}"
 )
-OPEN, CLOSED = "open", "closed"
-READINGS = {
-    OPEN: "Predictions may fall on any class of the model (open set).",
-    CLOSED: "Predictions are forced into the classes that occur among the evaluated cells, and probabilities scaled to "
-    "them (closed set): errors into other classes are impossible, which flatters.",
-}
-"""How predictions are read; ``closed`` is the original's way."""
 
 
 def check_probabilities(y: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> np.ndarray:

@@ -11,9 +11,6 @@ import pandas as pd
 from nuclass.core.errors import UserError
 from nuclass.core.names import TRAIN
 
-MAJORITY, ORGAN_PRIOR = "majority", "organ_prior"
-PRIORS = (MAJORITY, ORGAN_PRIOR)
-
 
 def read_composition(source: str | Path | pd.DataFrame) -> pd.DataFrame:
     """Return the training cells by organ and class: ``organ class cells``, from ``composition.csv``.

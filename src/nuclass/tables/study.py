@@ -10,8 +10,7 @@ import pandas as pd
 
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
-from nuclass.evaluation.metrics import CLOSED, OPEN, READINGS
-from nuclass.evaluation.priors import PRIORS
+from nuclass.core.readings import CLOSED, OPEN, PRIORS, READINGS
 from nuclass.tables.layout import EMPTY, markdown, number, with_interval, write_table
 
 _BRANCHES = (LOCAL, GLOBAL, MEAN, FUSED, ORACLE)
