@@ -179,6 +179,11 @@ def test_classes_that_one_model_lacks_are_left_out(study: dict[str, dict[str, Pa
     rows = one.y != one.classes.index("T_Cell")
     expected = np.array(kept)[one.probs[:, kept].argmax(axis=1)][rows] == one.y[rows]
     assert found["models"]["local"]["accuracy"] == pytest.approx(expected.mean())
+    scaled = one.probs[:, kept][rows]
+    scaled /= scaled.sum(axis=1, keepdims=True)
+    place = np.array([kept.index(i) for i in one.y[rows]])
+    assert found["models"]["local"]["ece"] == pytest.approx(ece(place, scaled, bins=10))
+    assert found["models"]["local"]["ece"] != pytest.approx(ece(place, one.probs[:, kept][rows], bins=10))
 
 
 def copy_of(paths: list[Path], folder: Path) -> list[Path]:
@@ -223,4 +228,12 @@ def test_embeddings_follow_their_cells_not_their_order(study: dict[str, dict[str
     shuffled = copy_of(local, tmp_path / "order")
     for path in shuffled:
         write_parquet(path, pd.read_parquet(path).sample(frac=1, random_state=1))
+    assert compare_embeddings({"local": shuffled}, **OPTIONS)["models"] == before["models"]
+    for path in shuffled:
+        with h5py.File(path.with_suffix(".h5"), "a") as h5:
+            order = np.random.default_rng(2).permutation(len(h5["cell_id"]))
+            for name in ("cell_id", "embeddings", "logits"):
+                values = h5[name][:][order]
+                del h5[name]
+                h5[name] = values
     assert compare_embeddings({"local": shuffled}, **OPTIONS)["models"] == before["models"]
