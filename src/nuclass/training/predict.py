@@ -74,8 +74,8 @@ def predict_models(
 ) -> dict[str, dict[str, int]]:
     """Predict the labelled val and test cells of all slides of a study; models are loaded once.
 
-    Each slide is one pass in tile order over all models. Memory does not grow with the slide: 16,384 cells' context
-    features, a few batches, and some bytes a cell are held; outputs go to disk as they come.
+    Each slide is one pass in tile order over all models. Held are a few batches of windows, the context features of
+    16,384 cells, and about 1.3 kB a cell for the tables; outputs go to disk as they come, and are mapped from there.
 
     Parameters
     ----------
