@@ -182,9 +182,7 @@ def align_ids(reference: pa.Table, reference_path: object, other: pa.Table, othe
     return other.take(rows)
 
 
-def _load_slide(
-    row: dict[str, Any], results: Path, wanted: tuple[str, ...] | None, only_labelled: bool
-) -> pa.Table:
+def _load_slide(row: dict[str, Any], results: Path, wanted: tuple[str, ...] | None, only_labelled: bool) -> pa.Table:
     """Return cell_id, row, x_px, y_px, class and split of the cells of one slide that are kept."""
     import pyarrow as pa
     import pyarrow.compute as pc
