@@ -17,17 +17,6 @@ COMPARED = [*MODELS, *BASELINE_MODELS]
 TRAINING_ORGANS = SLIDES.loc[TRAIN_SLIDES, "organ"].astype(str).to_dict()
 
 
-def table_mem(base, factor):
-    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of predictions; of checkpoints little is read."""
-
-    def megabytes(wildcards, input, attempt):
-        read = [*input.tables, *input.get("arrays", [])]
-        size = sum(Path(file).stat().st_size for file in read) / 1e6
-        return int((base + factor * size) * 2 ** min(attempt - 1, 2))
-
-    return megabytes
-
-
 wildcard_constraints:
     selection="|".join(SELECTIONS),
 
