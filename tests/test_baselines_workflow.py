@@ -99,8 +99,8 @@ def rules_for(models: str, **trainer: object) -> dict[str, Any]:
         "sections": lambda *others, stages: dict.fromkeys(others, 6),
         "rows_of": lambda files: 10,
     }
-    text = (REPOSITORY / "rules/baselines.smk").read_text(encoding="utf-8")
-    exec(text[text.index("def baseline_sections") : text.index("rule embed_baseline:")], scope)
+    text = (REPOSITORY / "rules/networks.smk").read_text(encoding="utf-8")
+    exec(text[text.index("def baseline_sections") :], scope)
     return scope
 
 
