@@ -67,6 +67,11 @@ def run_files(*kinds, slides=None):
     return lambda wildcards: [row[kind] for row in run_rows(slides)(wildcards) for kind in kinds]
 
 
+def run_file(kind):
+    """Return a function that names a file of the slide of a job."""
+    return lambda wildcards: run_slide(wildcards.variant, wildcards.slide)[kind]
+
+
 def run_features(slides=None):
     """Return a function that lists a variant's context features, with those under augmentation of training slides."""
     kinds = lambda slide: ["features", *(["views"] if RUN_VIEWS and slide in TRAIN_SLIDES else [])]

@@ -25,8 +25,8 @@ use rule build_slide as build_slide_variant with:
 
 use rule split_cells as split_cells_variant with:
     input:
-        cells=run_files("cells"),
-        labels=run_files("labels"),
+        cells=run_file("cells"),
+        labels=run_file("labels"),
     output:
         table=f"{RUN}/splits/{{slide}}.parquet",
         report=f"{RUN}/splits/{{slide}}.json",
