@@ -130,6 +130,10 @@ def test_a_class_that_does_not_occur_is_told_and_the_closed_set_gains_by_it(stud
     assert (open_set["set"], closed["set"]) == ("open", "closed")
     assert closed["accuracy"] == open_set["closed_set"]["accuracy"] >= open_set["accuracy"]
     assert not {0, 2} & set(np.load(tmp_path / "b" / "preds.npy"))
+    for name in ("aligned_per_class_f1.csv", "aligned_per_class_acc.csv"):
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a" / name), pd.read_csv(tmp_path / "b" / name))
+    by_class = pd.read_csv(tmp_path / "a" / "per_class.csv")
+    assert (by_class["f1"] != by_class["f1_closed"]).sum() > 2
     gain = open_set["intervals"]["closed_minus_open"]["accuracy"]
     assert gain["value"] == pytest.approx(closed["accuracy"] - open_set["accuracy"])
     assert gain["low"] >= 0
@@ -217,6 +221,8 @@ def test_checkpoints_of_two_studies_are_not_compared(study, tmp_path) -> None:
     }
     best = {"gate": study / "best.ckpt", "local": study / "best.ckpt"}
     check_models(paths, best, patients=PATIENTS, training=TRAINING)
+    with pytest.raises(UserError, match="Two checkpoints of different studies"):
+        check_models(paths, best | {"local": tmp_path / "other.ckpt"}, patients=PATIENTS)
     with pytest.raises(UserError, match="patient"):
         check_models(paths, best, patients={**PATIENTS, "lung_h": "P-colon_1"}, training=TRAINING)
 

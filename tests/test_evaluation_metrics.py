@@ -109,6 +109,9 @@ def test_calibration_error_agrees_with_torchmetrics(case, bins):
     for equal in (False, True):
         table = reliability(y, p, bins=bins, equal_mass=equal)
         assert table["cells"].sum() == len(y)
+        filled = table[table["cells"] > 0]
+        assert (filled["low"] - 1e-12 <= filled["confidence"]).all()
+        assert (filled["confidence"] <= filled["high"] + 1e-12).all()
     assert table["cells"].max() - table["cells"].min() <= 1
 
 
