@@ -248,7 +248,7 @@ rule tabulate_paper_comparison:
         mem_mb=mem(500),
         runtime=10,
     conda:
-        "../envs/figures.yaml"
+        "../envs/evaluate.yaml"
     message:
         "Table paper_comparison: published numbers beside ours"
     script:

@@ -3,11 +3,11 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
-    from nuclass.evaluation.gate_behaviour import PARTS
+    from nuclass.core.readings import GATE_PARTS
     from nuclass.figures.gate import draw_gate
 
     draw_gate(
-        {part: snakemake.input[part] for part in PARTS},
+        {part: snakemake.input[part] for part in GATE_PARTS},
         snakemake.input.summary,
         snakemake.output.pictures,
         snakemake.output.csv,

@@ -12,9 +12,9 @@ from scipy.stats import chi2
 from fake_study import CLASSES, write_predictions
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
+from nuclass.core.readings import ALL_CLASSES
 from nuclass.evaluation.bootstrap import spatial_blocks
 from nuclass.evaluation.complementarity import (
-    TOTAL,
     complementarity,
     complementarity_of_cohorts,
     count,
@@ -39,8 +39,8 @@ def test_counts_by_hand() -> None:
     a = [0, 0, 0, 1, 1, 0, 2]
     b = [0, 1, 2, 0, 2, 0, 1]
     table = counted(y, a, b)
-    assert list(table.index) == ["x", "y", TOTAL]
-    x, total = table.loc["x"], table.loc[TOTAL]
+    assert list(table.index) == ["x", "y", ALL_CLASSES]
+    x, total = table.loc["x"], table.loc[ALL_CLASSES]
     assert [x[k] for k in ("N", "A_only", "B_only", "Both", "Neither")] == [5, 2, 1, 1, 1]
     assert [x[f"{k}_pct"] for k in ("A_only", "B_only", "Both", "Neither")] == pytest.approx([40, 20, 20, 20])
     assert x["A_share"] == pytest.approx(2 / 3)
@@ -89,8 +89,8 @@ def test_counts_add_up(seed: int, n: int) -> None:
     table = counted(y, a, b)
     kinds = ["A_only", "B_only", "Both", "Neither"]
     assert (table[kinds].sum(axis=1) == table["N"]).all()
-    classes = table.drop(TOTAL)
-    assert classes[["N", *kinds]].sum().tolist() == table.loc[TOTAL, ["N", *kinds]].tolist()
+    classes = table.drop(ALL_CLASSES)
+    assert classes[["N", *kinds]].sum().tolist() == table.loc[ALL_CLASSES, ["N", *kinds]].tolist()
     assert (table["gain"] >= 0).all()
     low, value, high = (table[c].to_numpy(float) for c in ("low", "difference", "high"))
     assert (low <= high).all()
@@ -105,10 +105,10 @@ def test_equal_cell_ids_on_two_slides_are_two_cells(tmp_path: Path) -> None:
             table["cell_id"] = [f"same{i}" for i in range(len(table))]
             write_parquet(path, table)
     table = complementarity_of_cohorts(paths, tmp_path / "c.csv", **OPTIONS)
-    totals = table[table["class"] == TOTAL].set_index("cohort")["N"]
+    totals = table[table["class"] == ALL_CLASSES].set_index("cohort")["N"]
     assert totals.to_dict() == {"ovary_h": 80, "lung_h": 80, "pancreas_h": 80, "all": 240}
     for kind in ("A_only", "B_only", "Both", "Neither"):
-        of = table[table["class"] == TOTAL].set_index("cohort")[kind]
+        of = table[table["class"] == ALL_CLASSES].set_index("cohort")[kind]
         assert of["all"] == of.drop("all").sum()
 
 
@@ -129,7 +129,7 @@ def test_interval_of_the_difference_is_that_of_the_paired_bootstrap(tmp_path: Pa
 
     paths = write_predictions(tmp_path, n=200)
     models = read_models({m: list(paths[m].values()) for m in ("local", "global")})
-    row = count(models, **OPTIONS).set_index("class").loc[TOTAL]
+    row = count(models, **OPTIONS).set_index("class").loc[ALL_CLASSES]
     table = models["local"].table
     blocks = spatial_blocks(table["slide"], table["x_px"] * 0.25, table["y_px"] * 0.25, 150)
     found = paired_bootstrap(

@@ -19,8 +19,8 @@ from sklearn.preprocessing import normalize
 from fake_study import CLASSES, write_predictions
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
+from nuclass.core.readings import EMBEDDING_METRICS
 from nuclass.evaluation.embedding_space import (
-    METRICS,
     ORGAN_METRICS,
     compare_embeddings,
     cross_organ_nn1,
@@ -96,7 +96,7 @@ def test_metrics_are_those_of_scikit_learn(study: dict[str, dict[str, Path]]) ->
     for model in ("local", "global"):
         one = read_predictions(files(study)[model], arrays=True)
         x, y, values = normalize(one.embeddings.astype(np.float32)), one.y, found["models"][model]
-        assert set(values) == set(METRICS)
+        assert set(values) == set(EMBEDDING_METRICS)
         assert values["silhouette"] == pytest.approx(silhouette_score(x, y, metric="cosine"), abs=1e-5)
         assert values["calinski_harabasz"] == pytest.approx(calinski_harabasz_score(x, y), rel=1e-4)
         assert values["davies_bouldin"] == pytest.approx(davies_bouldin_score(x, y), rel=1e-4)

@@ -13,8 +13,9 @@ from sklearn.metrics import f1_score, log_loss
 from fake_study import CLASSES, ORGANS, write_predictions
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_parquet
+from nuclass.core.readings import ALL_CLASSES, GATE_PARTS
 from nuclass.evaluation import compare_cohorts, gate_ablation
-from nuclass.evaluation.complementarity import TOTAL, complementarity_of_cohorts
+from nuclass.evaluation.complementarity import complementarity_of_cohorts
 from nuclass.evaluation.embedding_space import compare_embeddings
 from nuclass.evaluation.gate_ablation import (
     OTHERS,
@@ -25,7 +26,7 @@ from nuclass.evaluation.gate_ablation import (
     fit_rules,
     select_val,
 )
-from nuclass.evaluation.gate_behaviour import PARTS, describe_gate_of_cohorts
+from nuclass.evaluation.gate_behaviour import describe_gate_of_cohorts
 from nuclass.evaluation.metrics import ece
 from nuclass.evaluation.policy import fit_policy
 from nuclass.evaluation.predictions import read_models
@@ -62,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compare_fusions_of_cohorts(paths, training, folder / "r.json", folder / "r.csv", policy_on_test=True, **OPTIONS)
     few = {key: OPTIONS[key] for key in ("mpp", "block_um", "draws", "seed")}
     complementarity_of_cohorts(paths, folder / "complementarity.csv", **few)
-    parts = {part: folder / f"{part}.csv" for part in PARTS}
+    parts = {part: folder / f"{part}.csv" for part in GATE_PARTS}
     describe_gate_of_cohorts(paths, parts, folder / "summary.json", mpp=0.25, square_um=150)
     return folder
 
@@ -240,7 +241,7 @@ def test_tables_complementarity_and_gate(study: Path, tmp_path: Path) -> None:
     tables.complementarity(study / "complementarity.csv", tmp_path / "c.csv", tmp_path / "c.md", synthetic=False)
     data = pd.read_csv(tmp_path / "c.csv")
     assert (data[["A_only", "B_only", "Both", "Neither"]].sum(axis=1) == data["N"]).all()
-    assert sum(row[0] == f"**{TOTAL}**" for row in rows(tmp_path / "c.md")) == 4
+    assert sum(row[0] == f"**{ALL_CLASSES}**" for row in rows(tmp_path / "c.md")) == 4
     inputs = (study / "summary.json", study / "by_truth.csv", study / "by_class.csv")
     tables.gate(*inputs, tmp_path / "g.csv", tmp_path / "g.md", synthetic=True, flaws="Protocol: x.")
     text = (tmp_path / "g.md").read_text()
@@ -275,13 +276,13 @@ def test_figures(study: Path, tmp_path: Path) -> None:
     pictures = [tmp_path / "c.pdf", tmp_path / "c.png"]
     draw_complementarity(study / "complementarity.csv", pictures, tmp_path / "c.csv", synthetic=True, **LOOK)
     drawn = pd.read_csv(tmp_path / "c.csv")
-    assert drawn["class"].iloc[-1] == TOTAL
+    assert drawn["class"].iloc[-1] == ALL_CLASSES
     assert drawn["N"].iloc[:-1].sum() == drawn["N"].iloc[-1] == 900
-    parts = {part: study / f"{part}.csv" for part in PARTS}
+    parts = {part: study / f"{part}.csv" for part in GATE_PARTS}
     pictures += [tmp_path / "g.pdf", tmp_path / "g.png"]
     draw_gate(parts, study / "summary.json", pictures[2:], tmp_path / "g.csv", synthetic=True, **LOOK)
     numbers = pd.read_csv(tmp_path / "g.csv")
-    assert set(numbers["panel"]) == set(PARTS)
+    assert set(numbers["panel"]) == set(GATE_PARTS)
     assert numbers.loc[numbers["panel"] == "map", "cells"].sum() == 900
     for path in pictures[1::2]:
         with Image.open(path) as image:
@@ -294,7 +295,7 @@ def test_gate_figure_without_a_conflict_and_of_one_slide(tmp_path: Path) -> None
     for slide in ORGANS:
         write_parquet(paths["global"][slide], pd.read_parquet(paths["local"][slide]))
     one = {model: {"lung_h": files["lung_h"]} for model, files in paths.items()}
-    parts = {part: tmp_path / f"{part}.csv" for part in PARTS}
+    parts = {part: tmp_path / f"{part}.csv" for part in GATE_PARTS}
     describe_gate_of_cohorts(one, parts, tmp_path / "s.json", mpp=0.25, square_um=150)
     assert read_json(tmp_path / "s.json")["cohorts"]["all"]["auroc"] is None
     draw_gate(parts, tmp_path / "s.json", [tmp_path / "g.png"], tmp_path / "g.csv", synthetic=False, **LOOK)

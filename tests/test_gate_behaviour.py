@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from fake_study import write_predictions
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_parquet
+from nuclass.core.readings import GATE_PARTS
 from nuclass.evaluation.gate_behaviour import (
-    PARTS,
     by_class,
     by_truth,
     by_uncertainty,
@@ -108,7 +108,7 @@ def test_map_by_hand() -> None:
 
 def test_of_cohorts(tmp_path: Path) -> None:
     paths = write_predictions(tmp_path, n=300)
-    outputs = {part: tmp_path / f"{part}.csv" for part in PARTS}
+    outputs = {part: tmp_path / f"{part}.csv" for part in GATE_PARTS}
     describe_gate_of_cohorts(paths, outputs, tmp_path / "s.json", mpp=0.25, square_um=150)
     summary = read_json(tmp_path / "s.json")["cohorts"]
     assert list(summary) == ["ovary_h", "lung_h", "pancreas_h", "all"]
@@ -118,7 +118,7 @@ def test_of_cohorts(tmp_path: Path) -> None:
     assert summary["all"]["auroc"] == pytest.approx(roc_auc_score(b[a != b], gate[a != b]))
     assert summary["all"]["conflicts"] == int((a != b).sum())
     assert summary["all"]["auroc"] > 0.8
-    for part in PARTS:
+    for part in GATE_PARTS:
         table = pd.read_csv(outputs[part])
         cells = table["cells"].sum() if part == "map" else table.groupby("cohort")["cells"].sum()["all"]
         assert cells == (summary["all"]["conflicts"] if part == "reliability" else 900)

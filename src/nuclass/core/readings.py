@@ -12,3 +12,24 @@ READINGS = {
 
 MAJORITY, ORGAN_PRIOR = "majority", "organ_prior"
 PRIORS = (MAJORITY, ORGAN_PRIOR)
+
+ALL_CLASSES = "all classes"
+HIGHER, LOWER = 1, -1
+EMBEDDING_METRICS = {
+    "accuracy": HIGHER,
+    "macro_f1": HIGHER,
+    "auroc_macro": HIGHER,
+    "silhouette": HIGHER,
+    "calinski_harabasz": HIGHER,
+    "davies_bouldin": LOWER,
+    "nn1": HIGHER,
+    "nn1_same_organ": HIGHER,
+    "nn1_cross_organ": HIGHER,
+    "organ_identifiability": LOWER,
+    "organ_leakage": LOWER,
+    "ece": LOWER,
+}
+"""Every metric of a comparison of embeddings, and whether more of it is better."""
+
+GATE_PARTS = ("by_class", "by_truth", "reliability", "by_uncertainty", "map")
+"""Tables of the gate's behaviour."""

@@ -12,11 +12,11 @@ import pandas as pd
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_csv
 from nuclass.core.names import CELL_ID, GLOBAL, LOCAL
+from nuclass.core.readings import ALL_CLASSES
 from nuclass.evaluation.bootstrap import Blocks, block_weights, spatial_blocks
 from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.predictions import Predictions, read_models
 
-TOTAL = "all classes"
 EVEN = "~50/50"
 KINDS = ("A_only", "B_only", "Both", "Neither")
 COLUMNS = (
@@ -68,7 +68,7 @@ def complementarity(
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = corrected
     total = _row(right_a, right_b, np.ones(len(y), dtype=bool), blocks, weights)
-    return pd.DataFrame([*rows, {"class": TOTAL, **total, "p_holm": total["p_value"]}])
+    return pd.DataFrame([*rows, {"class": ALL_CLASSES, **total, "p_holm": total["p_value"]}])
 
 
 def mcnemar(a_only: int, b_only: int) -> float:

@@ -17,22 +17,6 @@ from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
 from nuclass.evaluation.metrics import ece
 from nuclass.evaluation.predictions import Predictions, read_predictions
 
-HIGHER, LOWER = 1, -1
-METRICS = {
-    "accuracy": HIGHER,
-    "macro_f1": HIGHER,
-    "auroc_macro": HIGHER,
-    "silhouette": HIGHER,
-    "calinski_harabasz": HIGHER,
-    "davies_bouldin": LOWER,
-    "nn1": HIGHER,
-    "nn1_same_organ": HIGHER,
-    "nn1_cross_organ": HIGHER,
-    "organ_identifiability": LOWER,
-    "organ_leakage": LOWER,
-    "ece": LOWER,
-}
-"""Every metric, and whether more of it is better."""
 ORGAN_METRICS = ("nn1_cross_organ", "organ_identifiability", "organ_leakage")
 WORKING_MB = 128
 _log = get_logger(__name__)
@@ -72,9 +56,9 @@ def compare_embeddings(
     Returns
     -------
     dict
-        ``models``: name -> metric of :data:`METRICS` -> value; ``differences``: ``<first>-<name>`` -> ``accuracy`` and
-        ``macro_f1``, each ``{value, low, high}``; ``n_cells classes organs organ_majority notes``. The classes are
-        those that all models have; probabilities are scaled to them. With one organ the metrics of
+        ``models``: name -> metric of :data:`EMBEDDING_METRICS` -> value; ``differences``: ``<first>-<name>`` ->
+        ``accuracy`` and ``macro_f1``, each ``{value, low, high}``; ``n_cells classes organs organ_majority notes``.
+        The classes are those that all models have; probabilities are scaled to them. With one organ the metrics of
         :data:`ORGAN_METRICS` are NaN, and ``notes`` says so.
 
     Raises

@@ -12,11 +12,11 @@ import pandas as pd
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_csv, write_json
 from nuclass.core.names import GATE, GLOBAL, LOCAL, MODELS
+from nuclass.core.readings import GATE_PARTS
 from nuclass.evaluation.branch import gate_auroc
 from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.predictions import Predictions, read_models
 
-PARTS = ("by_class", "by_truth", "reliability", "by_uncertainty", "map")
 TRUTHS = ("both", "only_local", "only_global", "neither")
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 OPEN = 0.5
@@ -151,7 +151,7 @@ def gate_map(slide: pd.Series, x_um: np.ndarray, y_um: np.ndarray, gate: np.ndar
 def describe_gate(
     models: Mapping[str, Predictions], *, mpp: float, square_um: float, bins: int = 10
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """Return the tables named :data:`PARTS` and a summary, of ``local``, ``global`` and ``gate`` on the same cells."""
+    """Return the tables named :data:`GATE_PARTS` and a summary, of the three models on the same cells."""
     fused = models[GATE]
     table, y = fused.table, fused.y
     gate = check_gate(table["gate"].to_numpy(np.float64))
@@ -197,12 +197,12 @@ def describe_gate_of_cohorts(
     square_um: float,
     bins: int = 10,
 ) -> None:
-    """Describe the gate on each cohort and on all pooled; write one CSV for each of :data:`PARTS`, and a JSON.
+    """Describe the gate on each cohort and on all pooled; write one CSV for each of :data:`GATE_PARTS`, and a JSON.
 
     ``paths`` is model -> cohort -> prediction table. The map is written once, by slide.
     """
     cohorts = list(paths[GATE])
-    found: dict[str, list[pd.DataFrame]] = {part: [] for part in PARTS}
+    found: dict[str, list[pd.DataFrame]] = {part: [] for part in GATE_PARTS}
     summaries = {}
     for name, members in ({cohort: [cohort] for cohort in cohorts} | {ALL: cohorts}).items():
         models = read_models({model: [paths[model][member] for member in members] for model in MODELS})

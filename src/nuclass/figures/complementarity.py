@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nuclass.evaluation.complementarity import TOTAL
+from nuclass.core.readings import ALL_CLASSES
 from nuclass.figures.style import (
     ALL,
     BRANCH_COLOURS,
@@ -50,7 +50,7 @@ def draw_complementarity(
     sheet = Classes.read(classes)
     table = pd.read_csv(counts, keep_default_na=False, na_values=dict.fromkeys(_FLOATS, ""))
     table = table[table["cohort"] == ALL].reset_index(drop=True)
-    names = [*sheet.ordered(set(table["class"]) - {TOTAL}), TOTAL]
+    names = [*sheet.ordered(set(table["class"]) - {ALL_CLASSES}), ALL_CLASSES]
     rows = table.set_index("class").loc[names]
     fig = new_figure(style, DOUBLE_MM, 5.2 * len(names) + 24)
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
@@ -71,7 +71,7 @@ def draw_complementarity(
 
 
 def _full(sheet: Classes, name: str) -> str:
-    return "All classes" if name == TOTAL else sheet.full(name)
+    return "All classes" if name == ALL_CLASSES else sheet.full(name)
 
 
 def _shares(ax: Axes, rows: pd.DataFrame) -> None:

@@ -10,8 +10,7 @@ import pandas as pd
 
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
-from nuclass.evaluation.complementarity import TOTAL
-from nuclass.evaluation.embedding_space import HIGHER, METRICS
+from nuclass.core.readings import ALL_CLASSES, EMBEDDING_METRICS, HIGHER
 from nuclass.tables.layout import EMPTY, markdown, number, with_interval, write_table
 
 ALL = "all"
@@ -146,7 +145,7 @@ def _counts(data: pd.DataFrame) -> str:
         name = str(found["class"])
         rows.append(
             {
-                "class": f"**{name}**" if name == TOTAL else name.replace("_", " "),
+                "class": f"**{name}**" if name == ALL_CLASSES else name.replace("_", " "),
                 "cells": number(int(found["N"])),
                 "A only": _share(found, "A_only"),
                 "B only": _share(found, "B_only"),
@@ -260,7 +259,7 @@ def film_vs_concat(
     first, *others = found["models"]
     records, rows = [], []
     for metric, label in _SPACE.items():
-        better = METRICS[metric]
+        better = EMBEDDING_METRICS[metric]
         values = {name: _float(values[metric]) for name, values in found["models"].items()}
         known = [value for value in values.values() if value == value]
         best = (max(known) if better == HIGHER else min(known)) if len(known) > 1 else None
