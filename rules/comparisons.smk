@@ -25,6 +25,7 @@ def run_tables(name, cohorts=COHORTS, val=TRAIN_SLIDES):
         "value": run.value,
         "cohorts": {model: run_predictions(name, model, cohorts) for model in run.parts},
         "val": {model: run_predictions(name, model, val) for model in run.parts},
+        "test_as_val": run.protocol.test_as_val,
     }
 
 

@@ -136,6 +136,85 @@ def test_other_val_cells_are_compared_as_independent(table):
     assert row(table, "decay_everywhere", VAL_CELLS)["paired"], "the same cells with other predictions"
 
 
+def test_other_val_cells_are_compared_over_the_classes_that_both_have(runs, tmp_path):
+    """A class that only one of two runs has enough val cells of is no difference between them."""
+    reference = runs["reference"]
+
+    def without(name: str, label: str, keep: int) -> str:
+        table = pd.read_parquet(name)
+        table = table.drop(table.index[table["label"] == label][keep:])
+        target = tmp_path / Path(name).parent.name / Path(name).name
+        target.parent.mkdir(exist_ok=True)
+        table.to_parquet(target)
+        return str(target)
+
+    whole = read_predictions(reference.val[GATE])
+    f1 = f1_score(whole.y, whole.predicted, average=None, labels=range(len(CLASSES)))
+    worst = int(np.argmin(np.where(np.bincount(whole.y, minlength=len(CLASSES)) >= 15, f1, 2)))
+    fewer = {m: [without(v, CLASSES[worst], 1) for v in reference.val[m]] for m in MODELS}
+    found = compare_runs([Run("fewer", "x", "x", reference.cohorts, fewer)], reference, OPTIONS)
+    mine, own = row(found, "fewer", VAL_CELLS), read_predictions(fewer[GATE])
+    both = [i for i in range(len(CLASSES)) if (own.y == i).sum() >= OPTIONS.min_support]
+    assert worst not in both
+    by_hand = [f1_score(p.y, p.predicted, labels=both, average="macro") for p in (own, whole)]
+    assert mine["difference"] == pytest.approx(by_hand[0] - by_hand[1])
+    assert mine["estimate"] == pytest.approx(by_hand[0])
+    assert not mine["paired"]
+
+
+def test_a_run_that_test_cells_chose_is_judged_on_them(runs, tmp_path):
+    """Its own val cells chose nothing; the reference is compared on the same test cells."""
+    reference = runs["reference"]
+
+    def half_test(names: list[str], better: bool) -> list[str]:
+        out = []
+        for number, name in enumerate(names):
+            table = pd.read_parquet(name)
+            half = np.arange(len(table)) % 2 == 0
+            table["split"] = np.where(half & (number > 0), "test", "val")
+            if better:
+                table.loc[half, COLUMNS] = np.eye(len(CLASSES))[[CLASSES.index(c) for c in table["label"][half]]]
+            target = tmp_path / str(better) / Path(name).parent.name / Path(name).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            table.sample(frac=1, random_state=number).to_parquet(target) if better else table.to_parquet(target)
+            out.append(str(target))
+        return out
+
+    base = Run("reference", "", "", reference.cohorts, {m: half_test(reference.val[m], False) for m in MODELS})
+    chosen = {m: half_test(reference.val[m], True) for m in MODELS}
+    run = Run("test_as_val", "audit", "test_as_val", reference.cohorts, chosen, test_as_val=True)
+    found = compare_runs([base, run], base, OPTIONS)
+    mine = row(found, "test_as_val", VAL_CELLS, "accuracy")
+    whole = read_predictions(run.val[GATE])
+    slides, split = whole.table["slide"].to_numpy(), whole.table["split"].to_numpy()
+    first = pd.read_parquet(run.val[GATE][0])["slide"].iloc[0]
+    cells = (split == "test") | (slides == first)
+    assert mine["n_cells"] == cells.sum()
+    assert mine["estimate"] == pytest.approx((whole.predicted == whole.y)[cells].mean())
+    assert mine["paired"], "the same cells, in whatever order"
+    assert mine["difference_low"] > 0
+    assert row(found, "reference", VAL_CELLS)["n_cells"] == (split == "val").sum()
+
+
+def test_pairs_are_resampled_where_the_reference_says_the_cells_lie(runs, tmp_path):
+    """Under inverted_mpp positions are at another scale; squares of tissue must not grow with it."""
+    moved = {}
+    for model in MODELS:
+        moved[model] = []
+        for name in runs["decay_everywhere"].cohorts[model]:
+            table = pd.read_parquet(name)
+            table[["x_px", "y_px"]] *= 0.5
+            target = tmp_path / model / Path(name).name
+            target.parent.mkdir(exist_ok=True)
+            table.to_parquet(target)
+            moved[model].append(str(target))
+    run = Run("inverted_mpp", "audit", "inverted_mpp", moved, runs["reference"].val)
+    found = compare_runs([run, runs["decay_everywhere"]], runs["reference"], OPTIONS)
+    names = ["estimate", "low", "high", "difference", "difference_low", "difference_high"]
+    one, other = (row(found, name, COHORT_CELLS)[names].to_dict() for name in ("inverted_mpp", "decay_everywhere"))
+    assert one == other
+
+
 def test_independent_difference_by_hand():
     found = independent_difference({"value": 0.7, "low": 0.67, "high": 0.73}, {"value": 0.6, "low": 0.56, "high": 0.64})
     assert found == pytest.approx({"value": 0.1, "low": 0.05, "high": 0.15})
@@ -230,6 +309,8 @@ def test_audit_tells_what_is_seen(runs):
     assert found.loc["no_buffer", "optimism"] == pytest.approx(
         found.loc["no_buffer", "val"] - found.loc["no_buffer", "estimate"]
     )
+    gap = compare_runs([runs["no_buffer"]], runs["reference"], OPTIONS)
+    assert found.loc["no_buffer", "val_difference_low"] == row(gap, "no_buffer", VAL_CELLS)["difference_low"] > 0
     assert found.loc["no_buffer", "optimism"] > found.loc["reference", "optimism"]
     assert found.loc[POLICY_ON_TEST, "metric"] == "accuracy"
     released = found.loc["released"]
@@ -242,6 +323,16 @@ def test_audit_tells_what_is_seen(runs):
 
 def test_seeds_that_differ_much_hide_an_effect(runs):
     assert audited(runs, sd=0.5)["verdict"]["no_buffer"] == NOT_SEEN
+
+
+def test_released_that_changes_nothing_is_not_seen(runs):
+    """Val cells that are easier than the cohorts are so for the corrected method too, and no flaw."""
+    easy = Run("reference", "", "", runs["decay_everywhere"].cohorts, runs["no_buffer"].val)
+    same = Run("released", "audit", "released", easy.cohorts, easy.val)
+    found = audited({"reference": easy, "released": same}).loc["released"]
+    assert found["val_low"] > found["high"]
+    assert found["verdict"] == NOT_SEEN
+    assert audited(runs, sd=0.5)["verdict"]["released"] == NOT_SEEN
 
 
 def test_the_closed_set_row_is_of_the_reference(runs):

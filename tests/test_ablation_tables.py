@@ -142,6 +142,9 @@ def audit_table() -> pd.DataFrame:
             "val": 0.75,
             "val_low": 0.7,
             "val_high": 0.8,
+            "val_difference": 0.01,
+            "val_difference_low": -0.01,
+            "val_difference_high": 0.03,
             "optimism": 0.05 - gap,
             "expected_on": where,
             "expected": expected,
@@ -152,6 +155,7 @@ def audit_table() -> pd.DataFrame:
             **more,
         }
 
+    no_val = dict.fromkeys(name for name in COLUMNS if name.startswith("val") or name == "optimism")
     reference = {
         "switch": "reference",
         "metric": "macro_f1",
@@ -172,10 +176,8 @@ def audit_table() -> pd.DataFrame:
         reference,
         told("inverted_mpp", -0.2, "as expected"),
         told("frozen_heads", 0.0, "changes nothing", idle="no joint fine-tuning is asked for"),
-        told("closed_set", 0.03, "as expected", val=None, val_low=None, val_high=None, optimism=None),
-        told(
-            "policy_on_test", 0.001, "not seen", metric="accuracy", val=None, val_low=None, val_high=None, optimism=None
-        ),
+        told("closed_set", 0.03, "as expected", **no_val),
+        told("policy_on_test", 0.001, "not seen", metric="accuracy", **no_val),
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -184,13 +186,14 @@ def test_the_audit_is_laid_out(tmp_path):
     write_csv(tmp_path / "in.csv", audit_table())
     audit(tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
     reference = lines(tmp_path / "a.md", "| reference")[0]
-    assert reference == "| reference | 0.700 (0.660 to 0.740) | – | 0.750 (0.700 to 0.800) | +0.050 | – | – |"
+    assert reference == "| reference | 0.700 (0.660 to 0.740) | – | 0.750 (0.700 to 0.800) | – | +0.050 | – | – |"
     worse = lines(tmp_path / "a.md", "| `inverted_mpp`")[0]
     assert "| **-0.200 (-0.220 to -0.180)** |" in worse
+    assert "| 0.750 (0.700 to 0.800) | +0.010 (-0.010 to +0.030) |" in worse
     assert worse.endswith("| cohorts: lower | as expected |")
     assert "| 0 (idle) |" in lines(tmp_path / "a.md", "| `frozen_heads`")[0]
     assert lines(tmp_path / "a.md", "- `frozen_heads`") == ["- `frozen_heads`: no joint fine-tuning is asked for"]
-    assert "| – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]
+    assert "| – | – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]
 
 
 def test_the_audit_is_drawn_with_its_numbers(tmp_path):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, VAL
+from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, TEST, VAL
 from nuclass.core.progress import Progress
 from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
-from nuclass.evaluation.metrics import ece
+from nuclass.evaluation.metrics import ece, macro_classes
 from nuclass.evaluation.predictions import Predictions, read_models, read_predictions
 
 COHORT_CELLS, VAL_CELLS = "cohorts", "val"
@@ -35,6 +35,8 @@ class Run:
         As of :class:`nuclass.core.variants.Variant`.
     cohorts, val
         Model (``local``, ``global``, ``gate``) -> prediction tables, of the cohorts and of the training slides.
+    test_as_val
+        Whether test cells chose its models, see :func:`read_val`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Run:
     value: str
     cohorts: Mapping[str, Sequence[str]]
     val: Mapping[str, Sequence[str]]
+    test_as_val: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,13 @@ class Options:
     min_support: int
     bins: int
 
-    def bootstrap(self, models: Mapping[str, Predictions], pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-        """Return intervals of predictions of the same cells, and of the paired differences asked for."""
+    def bootstrap(
+        self,
+        models: Mapping[str, Predictions],
+        pairs: Sequence[tuple[str, str]] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> dict[str, Any]:
+        """Return intervals of predictions of the same cells, placed where the first has them, and of differences."""
         first = next(iter(models.values()))
         x, y = (first.table[name].to_numpy() * self.mpp for name in ("x_px", "y_px"))
         return paired_bootstrap(
@@ -65,16 +73,26 @@ class Options:
             spatial_blocks(first.table["slide"], x, y, self.block_um),
             first.classes,
             pairs=pairs,
+            groups=groups,
             draws=self.draws,
             seed=self.seed,
             min_support=self.min_support,
         )
 
 
-def read_val(paths: Sequence[str | Path]) -> Predictions:
-    """Return the predictions of the val cells of training slides."""
+def read_val(paths: Sequence[str | Path], *, test_as_val: bool = False) -> Predictions:
+    """Return the predictions of the val cells of training slides.
+
+    With ``test_as_val``, the flaw of the original, they are the test cells of every slide that has some: these chose
+    the models then, and val cells beside them did not.
+    """
     found = read_predictions(paths)
-    return found.take(np.flatnonzero(found.table["split"].to_numpy() == VAL))
+    split = found.table["split"].astype(str)
+    chosen = split == VAL
+    if test_as_val:
+        tested = found.table["slide"].isin(found.table.loc[split == TEST, "slide"])
+        chosen = (split == TEST) | (chosen & ~tested)
+    return found.take(np.flatnonzero(chosen))
 
 
 def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.DataFrame:
@@ -93,8 +111,9 @@ def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.Da
         One row a run, model (``local global fused``), set of cells (``cohorts``, ``val``) and metric (``macro_f1
         accuracy log_loss ece``), with the columns :data:`COLUMNS`. Differences on the same cells are paired: both
         runs see the same draws of blocks. Where a run has other val cells its difference is that of two independent
-        estimates, its interval from both standard errors (a quarter of 1.96 times the width). The calibration error
-        has no interval.
+        estimates, the interval by :func:`independent_difference`, and macro-F1 is compared over the classes that
+        both have ``min_support`` cells of, for a mean over other classes tells of classes. A run with ``test_as_val``
+        is compared on the cells that chose it. The calibration error has no interval.
 
     Raises
     ------
@@ -123,7 +142,7 @@ def _compare_model(
             if paths == base_paths:
                 yield from _rows(told, base, own, dict.fromkeys(METRICS, _ZERO), True, options, base)
             else:
-                yield from _compare_one(told, paths, base_paths, base, own, options)
+                yield from _compare_one(told, paths, base_paths, base, run.test_as_val, options)
             progress.advance()
 
 
@@ -135,23 +154,38 @@ def _compare_one(
     paths: Sequence[str],
     base_paths: Sequence[str],
     base: Predictions,
-    own: Mapping[str, Any],
+    test_as_val: bool,
     options: Options,
 ) -> Iterator[dict[str, Any]]:
     if told["cells"] == COHORT_CELLS:
         found = read_models({"reference": base_paths, "run": paths})["run"]
     else:
-        found = read_val(paths)
+        found = read_val(paths, test_as_val=test_as_val)
+        base = read_val(base_paths, test_as_val=True) if test_as_val else base
+        rows = found.keys.get_indexer(base.keys)
+        found = found.take(rows) if len(rows) == len(found.y) and (rows >= 0).all() else found
     paired = found.classes == base.classes and found.keys.equals(base.keys) and np.array_equal(found.y, base.y)
-    both = {"run": found, "reference": base} if paired else {"run": found}
-    result = options.bootstrap(both, [("run", "reference")] if paired else [])
-    mine = result["models"]["run"]
-    difference = (
-        result["differences"]["run-reference"]
-        if paired
-        else {metric: independent_difference(mine[metric], own[metric]) for metric in METRICS}
-    )
+    if paired:
+        result = options.bootstrap({"reference": base, "run": found}, [("run", "reference")])
+        mine, difference = result["models"]["run"], result["differences"]["run-reference"]
+    else:
+        mine, difference = _compare_apart(found, base, options)
     yield from _rows(told, found, mine, difference, paired, options, base)
+
+
+def _compare_apart(
+    found: Predictions, base: Predictions, options: Options
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """Return the intervals of ``found``, and its differences to other cells."""
+    both = sorted(_judged(found, options) & _judged(base, options))
+    mine, theirs = (options.bootstrap({"one": one}, groups={"both": both})["models"]["one"] for one in (found, base))
+    difference = {metric: independent_difference(mine[metric], theirs[metric]) for metric in METRICS}
+    difference["macro_f1"] = independent_difference(mine["groups"]["both"], theirs["groups"]["both"])
+    return mine, difference
+
+
+def _judged(found: Predictions, options: Options) -> set[str]:
+    return {found.classes[i] for i in macro_classes(found.y, len(found.classes), options.min_support)}
 
 
 def independent_difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:

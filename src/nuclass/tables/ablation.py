@@ -168,6 +168,7 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
                 "cohorts": with_interval(row["estimate"], row["low"], row["high"]),
                 "minus corrected": EMPTY if not row["expected"] else _audit_difference(row),
                 "val": with_interval(row["val"], row["val_low"], row["val_high"]),
+                "val minus corrected": EMPTY if not row["expected"] else _audit_difference(row, "val_difference"),
                 "optimism": signed(row["optimism"], float("nan"), float("nan")),
                 "expected": f"{row['expected_on']}: {row['expected']}" if row["expected"] else EMPTY,
                 "verdict": row["verdict"] or EMPTY,
@@ -177,12 +178,14 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
     notes = [
         "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy). *cohorts*: slides that "
         "nothing was trained or chosen on. *minus corrected*: paired difference to the reference there. *val*: the "
-        "cells that chose the models, which is what the original reports. *optimism*: val minus cohorts, how much such "
-        "a report flatters.",
+        "cells that chose the models, which is what the original reports; where a flaw changes which cells these are, "
+        "its difference is not paired, and of the classes that both have enough cells of. *optimism*: val minus "
+        "cohorts; the reference has one too, for its val has other organs and classes than the cohorts, so read the "
+        "others beside it.",
         "A flaw is *seen* where the interval of its difference leaves out 0 and the difference is larger than two runs "
         "that differ in the seed alone would show in 95 of 100 cases (1.96 √2 standard deviations of the seeds; column "
-        "`seed_noise` of the CSV). For `released` the cohorts are read as a closed "
-        "set, and the verdict compares its val with the corrected number on the cohorts.",
+        "`seed_noise` of the CSV); the difference is that on the cells of the column *expected*. *no change* is as "
+        "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set.",
         *([SHORT.format(short)] if short else []),
     ]
     parts = [markdown(rows, list(rows[0])), "## What theory expects", "\n".join(lines)]
@@ -190,8 +193,9 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
     write_table(csv, md, data, parts, title=title, notes=notes, synthetic=synthetic, flaws=flaws)
 
 
-def _audit_difference(row: pd.Series[Any]) -> str:
+def _audit_difference(row: pd.Series[Any], name: str = "difference") -> str:
     if row["idle"]:
         return "0 (idle)"
-    text = signed(row["difference"], row["difference_low"], row["difference_high"])
-    return f"**{text}**" if row["difference_low"] > 0 or row["difference_high"] < 0 else text
+    value, low, high = (row[f"{name}{end}"] for end in _ENDS.values())
+    text = signed(value, low, high)
+    return f"**{text}**" if low > 0 or high < 0 else text
