@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from fake_study import CLASSES, ORGANS, write_predictions
+from nuclass.core.errors import UserError
 from nuclass.core.names import FUSED, GATE, LOCAL, MODELS, probability_columns
 from nuclass.core.protocol import SWITCHES
 from nuclass.evaluation.ablation import (
@@ -215,6 +216,44 @@ def test_pairs_are_resampled_where_the_reference_says_the_cells_lie(runs, tmp_pa
     assert one == other
 
 
+def test_a_run_that_knows_one_class_more_is_compared_without_its_cells(runs, tmp_path):
+    """As ``released`` may, where a class has test cells but no train cell."""
+    reference, name = runs["reference"], CLASSES[2]
+
+    def lacking(names: list[str]) -> list[str]:
+        out = []
+        for source in names:
+            table = pd.read_parquet(source).drop(columns=probability_columns([name]))
+            rest = [column for column in COLUMNS if column in table]
+            table[rest] = table[rest].div(table[rest].sum(axis=1), axis=0)
+            target = tmp_path / Path(source).parent.name / Path(source).name
+            target.parent.mkdir(exist_ok=True)
+            table.to_parquet(target)
+            out.append(str(target))
+        return out
+
+    base = Run(
+        "reference", "", "", *({m: lacking(kind[m]) for m in MODELS} for kind in (reference.cohorts, reference.val))
+    )
+    more = Run("released", "audit", "released", reference.cohorts, reference.val)
+    found = compare_runs([base, more], base, OPTIONS)
+    mine, own = (row(found, run, COHORT_CELLS, "accuracy") for run in ("released", "reference"))
+    cells = read_predictions(reference.cohorts[GATE])
+    kept = cells.y != 2
+    assert mine["n_cells"] == own["n_cells"] == kept.sum() < len(cells.y)
+    assert mine["estimate"] == pytest.approx((cells.predicted == cells.y)[kept].mean())
+    assert mine["difference"] == pytest.approx(mine["estimate"] - own["estimate"])
+    assert mine["difference"] <= 0, "it may err into one class more"
+    told = audited({"reference": base, "released": more}).loc["released"]
+    assert told["difference"] == pytest.approx(told["estimate"] - row(found, "reference", COHORT_CELLS)["estimate"])
+
+
+def test_runs_of_other_cells_are_refused(runs):
+    fewer = {model: paths[:1] for model, paths in runs["decay_everywhere"].cohorts.items()}
+    with pytest.raises(UserError, match="different cells"):
+        compare_runs([Run("x", "", "", fewer, runs["reference"].val)], runs["reference"], OPTIONS)
+
+
 def test_independent_difference_by_hand():
     found = independent_difference({"value": 0.7, "low": 0.67, "high": 0.73}, {"value": 0.6, "low": 0.56, "high": 0.64})
     assert found == pytest.approx({"value": 0.1, "low": 0.05, "high": 0.15})
@@ -251,6 +290,7 @@ def test_runs_without_an_organ_are_judged_on_the_same_cells(runs):
         (SAME, (0.01, -0.02, 0.04), 0.0, AS_EXPECTED),
         (SAME, (0.1, 0.05, 0.15), 0.0, AGAINST),
         (SAME, (0.1, 0.05, 0.15), 0.2, AS_EXPECTED),
+        (MORE, (0.1, 0.05, 0.15), float("nan"), NOT_SEEN),
     ],
 )
 def test_verdicts(expected, interval, noise, told):

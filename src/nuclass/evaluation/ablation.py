@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nuclass.core.errors import UserError
 from nuclass.core.names import FUSED, GATE, GLOBAL, LOCAL, TEST, VAL
 from nuclass.core.progress import Progress
 from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
@@ -95,6 +96,38 @@ def read_val(paths: Sequence[str | Path], *, test_as_val: bool = False) -> Predi
     return found.take(np.flatnonzero(chosen))
 
 
+def read_pair(reference: Sequence[str | Path], run: Sequence[str | Path]) -> tuple[Predictions, Predictions]:
+    """Return the predictions of a reference and of a run, on the same cells.
+
+    Under ``test_as_val`` a run may know a class that no train cell has and the reference does not. Its cells are then
+    left out, as they are of the reference, and the reference gives it a probability of 0.
+
+    Raises
+    ------
+    UserError
+        The runs differ in their cells or labels, or the run lacks a class of the reference.
+    """
+    base, found = read_predictions(reference), read_predictions(run)
+    if found.classes == base.classes or not set(base.classes) < set(found.classes):
+        both = read_models({"reference": reference, "run": run})
+        return both["reference"], both["run"]
+    place = np.array([found.classes.index(name) for name in base.classes])
+    found = found.take(np.flatnonzero(np.isin(found.y, place)))
+    probs = np.zeros((len(base.y), len(found.classes)))
+    probs[:, place] = base.probs
+    base = Predictions(found.classes, base.table, place[base.y], probs, base.outside, unlabelled=base.unlabelled)
+    rows = found.keys.get_indexer(base.keys)
+    if len(found.y) != len(base.y) or (rows < 0).any() or not np.array_equal(found.y[rows], base.y):
+        raise UserError(
+            "Two runs were evaluated on different cells, or on other labels of them",
+            where=[str(path) for path in run],
+            found=f"{len(found.y)} cells, {int((rows >= 0).sum())} of them also in the reference",
+            expected=f"the {len(base.y)} cells of the reference, with its labels",
+            fix="predict both for the same slides and labels",
+        )
+    return base, found.take(rows)
+
+
 def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.DataFrame:
     """Return the metrics of each run with intervals, and its differences to the reference.
 
@@ -118,7 +151,7 @@ def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.Da
     Raises
     ------
     UserError
-        Two runs have other cohort cells, labels or classes than the reference.
+        A run has other cohort cells or labels than the reference, or lacks a class of it.
     """
     rows: list[dict[str, Any]] = []
     for model in (LOCAL, GLOBAL, GATE):
@@ -158,7 +191,7 @@ def _compare_one(
     options: Options,
 ) -> Iterator[dict[str, Any]]:
     if told["cells"] == COHORT_CELLS:
-        found = read_models({"reference": base_paths, "run": paths})["run"]
+        base, found = read_pair(base_paths, paths)
     else:
         found = read_val(paths, test_as_val=test_as_val)
         base = read_val(base_paths, test_as_val=True) if test_as_val else base

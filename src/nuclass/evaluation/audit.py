@@ -17,10 +17,11 @@ from nuclass.evaluation.ablation import (
     Options,
     Run,
     compare_runs,
+    read_pair,
 )
 from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.metrics import closed_set
-from nuclass.evaluation.predictions import Predictions, read_models, read_predictions
+from nuclass.evaluation.predictions import Predictions, read_predictions
 
 CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
 FEWER, MORE, SAME = "lower", "higher", "no change"
@@ -70,11 +71,12 @@ def verdict(expected: str, difference: Mapping[str, float], noise: float) -> str
     """Return whether a difference is there, and goes where theory says.
 
     It is there where its interval leaves out 0 and it is larger than what two seeds differ by in 95 of 100 cases,
-    1.96 sqrt(2) standard deviations of the seeds (``noise``, 0 where no training is involved).
+    1.96 sqrt(2) standard deviations of the seeds (``noise``, 0 where no training is involved). With a single seed the
+    noise is NaN, and nothing can be told from it.
     """
     value = difference["value"]
     apart = difference["low"] > 0 or difference["high"] < 0
-    if not apart or abs(value) <= noise:
+    if not (apart and abs(value) > noise):
         return AS_EXPECTED if expected == SAME else NOT_SEEN
     if expected == SAME:
         return AGAINST
@@ -201,9 +203,8 @@ def _policy(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 def _released(run: Run, reference: Run, row: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Return the row of all flaws with the cohorts as a closed set; its verdict is that of val, as of any other row."""
-    paths = {"reference": list(reference.cohorts[GATE]), "run": list(run.cohorts[GATE])}
-    models = read_models(paths)
-    result = options.bootstrap(models | {"run": closed(models["run"])}, [("run", "reference")])
+    base, found = read_pair(reference.cohorts[GATE], run.cohorts[GATE])
+    result = options.bootstrap({"reference": base, "run": closed(found)}, [("run", "reference")])
     mine = _estimate(result["models"]["run"]["macro_f1"])
     gap = _gap(result["differences"]["run-reference"]["macro_f1"])
     return {**mine, **gap, "optimism": row["val"] - mine["estimate"]}
