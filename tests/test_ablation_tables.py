@@ -207,6 +207,22 @@ def test_the_audit_is_drawn_with_its_numbers(tmp_path):
         assert f">{word}<" in text
 
 
+def test_a_flaw_is_drawn_by_the_cells_it_is_judged_by():
+    from matplotlib.figure import Figure
+
+    from nuclass.figures.audit import _differences
+
+    table = audit_table()
+    table = table[table["expected"].notna()].assign(idle="").reset_index(drop=True)
+    table.loc[0, ["expected_on", "val_difference", "verdict"]] = ["val", 0.123, "against expectation"]
+    ax = Figure().subplots()
+    _differences(ax, table)
+    drawn = [tuple(point) for dots in ax.collections if hasattr(dots, "get_offsets") for point in dots.get_offsets()]
+    assert (0.123, 0) in drawn
+    assert (table["difference"][2], 2) in drawn
+    assert (table["difference"][0], 0) not in drawn
+
+
 def test_an_audit_of_nothing_is_a_figure_that_says_so(tmp_path):
     write_csv(tmp_path / "in.csv", audit_table().head(1))
     draw_audit(tmp_path / "in.csv", [tmp_path / "a.svg"], tmp_path / "a.csv", style=STYLE, synthetic=False)

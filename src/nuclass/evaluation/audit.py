@@ -41,7 +41,7 @@ EXPECTED: dict[str, tuple[str, str, str]] = {
     "truncated_context": (COHORT_CELLS, SAME, "the same in training and later; half a grey value"),
     "smaller_gate_context": (COHORT_CELLS, FEWER, "the global model sees other features than it learnt from"),
     "gate_on_train": (COHORT_CELLS, FEWER, "on cells that both models know, who is right is not what it is later"),
-    "gate_first_cells": (COHORT_CELLS, SAME, "chosen by one slide only"),
+    "gate_first_cells": (COHORT_CELLS, SAME, "chosen by the first 14,400 cells; fewer than that are all there are"),
     "batch_pos_weight": (COHORT_CELLS, SAME, "a noisier weight of the positives"),
     "frozen_heads": (COHORT_CELLS, SAME, "noise in training, no other change"),
     "first_organ": (COHORT_CELLS, FEWER, "the organ told is a wrong one for most cells"),

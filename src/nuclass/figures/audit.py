@@ -28,7 +28,7 @@ _ROW_MM = 4.2
 def draw_audit(
     audit: str | Path, outputs: Sequence[str | Path], csv: str | Path, *, style: str | Path, synthetic: bool
 ) -> None:
-    """Draw each switch's difference to the corrected protocol, and cohorts beside val.
+    """Draw each switch's difference to the corrected protocol, where it is judged, and cohorts beside val.
 
     Parameters
     ----------
@@ -65,13 +65,19 @@ def _differences(ax: Axes, table: pd.DataFrame) -> None:
     spread = float(np.nanmax(np.where(table["expected_on"] == "cohorts", noise, np.nan))) if len(noise) else np.nan
     if np.isfinite(spread) and spread > 0:
         ax.axvspan(-spread, spread, color="#F1F1F1", lw=0, zorder=0)
+    on_val = (table["expected_on"] == "val").to_numpy()
+    judged = {
+        end: table[f"difference{end}"].where(~on_val, table[f"val_difference{end}"]) for end in ("", "_low", "_high")
+    }
     for verdict, colour in _COLOURS.items():
         mine = (table["verdict"] == verdict).to_numpy()
         if not mine.any():
             continue
-        part = table[mine]
-        ax.hlines(places[mine], part["difference_low"], part["difference_high"], color=colour, lw=1.0, zorder=2)
-        ax.scatter(part["difference"], places[mine], s=13, color=colour, zorder=3, label=verdict)
+        value, low, high = (part[mine].astype(float) for part in judged.values())
+        fill = np.where(on_val[mine], "white", colour)
+        ax.hlines(places[mine], low, high, color=colour, lw=1.0, zorder=2)
+        ax.scatter(value, places[mine], s=13, facecolor=fill, edgecolor=colour, linewidth=0.8, zorder=3)
+        ax.scatter([], [], s=13, color=colour, label=verdict)
     transform = ax.get_yaxis_transform()
     for place, (_, row) in enumerate(table.iterrows()):
         where = " on val" if row["expected_on"] == "val" else ""
@@ -82,7 +88,7 @@ def _differences(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel("Macro-F1 on the cohorts, minus corrected")
+    ax.set_xlabel("Macro-F1 minus corrected, on the cohorts (open: on val)")
     ax.set_title("Effect of one flaw (grey band: seeds; ◂ ▸ =: expected)", fontsize=6.5)
 
 
