@@ -191,6 +191,7 @@ def test_the_audit_is_laid_out(tmp_path):
     assert "| **-0.200 (-0.220 to -0.180)** |" in worse
     assert "| 0.750 (0.700 to 0.800) | +0.010 (-0.010 to +0.030) |" in worse
     assert worse.endswith("| cohorts: lower | as expected |")
+    assert "But `policy_on_test` is of the study's own models." in (tmp_path / "a.md").read_text(encoding="utf-8")
     assert "| 0 (idle) |" in lines(tmp_path / "a.md", "| `frozen_heads`")[0]
     assert lines(tmp_path / "a.md", "- `frozen_heads`") == ["- `frozen_heads`: no joint fine-tuning is asked for"]
     assert "| – | – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]

@@ -176,7 +176,8 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
         )
     lines = [f"- `{row['switch']}`: {row['idle'] or row['why']}" for _, row in data.iterrows() if row["expected"]]
     notes = [
-        "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy). *cohorts*: slides that "
+        "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own models). "
+        "*cohorts*: slides that "
         "nothing was trained or chosen on. *minus corrected*: paired difference to the reference there. *val*: the "
         "cells that chose the models, which is what the original reports; where a flaw changes which cells these are, "
         "its difference is not paired, and of the classes that both have enough cells of. *optimism*: val minus "
@@ -186,7 +187,7 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
         "that differ in the seed alone would show in 95 of 100 cases (1.96 √2 standard deviations of the seeds; column "
         "`seed_noise` of the CSV); the difference is that on the cells of the column *expected*. *no change* is as "
         "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set.",
-        *([SHORT.format(short)] if short else []),
+        *([f"{SHORT.format(short)} But `policy_on_test` is of the study's own models."] if short else []),
     ]
     parts = [markdown(rows, list(rows[0])), "## What theory expects", "\n".join(lines)]
     title = "Audit of the original's protocol"
