@@ -176,8 +176,8 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
         )
     lines = [f"- `{row['switch']}`: {row['idle'] or row['why']}" for _, row in data.iterrows() if row["expected"]]
     notes = [
-        "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own models). "
-        "*cohorts*: slides that "
+        "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own "
+        "models). *cohorts*: slides that "
         "nothing was trained or chosen on. *minus corrected*: paired difference to the reference there. *val*: the "
         "cells that chose the models, which is what the original reports; where a flaw changes which cells these are, "
         "its difference is not paired, and of the classes that both have enough cells of. *optimism*: val minus "
