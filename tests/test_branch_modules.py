@@ -274,6 +274,14 @@ def test_the_global_model_may_train_on_windows_as_they_are():
     assert local_module(Protocol(no_global_augmentation=True), augment=strong).augment_settings == strong
 
 
+def test_black_corners_leave_the_stain_of_the_context_as_it_is():
+    batch = batch_of()
+    plain = {**batch, "context": batch["context"][:, :1]}
+    flawed = Protocol(black_corners=True)
+    assert torch.equal(loss_of(global_module(flawed), batch), loss_of(global_module(flawed), plain))
+    assert not torch.equal(loss_of(global_module(), batch), loss_of(global_module(), plain))
+
+
 def test_black_corners_are_passed_on_to_both():
     strong = Augment(rotate=15)
     for make in (local_module, global_module):

@@ -170,6 +170,22 @@ def test_a_switch_that_cannot_act_trains_nothing(models):
     assert build(models, test=0.1).own("test_as_val")
 
 
+def test_a_gradient_through_no_weight_changes_nothing(models):
+    plain = unshared(models)
+    plain["global"]["loss"]["gamma"] = 0.0
+    assert build(plain).own("undetached_weight") == []
+    assert build(plain).own("moving_teacher")
+
+
+def test_predictions_of_another_precision_are_not_shared(models):
+    exact = unshared(models)
+    exact["predict"]["precision"] = "32-true"
+    assert build(models, exact).own(REFERENCE) == ["global", "gate", "predict_local", "predict_global", "predict_gate"]
+    slower = unshared(models)
+    slower["predict"]["batch_size"] = 7
+    assert build(models, slower).own(REFERENCE) == []
+
+
 def test_an_unknown_switch_is_named(models):
     with pytest.raises(UserError, match=r"no switch of this name\. Did you mean 'no_buffer'\?"):
         build(models, switches=["no_bufer"])

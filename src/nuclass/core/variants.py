@@ -31,6 +31,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     LOCAL: (LOCAL,),
     GLOBAL: ("context", GLOBAL, "predict"),
     GATE: (GLOBAL, GATE, "predict"),
+    **dict.fromkeys(("predict_local", "predict_global", "predict_gate"), ("predict",)),
 }
 _SWITCHES = {"pretrain": (), "context": ("context", "views")}
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -108,7 +109,7 @@ class Variant:
     def _section(self, stage: str, name: str) -> Any:
         section = dict(self.models[name])
         if name == "predict":
-            return {}
+            return {"precision": section["precision"]}
         if stage == GATE and name == GLOBAL:
             return section["augment"]
         if stage != "pretrain" and name == "context":
@@ -310,4 +311,6 @@ def idle(switch: str, models: Mapping[str, Any], test: float) -> str:
         return "every class has train cells; without test_as_val it cannot be otherwise"
     if switch == "frozen_heads" and not models[GATE]["joint"]["max_epochs"]:
         return "no joint fine-tuning is asked for (gate.joint.max_epochs is 0)"
+    if switch == "undetached_weight" and not models[GLOBAL]["loss"]["gamma"]:
+        return "no cell is weighted (global.loss.gamma is 0)"
     return ""

@@ -141,9 +141,9 @@ def left_out(results: Sequence[str | Path], csv: str | Path, md: str | Path, **t
             records.append(record)
             rows.append(row)
     notes = [
-        "Local models trained without any slide of the organ, judged on that organ's cohorts and on the val cells of "
-        "its training slides. The organ is unknown to them. Cells of classes that occur nowhere else are left out, and "
-        "counted in the CSV (`n_outside`).",
+        "Local models trained without any slide of the organ, judged on that organ's cohorts and on the val and "
+        "test cells of its training slides. The organ is unknown to them. Cells of classes that occur nowhere else are "
+        "left out, and counted in the CSV (`n_outside`).",
         _INTERVALS,
         *([SHORT.format(short)] if short else []),
     ]

@@ -178,8 +178,8 @@ class GlobalModule(_Branch):
         return self.model(images, batch["context"][:, 0]).logits
 
     def _one_view(self, stored: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the features (B, K) of one view a cell, drawn; the plain one where nothing is augmented."""
-        if self.protocol.no_global_augmentation:
+        """Return the features (B, K) of one view a cell, drawn; the plain one where no stain is changed."""
+        if self.protocol.no_global_augmentation or self.protocol.black_corners:
             return stored[:, 0]
         view = torch.randint(0, stored.shape[1], (len(stored),), generator=generator).to(stored.device)
         return stored[torch.arange(len(stored), device=stored.device), view]
