@@ -247,8 +247,8 @@ def _short_models(
     changes = settings.pop("ablations", {})
     settings = unshared(settings)
     _merge(settings, changes)
-    place = files.get("ablations", root / config["models"])
-    return check_settings(settings, schema, models_locator(place, {}))
+    locate = models_locator(root / config["models"], files)
+    return check_settings(settings, schema, lambda keys: locate(["ablations", *keys]))
 
 
 def _check_tables(
