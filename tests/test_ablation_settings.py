@@ -23,7 +23,8 @@ def test_wrong_choices_of_ablations(study: Path) -> None:
         settings["ablations"][key] = value
         with pytest.raises(UserError) as raised:
             load_study(settings, study, ["config/config.yaml"])
-        assert f"ablations.{key}" in str(raised.value) and told in str(raised.value)
+        assert f"ablations.{key}" in str(raised.value)
+        assert told in str(raised.value)
 
 
 def test_a_fault_in_the_ablations_of_a_model_file_has_its_own_line(study: Path) -> None:
