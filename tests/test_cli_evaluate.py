@@ -129,7 +129,7 @@ def test_every_fault_is_told_at_once(data, study, tmp_path):
         f"  where:      {tmp_path / 'holdouts.json'}",
         "  found:      12 faults",
         "    the name 'a/b': expected letters, digits, and . _ + - after the first",
-        "    a/b: str lung; expected an object with root, mode and tissue",
+        "    a/b: the text lung; expected an object with root, mode and tissue",
         "    gone: stands 2 times; expected once",
         "    --select bth: no such data set. Did you mean 'both'? There are: typo, gone, half, both, gone",
         "    typo.rot: an unknown key. Did you mean 'root'? Valid: root, mode, tissue",
@@ -148,10 +148,11 @@ def test_every_fault_is_told_at_once(data, study, tmp_path):
     ("text", "told"),
     [
         ("[]", "no data set; expected {"),
-        ("3", "int 3 in place of data sets; expected {"),
+        ("3", "the number 3 in place of data sets; expected {"),
         ('{"a": {"root": 1', "A file is not valid JSON"),
         ('{"a": {"root": "x", "root": "y"}}', "a.root: stands 2 times; expected once"),
         ('[{"root": "/x", "mode": "xenium_exact", "tissue": "lung"}]', "entry_1.root: nothing at /x"),
+        ('[{"root": "/x", "mode": "xenium_exact", "tissue": "lung"}]', "entry_1: no name; expected in a list: name"),
         ('{"A": 1, "a": 1}', "a: differs from another name in upper and lower case alone"),
     ],
 )

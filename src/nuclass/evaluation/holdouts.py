@@ -99,7 +99,7 @@ def read_holdouts(
             "The list of data sets to evaluate on cannot be used",
             where=file,
             found="\n    ".join([number, *faults]),
-            fix="correct these entries; all others are sound",
+            fix="correct these entries; all others are sound" if len(entries) > 1 else "correct the file",
         )
     return chosen
 
@@ -110,6 +110,8 @@ def _entries(file: Path, faults: list[str]) -> list[tuple[str, dict[str, Any]]]:
     data = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     if isinstance(data, list) and not isinstance(data, _Pairs):
         pairs = [(_name_in(item, number), item) for number, item in enumerate(data, start=1)]
+        nameless = [name for name, item in pairs if isinstance(item, _Pairs) and name != dict(item).get("name")]
+        faults += [f"{name}: no name; expected in a list: name, such as lung_h" for name in nameless]
     elif isinstance(data, _Pairs):
         pairs = list(data)
     else:
@@ -139,7 +141,10 @@ def _name_in(item: Any, number: int) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "an object" if isinstance(value, _Pairs) else f"{type(value).__name__} {str(value)[:40]}"
+    if isinstance(value, _Pairs | list):
+        return "an object" if isinstance(value, _Pairs) else "a list"
+    kinds = {str: "the text", bool: "the value", int: "the number", float: "the number"}
+    return f"{kinds[type(value)]} {str(value)[:40]}" if type(value) in kinds else "nothing (null)"
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -118,7 +118,9 @@ def _reliability(ax: Axes, table: pd.DataFrame, overall: Mapping[str, Any]) -> N
         return
     ax.plot([0, 1], [0, 1], color="#BBBBBB", lw=0.6, ls=(0, (3, 2)), zorder=1)
     colour = BRANCH_COLOURS["fused"]
-    ax.plot(shown["gate"], shown["global_right"], color=colour, lw=0.9, zorder=2)
+    # A bin with too few cells leaves a gap: a line across it would look measured.
+    drawn = table[["gate", "global_right"]].where(table["cells"] >= MIN_CELLS)
+    ax.plot(drawn["gate"], drawn["global_right"], color=colour, lw=0.9, zorder=2)
     size = 6 + 34 * shown["cells"] / shown["cells"].max()
     ax.scatter(shown["gate"], shown["global_right"], s=size, color=colour, linewidth=0, zorder=3)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="Gate", ylabel="Share: global right")
