@@ -258,6 +258,18 @@ def test_models_of_other_classes_do_not_predict_together(trained, tmp_path):
         Predictor(MODELS, {"local": tmp_path / "best.ckpt", "global": trained["global"]})
 
 
+def test_one_local_model_serves_global_models_of_any_window(trained, tmp_path):
+    """The local model never sees the global window; another local window it would not know."""
+    data = torch.load(trained["local"], weights_only=True)
+    (side := data["windows"])["global"] *= 2
+    torch.save(data, tmp_path / "best.ckpt")
+    Predictor(MODELS, {"local": tmp_path / "best.ckpt", "global": trained["global"]})
+    side["local"] *= 2
+    torch.save(data, tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="The local and the global model differ in their local window"):
+        Predictor(MODELS, {"local": tmp_path / "best.ckpt", "global": trained["global"]})
+
+
 def test_with_first_organ_a_cohort_is_taken_as_of_the_first_one(trained, study, tmp_path, caplog):
     """The switch puts the first organ of the list in the place of a cohort's, and of no trained slide's."""
     flawed = {**MODELS, "protocol": {"first_organ": True}}

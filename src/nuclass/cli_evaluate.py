@@ -159,7 +159,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     settings = settings_of(options)
     checkpoints = Checkpoints(_checkpoints(options))
     first = checkpoints.first
-    holdouts = read_holdouts(options.holdouts, organs=first["organs"], windows=first["windows"], select=options.select)
+    holdouts = read_holdouts(
+        options.holdouts, organs=first["organs"], windows=checkpoints.windows, select=options.select
+    )
     how = Options(
         ontology=study_file(settings["ontology"]),
         device=options.device,

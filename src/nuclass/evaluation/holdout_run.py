@@ -90,8 +90,14 @@ class Checkpoints:
 
     @property
     def first(self) -> dict[str, Any]:
-        """Any of them; classes, organs, windows and scale are the same in all."""
+        """Any of them; classes, organs and scale are the same in all."""
         return next(iter(self.data.values()))
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """Sides of the windows; the global one as the global model has it, for a local model may serve several."""
+        last = next((self.data[name] for name in (GLOBAL, GATE) if name in self.data), self.first)
+        return dict(last["windows"])
 
     def hashes(self, names: Sequence[str]) -> dict[str, str]:
         """Return the SHA-256 of these files."""
@@ -152,7 +158,7 @@ def _ready(checkpoints: Checkpoints, holdout: Holdout, out: Path, options: Optio
     prepared = prepare(
         holdout,
         out / WORK / holdout.name,
-        windows=first["windows"],
+        windows=checkpoints.windows,
         mpp=float(first["mpp"]),
         ontology=options.ontology,
         seen=checkpoints.seen,

@@ -206,7 +206,7 @@ def compute_maps(
     branches = Branches(Path(checkpoints["local"]), Path(checkpoints["global"]), Predict())
     reader = WindowReader(windows, cache_mb)
     cells = cells.assign(row=_rows(cells, tables))
-    sides = branches.local["windows"]
+    sides = branches.global_["windows"]
     maps = explain(cells, branches, reader, Path(context_folder) if context_folder else None)
     return {
         "local_image": reader.read(cells, sides["local"], 0, sides["local"]),
@@ -246,7 +246,7 @@ def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, conte
     settings = from_plain(Context, branches.global_["context"], "the global checkpoint")
     folder = context_folder or branches.context_folder
     context_net = context_backbone(settings, folder).to(branches.device).eval()
-    source, sides = branches.local["input"], branches.local["windows"]
+    source, sides = branches.local["input"], branches.global_["windows"]
     device, names = branches.device, list(branches.vocabulary.classes)
     organ = torch.from_numpy(branches.vocabulary.encode_organs(cells["organ"])).to(device)
     seen = reader.read(cells, sides["local"], source["read_level"], source["input_px"])

@@ -194,20 +194,19 @@ class Branches:
 
 
 def same_branches(local: dict[str, Any], global_: dict[str, Any], where: str) -> None:
-    """Raise when two checkpoints differ in classes, organs, windows, their input or its scale."""
+    """Raise when two checkpoints differ in classes, organs, the local window, their input or its scale.
+
+    The local model never sees the global window, so that one local model serves global models of any.
+    """
     fix = "train the global model again after the local one"
     for key in ("classes", "organs"):
         problem = f"The local and the global model differ in their {key}"
         same_names(global_[key], local[key], key, where=where, problem=problem, fix=fix)
-    for key in ("mpp", "windows", "input"):
-        if local[key] != global_[key]:
-            raise UserError(
-                f"The local and the global model differ in their {key}",
-                where=where,
-                found=global_[key],
-                expected=local[key],
-                fix=fix,
-            )
+    sides = {"local window": [checkpoint["windows"]["local"] for checkpoint in (local, global_)]}
+    for key, (a, b) in {**{key: (local[key], global_[key]) for key in ("mpp", "input")}, **sides}.items():
+        if a != b:
+            problem = f"The local and the global model differ in their {key}"
+            raise UserError(problem, where=where, found=b, expected=a, fix=fix)
 
 
 def feature_attributes(study: Study, slides: list[str], *, smaller: bool = False) -> dict[str, Any]:

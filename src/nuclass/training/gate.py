@@ -196,11 +196,12 @@ def _payload(
 ) -> dict[str, Any]:
     """Return what the gate's checkpoint holds besides its weights and the temperature of the mixture."""
     smaller = settings.protocol.smaller_gate_context
-    shared = ("classes", "organs", "mpp", "windows", "slides", "cells", "input")
+    shared = ("classes", "organs", "mpp", "slides", "cells", "input")
     return {
         "model": GATE,
         "config": to_plain(settings.gate),
         **{key: branches.local[key] for key in shared},
+        "windows": branches.global_["windows"],
         "weights": branches.local.get("weights"),
         "protocol": switches_of(settings.protocol, *STAGES),
         "parents": {"local": state_hash(branches.model_a), "global": state_hash(branches.model_b)},
