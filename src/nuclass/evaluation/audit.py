@@ -27,7 +27,7 @@ CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
 FEWER, MORE, SAME = "lower", "higher", "no change"
 EXPECTED: dict[str, tuple[str, str, str]] = {
     "inverted_mpp": (COHORT_CELLS, FEWER, "every slide at a scale of its own: a size means nothing"),
-    "no_buffer": (VAL_CELLS, MORE, "windows of val cells share pixels with those of train cells; its val is other tissue, too"),
+    "no_buffer": (VAL_CELLS, MORE, "windows of val and train cells share pixels; but its val is other tissue, too"),
     "test_as_val": (VAL_CELLS, MORE, "the cells that chose the models are reported"),
     "black_corners": (COHORT_CELLS, FEWER, "the stain of the cohorts was never seen"),
     "no_global_augmentation": (COHORT_CELLS, FEWER, "the stain of the cohorts was never seen"),
