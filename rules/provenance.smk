@@ -76,7 +76,7 @@ rule render_report:
     output:
         "results/{report}.html",
     params:
-        targets=lambda wildcards: [*REPORTS[wildcards.report], rules.record_provenance.output.run],
+        targets=lambda wildcards: [*REPORTS[wildcards.report], "results/provenance/run.json"],
     log:
         "logs/render_report/{report}.log",
     benchmark:
