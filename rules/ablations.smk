@@ -5,7 +5,6 @@ include: "comparisons.smk"
 
 
 wildcard_constraints:
-    table="|".join(RUN_TABLES),
     comparison="|".join(RUN_COMPARISONS),
     organ="|".join(LEFT_OUT) or "(?!)",
 
@@ -89,19 +88,19 @@ rule compare_embeddings:
         "../scripts/compare_embeddings.py"
 
 
-rule tabulate_runs:
+rule tabulate_uncertainty_guidance:
     input:
-        csv=lambda wildcards: f"results/evaluation/ablations/{RUN_TABLES[wildcards.table]}.csv",
+        csv="results/evaluation/ablations/guidance.csv",
     output:
-        csv=laid_out("{table}", "Ablations", "{table}"),
-        md="results/tables/{table}.md",
+        csv=laid_out("uncertainty_guidance", "Ablations", "Uncertainty guidance"),
+        md="results/tables/uncertainty_guidance.md",
     params:
         told=TOLD,
         code=code_hash("nuclass.tables.ablation"),
     log:
-        "logs/tabulate_runs/{table}.log",
+        "logs/tabulate_uncertainty_guidance/all.log",
     benchmark:
-        "benchmarks/tabulate_runs/{table}.tsv"
+        "benchmarks/tabulate_uncertainty_guidance/all.tsv"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -109,9 +108,34 @@ rule tabulate_runs:
     conda:
         "../envs/figures.yaml"
     message:
-        "Table {wildcards.table}"
+        "Table uncertainty_guidance: with and without weights in the guided loss"
     script:
-        "../scripts/tabulate_runs.py"
+        "../scripts/tabulate_uncertainty_guidance.py"
+
+
+rule tabulate_context_sizes:
+    input:
+        csv="results/evaluation/ablations/context.csv",
+    output:
+        csv=laid_out("context_sizes", "Ablations", "Sizes of the global window"),
+        md="results/tables/context_sizes.md",
+    params:
+        told=TOLD,
+        code=code_hash("nuclass.tables.ablation"),
+    log:
+        "logs/tabulate_context_sizes/all.log",
+    benchmark:
+        "benchmarks/tabulate_context_sizes/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(500),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Table context_sizes: global windows of several sizes"
+    script:
+        "../scripts/tabulate_context_sizes.py"
 
 
 rule tabulate_seeds:

@@ -13,7 +13,6 @@ WITH_POLICY = SWITCHES_ASKED == "all" or "policy_on_test" in SWITCHES_ASKED
 
 
 TOLD = {"short": STUDY.models["ablations"] and CONFIG["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
-RUN_TABLES = {"uncertainty_guidance": of_variants.GUIDANCE, "context_sizes": of_variants.CONTEXT}
 
 
 def run_tables(name, cohorts=COHORTS, val=TRAIN_SLIDES):
