@@ -40,6 +40,14 @@ class Study:
 
     def source(self, slide: str) -> Path:
         """Return where a slide's windows come from: its ``windows``, else its store below ``results``."""
+        names = [str(row["slide"]) for row in self.slides]
+        if slide not in names:
+            raise UserError(
+                "A slide is not one of the study's",
+                found=slide + closest(slide, names),
+                expected=" | ".join(names),
+                fix="add it to the slides of the study",
+            )
         return self._place(slide, "windows", f"slides/{slide}/he.ome.zarr")
 
     def features(self, slide: str) -> Path:
@@ -55,16 +63,8 @@ class Study:
         return self._place(slide, "gate_features", f"features/context_gate/{slide}.h5")
 
     def _place(self, slide: str, what: str, default: str) -> Path:
-        for row in self.slides:
-            if row["slide"] == slide:
-                return Path(row.get(what) or Path(self.results) / default)
-        names = [str(row["slide"]) for row in self.slides]
-        raise UserError(
-            "A slide is not one of the study's",
-            found=slide + closest(slide, names),
-            expected=" | ".join(names),
-            fix="add it to the slides of the study",
-        )
+        given = next((row.get(what) for row in self.slides if row["slide"] == slide), None)
+        return Path(given or Path(self.results) / default)
 
     def reader(self) -> WindowReader:
         """Return a window reader of all slides."""

@@ -15,7 +15,7 @@ from nuclass.core.protocol import STAGES, SWITCHES, Protocol, parse_protocol, sw
 from nuclass.core.schema import read_yaml
 from nuclass.training.config import Models, parse_models, to_plain
 from nuclass.training.overrides import PART_OF, PROTOCOL, USES, Keys, apply_overrides
-from nuclass.training.parsing import section_types
+from nuclass.training.parsing import section_of, section_types
 
 _log = get_logger(__name__)
 STAGES_OF = {"local": ("local",), "global": ("global", "context", "views"), "gate": ("gate", "gate_context")}
@@ -139,7 +139,7 @@ def _read(model: str, study_file: Path, file: Path | None) -> tuple[dict[str, An
 
 def _check_section(model: str, data: dict[str, Any], file: Path) -> None:
     """Raise when a section file is that of another model."""
-    kinds = section_types(Models)
+    kinds = {name: kind for name, hint in section_types(Models).items() if (kind := section_of(hint)) is not None}
     strange = {name: len(set(data) - set(section_types(kind))) for name, kind in kinds.items()}
     fitting = [name for name in kinds if name != PROTOCOL and not strange[name]]
     if strange[model] and len(fitting) == 1:
