@@ -113,8 +113,8 @@ def test_killed_once(tmp_path: Path, moment: str, straight: dict[str, Any]) -> N
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What an uninterrupted run of the second case comes to, and how long it takes."""
-    # It is made before the threads of a test are set, and a first run loads libraries late: after other tests of the
-    # same process its sums were seen to differ in the last bits from those of all later runs, killed or not.
+    # After other tests of the same process the first run was once seen to differ in the last bits from all later ones,
+    # killed or not; why is not known. This is made before the threads of a test are set.
     torch.set_num_threads(1)
     run(tmp_path_factory.mktemp("first"), CASES[1])
     work = tmp_path_factory.mktemp("straight")
