@@ -38,11 +38,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import yaml
 
 from bench_common import machine, publish, table, verdict
 from bench_windows import he_like, write_jpeg
 from nuclass.core.files import write_parquet
+from nuclass.core.models_file import read_models_file
 from nuclass.data.study import Study
 from nuclass.models.backbones import build_backbone
 from nuclass.slides.geometry import Frames
@@ -76,7 +76,7 @@ SMALL = Plan(2560, 192, 96, 64, 24, 3, 1)
 
 def pairs() -> dict[str, dict[str, Any]]:
     """Return the settings of both pairs of networks, all models in each."""
-    demo = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    demo, _ = read_models_file(DEMO)
     demo["context"] |= {"views": 0, "pretrain": None}
     vit = copy.deepcopy(demo)
     vit["local"]["backbone"] = {"name": "timm:vit_tiny_patch16_224", "input_px": 224}
