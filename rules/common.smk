@@ -25,6 +25,7 @@ from nuclass.labels.given import check_given
 from nuclass.labels.markers import load_markers
 from nuclass.labels.ontology import load_ontology
 from nuclass.patches.annotations import peek_annotations
+from nuclass.training.config import parse_models
 from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.fetch import check_offline, needs_image
 from nuclass.xenium.slide_folder import local_inputs
@@ -41,6 +42,7 @@ try:
         read_given=check_given,
         read_markers=load_markers,
         peek_patches=peek_annotations,
+        check_models=parse_models,
     )
     check_offline(STUDY.config, STUDY.slides)
 except UserError as error:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as Pillow
 
 from nuclass.core.errors import UserError
 from nuclass.patches.slide_windows import SlideWindows
@@ -175,3 +176,18 @@ def test_tiles_not_used_for_longest_are_forgotten_first(slide):
     assert 0 < windows.cached_mb <= held / 2
     windows.trim(0)
     assert windows.cached_mb == 0
+
+
+@pytest.mark.parametrize(("side", "out_px"), [(224, 96), (224, 64), (224, 80), (64, 150), (1024, 48)])
+def test_other_ratios_are_pillows_triangle_filter(side, out_px):
+    """To within one grey level, and each image by itself."""
+    images = np.random.default_rng(3).integers(0, 256, (3, side, side, 3)).astype(np.uint8)
+    images.flags.writeable = False
+    got = shrink(images, out_px)
+    expected = [
+        np.asarray(Pillow.fromarray(image).resize((out_px, out_px), Pillow.Resampling.BILINEAR)) for image in images
+    ]
+    assert np.abs(got.astype(int) - np.stack(expected)).max() <= 1
+    assert np.array_equal(shrink(images, out_px, threads=2), got)
+    assert np.array_equal(shrink(images[1:2], out_px)[0], got[1])
+    assert shrink(images[:0], out_px).shape == (0, out_px, out_px, 3)

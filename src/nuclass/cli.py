@@ -120,6 +120,7 @@ def _check(options: argparse.Namespace) -> None:
     from nuclass.labels.markers import load_markers
     from nuclass.labels.ontology import load_ontology
     from nuclass.patches.annotations import peek_annotations
+    from nuclass.training.config import parse_models
     from nuclass.xenium.alignment import read_alignment
     from nuclass.xenium.fetch import check_offline
 
@@ -134,6 +135,7 @@ def _check(options: argparse.Namespace) -> None:
         read_given=check_given,
         read_markers=load_markers,
         peek_patches=peek_annotations,
+        check_models=parse_models,
     )
     check_offline(study.config, study.slides, options.directory)
     sys.stdout.write(

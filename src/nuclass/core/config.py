@@ -56,6 +56,10 @@ class Study:
     @property
     def variants(self) -> Variants:
         """The runs of the training under changed settings that ``ablations`` asks for."""
+        return self.plan_variants()
+
+    def plan_variants(self, **more: Any) -> Variants:
+        """Return the variants; ``more`` goes to :func:`nuclass.core.variants.build_variants`."""
         organs = {slide: str(self.slides.loc[slide, "organ"]) for slide in self.train_slides}
         return build_variants(
             self.config["ablations"],
@@ -66,6 +70,7 @@ class Study:
             organs=organs,
             cohort_organs=[str(organ) for organ in self.slides.loc[self.cohorts, "organ"]],
             test=self.config["splits"]["test"],
+            **more,
         )
 
     @property
@@ -103,6 +108,7 @@ def load_study(
     read_given: Callable[[str], Any] | None = None,
     read_markers: Callable[[Path, Path | None, Path], Any] | None = None,
     peek_patches: Callable[[Path], Mapping[str, Any]] | None = None,
+    check_models: Callable[..., Any] | None = None,
 ) -> Study:
     """Check a configuration with its sheets and tables; return the study or tell every fault at once.
 
@@ -127,6 +133,8 @@ def load_study(
         Reads the marker table, a table of one's own (or None) and the ontology that both stand on.
     peek_patches
         Reads the first record of an ``annotations.json``, for data sets that the environment names.
+    check_models
+        Checks what the schema of the models' settings cannot tell, by :func:`nuclass.training.config.parse_models`.
 
     Raises
     ------
@@ -171,13 +179,17 @@ def load_study(
     if read_markers is not None:
         faults += _check_markers(root, checked, read_markers, locate)
     raise_faults(faults, "The study's configuration cannot be used")
+    if check_models is not None:
+        locate_model = models_locator(root / checked["models"], read_models_file(root / checked["models"])[1])
+        check_models(models, checked["models"], locate_model)
+        check_models(short_models, f"{checked['models']}: ablations", lambda keys: locate_model(["ablations", *keys]))
     protocol = parse_protocol(checked["protocol"])
     checked["protocol"] = to_setting(protocol)
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     slides = apply_holdout(slides, checked["splits"], locate)
     study = Study(checked, slides, models, protocol, short_models)
     # Faults of the ablations are told now, not when their goal is asked for.
-    study.variants.check()
+    study.plan_variants(locate=locate).check()
     return study
 
 

@@ -22,6 +22,14 @@ def read_models_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]
     settings = _section(path)
     named = {key: value for key, value in settings.items() if isinstance(value, str) and key != "protocol"}
     files = {key: path.parent / value for key, value in named.items()}
+    for key, file in files.items():
+        if not file.is_file():
+            raise UserError(
+                f"the file of the section '{key}' is missing",
+                where=f"{path}, line {key_lines(path)[(key,)]}",
+                found=str(file),
+                fix="correct its name, which is looked for beside this file, or write the section here",
+            )
     return settings | {key: _section(file) for key, file in files.items()}, files
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from nuclass.core.errors import UserError, closest
 from nuclass.core.names import GATE, GLOBAL, LOCAL, MODELS
 from nuclass.core.protocol import RELEASED, STAGES, SWITCHES, Protocol, switches_of
+from nuclass.core.schema import Locate
 
 SEEDS, ORGAN, LEAVE_OUT, GUIDANCE, CONTEXT, AUDIT = "seeds", "organ", "leave_out", "guidance", "context", "audit"
 GROUPS = (SEEDS, ORGAN, LEAVE_OUT, GUIDANCE, CONTEXT, AUDIT)
@@ -173,6 +174,7 @@ def build_variants(
     organs: Mapping[str, str],
     cohort_organs: Sequence[str],
     test: float,
+    locate: Locate = lambda keys: ": ".join(map(str, keys)),
 ) -> Variants:
     """Return the variants that a study's section ``ablations`` asks for.
 
@@ -192,6 +194,8 @@ def build_variants(
         Organs of the cohorts, in the order of the sheet.
     test
         The share of test cells (``splits.test``).
+    locate
+        Gives the place of a setting, for messages.
 
     Raises
     ------
@@ -204,10 +208,10 @@ def build_variants(
     parts = (
         _seeds(reference, settings["seeds"]),
         _organ_modes(reference, ORGAN, "organ"),
-        _left_out(reference, settings["leave_out"], organs, cohort_organs),
+        _left_out(reference, settings["leave_out"], organs, cohort_organs, locate),
         _guidance(reference),
         _contexts(reference, settings["context_sizes"], windows["local"]),
-        _audited(reference, settings["switches"], test),
+        _audited(reference, settings["switches"], test, locate),
     )
     return Variants(study, [reference, *(variant for part in parts for variant in part)])
 
@@ -239,7 +243,11 @@ def _organ_modes(reference: Variant, group: str, name: str, **more: Any) -> Iter
 
 
 def _left_out(
-    reference: Variant, wanted: int | Sequence[str], organs: Mapping[str, str], cohort_organs: Sequence[str]
+    reference: Variant,
+    wanted: int | Sequence[str],
+    organs: Mapping[str, str],
+    cohort_organs: Sequence[str],
+    locate: Locate,
 ) -> Iterator[Variant]:
     known = list(dict.fromkeys(organs.values()))
     if isinstance(wanted, int):
@@ -249,7 +257,7 @@ def _left_out(
         if organ not in known or len(known) == 1:
             raise UserError(
                 f"An organ to leave out is not one of several in the training slides.{closest(organ, known)}",
-                where="ablations: leave_out",
+                where=locate(["ablations", "leave_out"]),
                 found=organ,
                 expected=" | ".join(known),
             )
@@ -280,13 +288,13 @@ def _contexts(reference: Variant, sizes: int, local: int) -> Iterator[Variant]:
         yield _changed(reference, CONTEXT, str(size), changes if steps else {}, window=size)
 
 
-def _audited(reference: Variant, names: Any, test: float) -> Iterator[Variant]:
+def _audited(reference: Variant, names: Any, test: float, locate: Locate) -> Iterator[Variant]:
     wanted = SWITCHES if names == "all" else tuple(names)
     for name in wanted:
         if name not in SWITCHES:
             raise UserError(
                 f"The protocol has no switch of this name.{closest(str(name), list(SWITCHES))}",
-                where="ablations: switches",
+                where=locate(["ablations", "switches"]),
                 found=name,
                 expected="all, or a list of: " + ", ".join(SWITCHES),
             )

@@ -345,11 +345,6 @@ class Predictor:
             )
 
 
-def _state(file: Path) -> list[Any]:
-    """Return what changes when a feature file is made anew."""
-    return [str(file), read_key(file).digest, file.stat().st_size, file.stat().st_mtime_ns]
-
-
 def _names(checkpoints: Mapping[str, Path]) -> list[str]:
     """Return the models that are given, in their order."""
     names = [name for name in MODELS if name in checkpoints]
