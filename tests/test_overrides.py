@@ -283,8 +283,8 @@ def test_only_what_a_section_sets_comes_from_the_command_line():
 def test_another_backbone_does_not_inherit_the_arguments_of_the_one_before():
     typed = resolve("local", DEMO, overrides=["backbone={name: uni2-h}"]).typed
     assert typed.local.backbone == {"name": "uni2-h"}
-    typed = resolve("local", DEMO, overrides=["backbone.kwargs.stem_width=8"]).typed
-    assert typed.local.backbone["kwargs"] == {"channels": [24, 48, 96, 160], "stem_width": 8}
+    typed = resolve("local", DEMO, overrides=["backbone.kwargs.stem_width=12"]).typed
+    assert typed.local.backbone["kwargs"] == {"channels": [24, 48, 96, 160], "stem_width": 12}
 
 
 @pytest.mark.parametrize("key", ["backbone.nmae=uni2-h", "context.backbone.wieghts=none"])
