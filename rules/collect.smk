@@ -48,8 +48,8 @@ rule labels:
 
 rule labelling:
     input:
-        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=[*FORMATS, "csv"]),
-        expand("results/figures/labelling.{ending}", ending=[*FORMATS, "csv"]),
+        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=ENDINGS),
+        expand("results/figures/labelling.{ending}", ending=ENDINGS),
         expand("results/tables/{name}.{ending}", name=LABEL_TABLES, ending=["csv", "md"]),
 
 
@@ -71,7 +71,7 @@ rule core:
     input:
         rules.evaluation.input,
         figure_files(FIGURES),
-        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=[*FORMATS, "csv"]),
+        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=ENDINGS),
         table_files(TABLES),
 
 
@@ -100,7 +100,7 @@ rule audit:
 rule figures:
     input:
         figure_files([*FIGURES, *MORE_FIGURES]),
-        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=[*FORMATS, "csv"]),
+        expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=ENDINGS),
 
 
 rule tables:

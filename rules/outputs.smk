@@ -1,29 +1,31 @@
 """How figures and tables are named, and which of their files the report shows."""
 
 FORMATS = CONFIG["figures"]["formats"]
+# The report shows a JPEG, a tenth of the size of the PNG of 300 dpi.
+SHOWN = "jpg"
+ENDINGS = [*FORMATS, SHOWN, "csv"]
 
 
 def drawn(name, category, what):
-    """Return a figure's files; the one that a browser shows best goes into the report."""
-    shown = next(ending for ending in ("png", "svg", "pdf") if ending in FORMATS)
-    paths = {ending: f"results/figures/{name}.{ending}" for ending in FORMATS}
-    paths[shown] = report(
-        paths[shown], caption=f"../workflow/report/{name}.rst", category=category, labels={"figure": what}
+    """Return a figure's files: in the formats asked for, and the picture that goes into the report."""
+    shown = report(
+        f"results/figures/{name}.{SHOWN}",
+        caption=f"../workflow/report/{name}.rst",
+        category=category,
+        labels={"figure": what},
     )
-    return list(paths.values())
+    return [*[f"results/figures/{name}.{ending}" for ending in FORMATS], shown]
 
 
 def slide_pictures(name, caption, category):
-    """Return the pictures of one slide's labels; the one that a browser shows best goes into the report."""
-    shown = next(ending for ending in ("png", "svg", "pdf") if ending in FORMATS)
-    paths = {ending: f"results/labels/{{slide}}/{name}.{ending}" for ending in FORMATS}
-    paths[shown] = report(
-        paths[shown],
+    """Return the pictures of one slide's labels: in the formats asked for, and the one that goes into the report."""
+    shown = report(
+        f"results/labels/{{slide}}/{name}.{SHOWN}",
         caption=f"../workflow/report/{caption}.rst",
         category=category,
         labels={"figure": "Slide {slide}"},
     )
-    return list(paths.values())
+    return [*[f"results/labels/{{slide}}/{name}.{ending}" for ending in FORMATS], shown]
 
 
 def laid_out(name, category, what):
@@ -37,8 +39,8 @@ def laid_out(name, category, what):
 
 
 def figure_files(names):
-    """Return the files of figures, with the numbers they draw."""
-    return expand("results/figures/{name}.{ending}", name=names, ending=[*CONFIG["figures"]["formats"], "csv"])
+    """Return the files of figures, with the picture of the report and the numbers they draw."""
+    return expand("results/figures/{name}.{ending}", name=names, ending=ENDINGS)
 
 
 def table_files(names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SINGLE_MM, DOUBLE_MM = 89.0, 183.0
 NOTE = "synthetic study"
+_REPORT_PX, _REPORT_DPI = 1500, 200
+"""Most pixels across and most pixels an inch of the JPEG that the report shows."""
 ALL = "all"
 
 # Okabe and Ito's palette, which stays apart for every kind of colour vision.
@@ -81,7 +83,8 @@ def save_figure(
 ) -> None:
     """Write the figure in the format of each output's suffix, and its numbers as CSV.
 
-    With ``synthetic`` the foot of the figure says so in small print. The width stays as it was set.
+    With ``synthetic`` the foot of the figure says so in small print. The width stays as it was set. A ``.jpg`` is the
+    picture of the report: at most 200 dpi and 1500 px across, so that a report of many figures can be mailed.
     """
     import matplotlib.pyplot as plt
 
@@ -94,10 +97,18 @@ def save_figure(
         fig.text(0.995, 0.6 / height_mm, NOTE, ha="right", va="bottom", fontsize=5, color=GREY, style="italic")
     for path in outputs:
         with atomic_path(path) as temporary:
-            metadata = {"CreationDate": None} if Path(path).suffix == ".pdf" else None
-            fig.savefig(temporary, format=Path(path).suffix[1:], metadata=metadata)
+            fig.savefig(temporary, format=Path(path).suffix[1:], **_options(fig, Path(path).suffix))
     plt.close(fig)
     write_csv(csv, numbers)
+
+
+def _options(fig: Figure, suffix: str) -> dict[str, Any]:
+    if suffix == ".pdf":
+        return {"metadata": {"CreationDate": None}}
+    if suffix == ".jpg":
+        dpi = min(_REPORT_DPI, _REPORT_PX / fig.get_figwidth())
+        return {"dpi": dpi, "pil_kwargs": {"quality": 85, "subsampling": 0, "optimize": True}}
+    return {}
 
 
 def empty_panel(ax: Axes, message: str) -> None:
