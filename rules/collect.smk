@@ -108,6 +108,11 @@ rule tables:
         table_files([*TABLES, *MORE_TABLES]),
 
 
+rule explorer:
+    input:
+        "results/explorer/index.html",
+
+
 rule report:
     input:
         "results/report.html",

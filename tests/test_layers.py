@@ -24,6 +24,7 @@ LAYERS = (
         "cli_train",
     ),
     ("cli_common",),
+    ("explorer",),
     ("figures", "tables"),
     ("evaluation", "interpret"),
     ("training",),

@@ -187,6 +187,7 @@ def load_study(
     checked["protocol"] = to_setting(protocol)
     slides = pd.DataFrame([row.values for row in rows]).set_index("slide")
     slides = apply_holdout(slides, checked["splits"], locate)
+    raise_faults(_check_explored(checked, list(slides.index), locate), "The study's configuration cannot be used")
     study = Study(checked, slides, models, protocol, short_models)
     # Faults of the ablations are told now, not when their goal is asked for.
     study.plan_variants(locate=locate).check()
@@ -201,6 +202,20 @@ def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[s
     checked, faults = check_settings(merged, read_yaml(root / SCHEMAS / "config.schema.yaml"), locate)
     raise_faults(faults or _check_numbers(checked, locate), "The configuration cannot be used")
     return checked
+
+
+def _check_explored(config: Mapping[str, Any], slides: Sequence[str], locate: Any) -> list[UserError]:
+    """Check that the slides of the explorer are in the sheet."""
+    return [
+        UserError(
+            "figures.explorer.slides names a slide that is not in the sheet",
+            where=locate(["figures", "explorer", "slides"]),
+            found=f"{name}.{closest(name, list(slides))}",
+            expected=", ".join(slides),
+        )
+        for name in config["figures"]["explorer"]["slides"]
+        if name not in slides
+    ]
 
 
 def _check_numbers(config: Mapping[str, Any], locate: Any) -> list[UserError]:

@@ -87,22 +87,24 @@ def save_figure(
     picture of the report: at most 200 dpi and 1500 px across, so that a report of many figures can be mailed.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     foot_mm = 3.2 if synthetic else 0.0
     height_mm = fig.get_figheight() * 25.4
     engine = fig.get_layout_engine()
-    if foot_mm and engine is not None:
-        engine.set(rect=(0, foot_mm / height_mm, 1, 1 - foot_mm / height_mm))  # type: ignore[call-arg]
+    if foot_mm and isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, foot_mm / height_mm, 1, 1 - foot_mm / height_mm))
     if foot_mm:
         fig.text(0.995, 0.6 / height_mm, NOTE, ha="right", va="bottom", fontsize=5, color=GREY, style="italic")
     for path in outputs:
         with atomic_path(path) as temporary:
-            fig.savefig(temporary, format=Path(path).suffix[1:], **_options(fig, Path(path).suffix))
+            fig.savefig(temporary, format=Path(path).suffix[1:], **file_options(fig, Path(path).suffix))
     plt.close(fig)
     write_csv(csv, numbers)
 
 
-def _options(fig: Figure, suffix: str) -> dict[str, Any]:
+def file_options(fig: Figure, suffix: str) -> dict[str, Any]:
+    """Return how a figure is written in a format: no date in a PDF, a picture of the report small enough to mail."""
     if suffix == ".pdf":
         return {"metadata": {"CreationDate": None}}
     if suffix == ".jpg":
