@@ -94,6 +94,7 @@ rule tabulate_uncertainty_guidance:
     output:
         csv=laid_out("uncertainty_guidance", "Ablations", "Uncertainty guidance"),
         md="results/tables/uncertainty_guidance.md",
+        tex="results/tables/uncertainty_guidance.tex",
     params:
         told=TOLD,
         code=code_hash("nuclass.tables.ablation"),
@@ -119,6 +120,7 @@ rule tabulate_context_sizes:
     output:
         csv=laid_out("context_sizes", "Ablations", "Sizes of the global window"),
         md="results/tables/context_sizes.md",
+        tex="results/tables/context_sizes.tex",
     params:
         told=TOLD,
         code=code_hash("nuclass.tables.ablation"),
@@ -144,6 +146,7 @@ rule tabulate_seeds:
     output:
         csv=laid_out("seeds", "Ablations", "What the seed changes"),
         md="results/tables/seeds.md",
+        tex="results/tables/seeds.tex",
     params:
         told=TOLD,
         code=code_hash("nuclass.tables.ablation"),
@@ -169,6 +172,7 @@ rule tabulate_film_vs_concat:
     output:
         csv=laid_out("film_vs_concat", "Ablations", "FiLM, concatenation, none"),
         md="results/tables/film_vs_concat.md",
+        tex="results/tables/film_vs_concat.tex",
     params:
         told={key: TOLD[key] for key in ("synthetic", "flaws")},
         code=code_hash("nuclass.tables.fusion"),
@@ -194,6 +198,7 @@ rule tabulate_left_out:
     output:
         csv=laid_out("left_out", "Ablations", "An organ that was never seen"),
         md="results/tables/left_out.md",
+        tex="results/tables/left_out.tex",
     params:
         told=TOLD,
         code=code_hash("nuclass.tables.ablation"),

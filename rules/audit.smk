@@ -35,6 +35,7 @@ rule tabulate_audit:
     output:
         csv=laid_out("audit", "Audit", "What each flaw does"),
         md="results/tables/audit.md",
+        tex="results/tables/audit.tex",
     params:
         told=TOLD,
         code=code_hash("nuclass.tables.ablation"),

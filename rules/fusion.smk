@@ -147,6 +147,7 @@ rule tabulate_gate_ablation:
     output:
         csv=laid_out("gate_ablation", "Ablations", "Gate and other ways to fuse"),
         md="results/tables/gate_ablation.md",
+        tex="results/tables/gate_ablation.tex",
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
@@ -173,6 +174,7 @@ rule tabulate_complementarity:
     output:
         csv=laid_out("complementarity", "Results", "Local and global by class"),
         md="results/tables/complementarity.md",
+        tex="results/tables/complementarity.tex",
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
@@ -201,6 +203,7 @@ rule tabulate_gate:
     output:
         csv=laid_out("gate", "Results", "What the gate does"),
         md="results/tables/gate.md",
+        tex="results/tables/gate.tex",
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
@@ -229,6 +232,7 @@ rule tabulate_paper_comparison:
     output:
         csv=laid_out("paper_comparison", "Results", "Published numbers and ours"),
         md="results/tables/paper_comparison.md",
+        tex="results/tables/paper_comparison.tex",
     params:
         facts={
             "mpp": CONFIG["mpp"],

@@ -104,6 +104,7 @@ rule tabulate_alignment:
             labels={"table": "Alignment"},
         ),
         md="results/tables/alignment.md",
+        tex="results/tables/alignment.tex",
         page="results/alignment.html",
     params:
         study=f"{CONFIG['study']}. {FLAWS}" if FLAWS else CONFIG["study"],

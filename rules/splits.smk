@@ -45,6 +45,7 @@ rule tabulate_splits:
             labels={"table": "Splits"},
         ),
         md="results/tables/splits.md",
+        tex="results/tables/splits.tex",
     params:
         synthetic=lambda wildcards: SYNTHETIC,
         code=code_hash("nuclass.tables.splits"),

@@ -1,4 +1,4 @@
-"""One rule a table: each lays out numbers of the evaluation as CSV and Markdown."""
+"""One rule a table: each lays out numbers of the evaluation as CSV, Markdown and LaTeX."""
 
 
 rule tabulate_holdout_comparison:
@@ -7,6 +7,7 @@ rule tabulate_holdout_comparison:
     output:
         csv=laid_out("holdout_comparison", "Results", "Models and baselines on the cohorts"),
         md="results/tables/holdout_comparison.md",
+        tex="results/tables/holdout_comparison.tex",
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
@@ -35,6 +36,7 @@ rule tabulate_branches:
     output:
         csv=laid_out("branches", "Results", "Branches and gate"),
         md="results/tables/branches.md",
+        tex="results/tables/branches.tex",
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
@@ -61,6 +63,7 @@ rule tabulate_dataset:
     output:
         csv=laid_out("dataset", "Data", "Data set"),
         md="results/tables/dataset.md",
+        tex="results/tables/dataset.tex",
     params:
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.tables"),
@@ -86,6 +89,7 @@ rule tabulate_panels:
     output:
         csv=laid_out("panels", "Labels", "What each panel can tell"),
         md="results/tables/panels.md",
+        tex="results/tables/panels.tex",
     params:
         slides=BUNDLE_SLIDES,
         organs={slide: slide_row(slide)["organ"] for slide in BUNDLE_SLIDES},
@@ -114,6 +118,7 @@ rule tabulate_label_quality:
     output:
         csv=laid_out("label_quality", "Labels", "Cells with a label"),
         md="results/tables/label_quality.md",
+        tex="results/tables/label_quality.tex",
     params:
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.tables"),
@@ -140,6 +145,7 @@ rule tabulate_label_agreement:
     output:
         csv=laid_out("label_agreement", "Labels", "Markers against given labels"),
         md="results/tables/label_agreement.md",
+        tex="results/tables/label_agreement.tex",
     params:
         slides=BUNDLE_SLIDES,
         synthetic=SYNTHETIC,
@@ -168,6 +174,7 @@ rule tabulate_label_confidence:
     output:
         csv=laid_out("label_confidence", "Labels", "Confidence, ours and the original's"),
         md="results/tables/label_confidence.md",
+        tex="results/tables/label_confidence.tex",
     params:
         slides=BUNDLE_SLIDES,
         min_confidence=CONFIG["labels"]["min_confidence"],
@@ -195,6 +202,7 @@ rule tabulate_funnel:
     output:
         csv=laid_out("funnel", "Data", "Cells left after each step"),
         md="results/tables/funnel.md",
+        tex="results/tables/funnel.tex",
     params:
         synthetic=SYNTHETIC,
         code=code_hash("nuclass.tables"),
@@ -222,6 +230,7 @@ if TRUTH_KNOWN:
         output:
             csv=laid_out("synthetic_truth", "Results", "Against the truth"),
             md="results/tables/synthetic_truth.md",
+            tex="results/tables/synthetic_truth.tex",
         params:
             flaws=FLAWS,
             code=code_hash("nuclass.tables"),

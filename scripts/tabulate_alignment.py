@@ -4,9 +4,11 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     from nuclass.tables.alignment import alignment_page, alignment_table
+    from nuclass.tables.layout import save_table
 
     found, made = snakemake.input, snakemake.output
-    alignment_table(found.verdicts, made.csv, made.md, synthetic=snakemake.params.synthetic)
+    table = alignment_table(found.verdicts)
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic)
     alignment_page(
         found.verdicts,
         found.overlays,

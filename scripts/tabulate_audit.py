@@ -4,5 +4,8 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     from nuclass.tables.ablation import audit
+    from nuclass.tables.layout import save_table
 
-    audit(snakemake.input.audit, snakemake.output.csv, snakemake.output.md, **snakemake.params.told)
+    table = audit(snakemake.input.audit, short=snakemake.params.told["short"])
+    made, told = snakemake.output, snakemake.params.told
+    save_table(table, made.csv, made.md, made.tex, synthetic=told["synthetic"], flaws=told["flaws"])

@@ -3,12 +3,9 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.tables.layout import save_table
     from nuclass.tables.study import branches
 
-    branches(
-        snakemake.input.comparison,
-        snakemake.output.csv,
-        snakemake.output.md,
-        synthetic=snakemake.params.synthetic,
-        flaws=snakemake.params.flaws,
-    )
+    table = branches(snakemake.input.comparison)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

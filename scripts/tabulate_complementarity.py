@@ -4,11 +4,8 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     from nuclass.tables.fusion import complementarity
+    from nuclass.tables.layout import save_table
 
-    complementarity(
-        snakemake.input.counts,
-        snakemake.output.csv,
-        snakemake.output.md,
-        synthetic=snakemake.params.synthetic,
-        flaws=snakemake.params.flaws,
-    )
+    table = complementarity(snakemake.input.counts)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

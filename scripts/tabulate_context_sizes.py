@@ -4,13 +4,14 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     from nuclass.tables.ablation import runs_table
+    from nuclass.tables.layout import save_table
 
-    runs_table(
+    table = runs_table(
         snakemake.input.csv,
-        snakemake.output.csv,
-        snakemake.output.md,
         title="Sizes of the global window",
         first="side of the window, px",
         models=["global", "fused"],
-        **snakemake.params.told,
+        short=snakemake.params.told["short"],
     )
+    made, told = snakemake.output, snakemake.params.told
+    save_table(table, made.csv, made.md, made.tex, synthetic=told["synthetic"], flaws=told["flaws"])

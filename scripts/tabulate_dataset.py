@@ -3,11 +3,9 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.tables.layout import save_table
     from nuclass.tables.study import dataset
 
-    dataset(
-        snakemake.input.composition,
-        snakemake.output.csv,
-        snakemake.output.md,
-        synthetic=snakemake.params.synthetic,
-    )
+    table = dataset(snakemake.input.composition)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic)

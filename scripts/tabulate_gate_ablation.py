@@ -4,12 +4,8 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     from nuclass.tables.fusion import gate_ablation
+    from nuclass.tables.layout import save_table
 
-    gate_ablation(
-        snakemake.input.json,
-        snakemake.input.comparison,
-        snakemake.output.csv,
-        snakemake.output.md,
-        synthetic=snakemake.params.synthetic,
-        flaws=snakemake.params.flaws,
-    )
+    table = gate_ablation(snakemake.input.json, snakemake.input.comparison)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

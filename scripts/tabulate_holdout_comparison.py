@@ -3,14 +3,11 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.tables.layout import save_table
     from nuclass.tables.study import holdout_comparison
 
-    holdout_comparison(
-        snakemake.input.comparison,
-        snakemake.output.csv,
-        snakemake.output.md,
-        synthetic=snakemake.params.synthetic,
-        flaws=snakemake.params.flaws,
-        closed_set=snakemake.params.closed_set,
-        stand_ins=snakemake.params.stand_ins,
+    table = holdout_comparison(
+        snakemake.input.comparison, closed_set=snakemake.params.closed_set, stand_ins=snakemake.params.stand_ins
     )
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

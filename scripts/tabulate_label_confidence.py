@@ -6,6 +6,7 @@ with snakemake_job(snakemake):
     from nuclass.labels.measures import RELEASED_MIN, confidence_of
     from nuclass.labels.ontology import load_ontology
     from nuclass.tables.labelling import label_confidence
+    from nuclass.tables.layout import save_table
 
     found, told = snakemake.input, snakemake.params
     rules = confidence_of(
@@ -13,11 +14,6 @@ with snakemake_job(snakemake):
         {name: kind.class_name for name, kind in load_ontology(found.ontology).cell_types.items()},
         dict(zip(told.slides, found.truths, strict=True)) if found.truths else {},
     )
-    label_confidence(
-        rules,
-        snakemake.output.csv,
-        snakemake.output.md,
-        min_confidence=told.min_confidence,
-        released_min=RELEASED_MIN,
-        synthetic=told.synthetic,
-    )
+    table = label_confidence(rules, min_confidence=told.min_confidence, released_min=RELEASED_MIN)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic)

@@ -3,12 +3,10 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.tables.layout import save_table
     from nuclass.tables.study import label_quality
 
-    label_quality(
-        snakemake.input.quality,
-        snakemake.output.csv,
-        snakemake.output.md,
-        synthetic=snakemake.params.synthetic,
-        truth=snakemake.input.truth[0] if snakemake.input.truth else None,
-    )
+    truth = snakemake.input.truth[0] if snakemake.input.truth else None
+    table = label_quality(snakemake.input.quality, truth=truth)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic)

@@ -3,16 +3,17 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.tables.layout import save_table
     from nuclass.tables.published import paper_comparison
 
-    paper_comparison(
-        snakemake.input.values,
-        snakemake.input.comparison,
-        snakemake.input.composition,
-        snakemake.output.csv,
-        snakemake.output.md,
-        facts=snakemake.params.facts,
-        synthetic=snakemake.params.synthetic,
-        closed_set=snakemake.params.closed_set,
-        flaws=snakemake.params.flaws,
+    found, told = snakemake.input, snakemake.params
+    table = paper_comparison(
+        found.values,
+        found.comparison,
+        found.composition,
+        facts=told.facts,
+        synthetic=told.synthetic,
+        closed_set=told.closed_set,
     )
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

@@ -3,11 +3,9 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.tables.layout import save_table
     from nuclass.tables.study import synthetic_truth
 
-    synthetic_truth(
-        snakemake.input.criteria,
-        snakemake.output.csv,
-        snakemake.output.md,
-        flaws=snakemake.params.flaws,
-    )
+    table = synthetic_truth(snakemake.input.criteria)
+    made = snakemake.output
+    save_table(table, made.csv, made.md, made.tex, synthetic=True, flaws=snakemake.params.flaws)

@@ -10,12 +10,13 @@ from nuclass.core.files import write_csv, write_json
 from nuclass.evaluation.ablation import COLUMNS as RUN_COLUMNS
 from nuclass.evaluation.audit import COLUMNS, EXPECTED
 from nuclass.figures.audit import draw_audit
-from nuclass.tables.ablation import GUIDANCE, audit, left_out, runs_table, seeds, signed
+from nuclass.tables.ablation import GUIDANCE, audit, left_out, runs_table, seeds
+from table_example import lay_out
 from test_figures import check
 from test_workflow import REPOSITORY
 
 STYLE = REPOSITORY / "resources/style/nuclass.mplstyle"
-TOLD = {"short": "config/models/demo.yaml", "synthetic": True, "flaws": ""}
+SHORT = "config/models/demo.yaml"
 
 
 def comparison(values: dict[str, tuple[float, float]]) -> pd.DataFrame:
@@ -42,27 +43,25 @@ def lines(path: Path, start: str) -> list[str]:
 
 def test_runs_are_laid_out_with_their_differences(tmp_path):
     write_csv(tmp_path / "in.csv", comparison({"label": (0.7, 0.0), "entropy": (0.65, -0.05), "none": (0.705, 0.005)}))
-    runs_table(
-        tmp_path / "in.csv",
-        tmp_path / "a.csv",
-        tmp_path / "a.md",
-        title="With and without",
-        first="weight",
-        models=["fused"],
-        values=GUIDANCE,
-        **TOLD,
+    table = runs_table(
+        tmp_path / "in.csv", title="With and without", first="weight", models=["fused"], values=GUIDANCE, short=SHORT
     )
-    told = (tmp_path / "a.md").read_text(encoding="utf-8")
+    told = lay_out(table, tmp_path / "a", synthetic=True)
     assert told.startswith("# With and without\n\n## Fused (gate)\n")
     assert lines(tmp_path / "a.md", "| by label")[0].split(" | ")[1:] == [
-        "0.700 (0.680 to 0.720)",
-        "0.700 (0.680 to 0.720)",
+        "0.700 (0.680 to 0.720) †",
+        "0.700 (0.680 to 0.720) †",
         "0.700 (0.680 to 0.720)",
         "0.700",
         "reference |",
     ]
     assert lines(tmp_path / "a.md", "| by entropy")[0].endswith("| **-0.050 (-0.060 to -0.040)** |")
-    assert lines(tmp_path / "a.md", "| none")[0].endswith("| +0.005 (-0.005 to +0.015) |")
+    none = lines(tmp_path / "a.md", "| none")[0]
+    assert none.endswith("| +0.005 (-0.005 to +0.015) |")
+    assert none.startswith("| none (gamma 0) | **0.705 (0.685 to 0.725)** | **0.705 (0.685 to 0.725)** | 0.705 (")
+    assert " | **0.650 (0.630 to 0.670)** | **0.650** | " in lines(tmp_path / "a.md", "| by entropy")[0], (
+        "least is best"
+    )
     assert "section `ablations` of `config/models/demo.yaml`" in told
     assert "Synthetic study" in told
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "in.csv"))
@@ -70,11 +69,7 @@ def test_runs_are_laid_out_with_their_differences(tmp_path):
 
 def test_a_study_that_is_not_shortened_does_not_say_so(tmp_path):
     write_csv(tmp_path / "in.csv", comparison({"1024": (0.7, 0.0)}))
-    plain = {"short": "", "synthetic": False, "flaws": ""}
-    runs_table(
-        tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", title="S", first="side", models=["global"], **plain
-    )
-    told = (tmp_path / "a.md").read_text(encoding="utf-8")
+    told = lay_out(runs_table(tmp_path / "in.csv", title="S", first="side", models=["global"]), tmp_path / "a")
     assert "shorter" not in told
     assert "| 1024 |" in told, "a number stays as it was written"
 
@@ -96,7 +91,7 @@ def test_seeds_are_told_with_their_spread(tmp_path):
         for metric in ("macro_f1", "accuracy", "log_loss", "ece")
     ]
     write_csv(tmp_path / "in.csv", pd.DataFrame(rows))
-    seeds(tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    lay_out(seeds(tmp_path / "in.csv", short=SHORT), tmp_path / "a", synthetic=True)
     assert lines(tmp_path / "a.md", "| Fused")[0].split(" | ")[1:3] == ["3", "0.700 ± 0.012 (0.690 to 0.710)"]
 
 
@@ -113,17 +108,17 @@ def test_an_organ_that_was_never_seen(tmp_path):
         tmp_path / "a.json",
         {"organ": "lung", "n_cells": 90, "outside": {"Alveolar": 7}, "models": models, "differences": gap},
     )
-    left_out([tmp_path / "a.json"], tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    lay_out(left_out([tmp_path / "a.json"], short=SHORT), tmp_path / "a", synthetic=True)
     film, none = lines(tmp_path / "a.md", "| lung")
-    assert film.startswith("| lung | film | 90 | 0.500 (0.400 to 0.600) |")
+    assert film.startswith("| lung | film | 90 | **0.500 (0.400 to 0.600)** |")
+    assert none.startswith("| lung | none | 90 | 0.450 (0.350 to 0.550) † |")
     assert film.endswith("| – |")
     assert none.endswith("| +0.050 (-0.050 to +0.150) |")
     assert pd.read_csv(tmp_path / "a.csv")["n_outside"].tolist() == [7, 7]
 
 
 def test_no_organ_left_out_says_so(tmp_path):
-    left_out([], tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
-    assert "No organ is left out" in (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "No organ is left out" in lay_out(left_out([], short=SHORT), tmp_path / "a")
 
 
 def audit_table() -> pd.DataFrame:
@@ -184,7 +179,7 @@ def audit_table() -> pd.DataFrame:
 
 def test_the_audit_is_laid_out(tmp_path):
     write_csv(tmp_path / "in.csv", audit_table())
-    audit(tmp_path / "in.csv", tmp_path / "a.csv", tmp_path / "a.md", **TOLD)
+    lay_out(audit(tmp_path / "in.csv", short=SHORT), tmp_path / "a", synthetic=True)
     reference = lines(tmp_path / "a.md", "| reference")[0]
     assert reference == "| reference | 0.700 (0.660 to 0.740) | – | 0.750 (0.700 to 0.800) | – | +0.050 | – | – |"
     worse = lines(tmp_path / "a.md", "| `inverted_mpp`")[0]
@@ -193,7 +188,7 @@ def test_the_audit_is_laid_out(tmp_path):
     assert worse.endswith("| cohorts: lower | as expected |")
     assert "But `policy_on_test` is of the study's own models." in (tmp_path / "a.md").read_text(encoding="utf-8")
     assert "| 0 (idle) |" in lines(tmp_path / "a.md", "| `frozen_heads`")[0]
-    assert lines(tmp_path / "a.md", "- `frozen_heads`") == ["- `frozen_heads`: no joint fine-tuning is asked for"]
+    assert lines(tmp_path / "a.md", "| `frozen_heads`")[1] == "| `frozen_heads` | no joint fine-tuning is asked for |"
     assert "| – | – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]
 
 
@@ -228,9 +223,3 @@ def test_an_audit_of_nothing_is_a_figure_that_says_so(tmp_path):
     write_csv(tmp_path / "in.csv", audit_table().head(1))
     draw_audit(tmp_path / "in.csv", [tmp_path / "a.svg"], tmp_path / "a.csv", style=STYLE, synthetic=False)
     assert "No flaw of the original was audited" in (tmp_path / "a.svg").read_text(encoding="utf-8")
-
-
-def test_signed():
-    assert signed(0.05, 0.01, 0.09) == "+0.050 (+0.010 to +0.090)"
-    assert signed(-0.05, float("nan"), float("nan")) == "-0.050"
-    assert signed(float("nan"), 0, 0) == "–"

@@ -34,6 +34,7 @@ from nuclass.figures.complementarity import draw_complementarity
 from nuclass.figures.gate import draw_gate
 from nuclass.tables import fusion as tables
 from nuclass.tables.layout import SYNTHETIC_NOTE
+from table_example import lay_out, rows
 
 ROOT = Path(__file__).parents[1]
 LOOK = {"classes": ROOT / "resources" / "classes.tsv", "style": ROOT / "resources" / "style" / "nuclass.mplstyle"}
@@ -209,13 +210,8 @@ def test_bad_inputs(study: Path, tmp_path: Path) -> None:
     assert not outputs[0].exists()
 
 
-def rows(md: Path) -> list[list[str]]:
-    return [[c.strip() for c in line.strip("|").split("|")] for line in md.read_text().splitlines() if line[:1] == "|"]
-
-
 def test_table_gate_ablation(study: Path, tmp_path: Path) -> None:
-    tables.gate_ablation(study / "f.json", study / "f.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
-    text = (tmp_path / "t.md").read_text()
+    text = lay_out(tables.gate_ablation(study / "f.json", study / "f.csv"), tmp_path / "t", synthetic=True)
     assert SYNTHETIC_NOTE in text
     found = rows(tmp_path / "t.md")
     ways = [row[0] for row in found[2:11]]
@@ -230,7 +226,7 @@ def test_table_gate_ablation(study: Path, tmp_path: Path) -> None:
         names = [name for name in tables.WAYS if name in here and name != "oracle"]
         best = here[names].min() if metric in ("log_loss", "ece") else here[names].max()
         bold = [row[0] for row in found[start + 2 : start + 2 + len(names)] if row[2].startswith("**")]
-        assert bold == [tables.title(name) for name in names if here[name] == best], metric
+        assert bold == [tables.title(name) for name in names if f"{here[name]:.3f}" == f"{best:.3f}"], metric
     policy = next(row for row in found if row[0] == "all cohorts")
     accuracy = read_json(study / "f.json")["cohorts"]["all"]["policy"]["accuracy"]
     assert policy[2].startswith(f"{accuracy[SAFE_ON_VAL]:.3f} (")
@@ -238,13 +234,12 @@ def test_table_gate_ablation(study: Path, tmp_path: Path) -> None:
 
 
 def test_tables_complementarity_and_gate(study: Path, tmp_path: Path) -> None:
-    tables.complementarity(study / "complementarity.csv", tmp_path / "c.csv", tmp_path / "c.md", synthetic=False)
+    lay_out(tables.complementarity(study / "complementarity.csv"), tmp_path / "c")
     data = pd.read_csv(tmp_path / "c.csv")
     assert (data[["A_only", "B_only", "Both", "Neither"]].sum(axis=1) == data["N"]).all()
     assert sum(row[0] == f"**{ALL_CLASSES}**" for row in rows(tmp_path / "c.md")) == 4
     inputs = (study / "summary.json", study / "by_truth.csv", study / "by_class.csv")
-    tables.gate(*inputs, tmp_path / "g.csv", tmp_path / "g.md", synthetic=True, flaws="Protocol: x.")
-    text = (tmp_path / "g.md").read_text()
+    text = lay_out(tables.gate(*inputs), tmp_path / "g", synthetic=True, flaws="Protocol: x.")
     assert "**Protocol: x.**" in text
     found = next(row for row in rows(tmp_path / "g.md") if row[0] == "all cohorts")
     assert found[5] == f"{read_json(study / 'summary.json')['cohorts']['all']['auroc']:.3f}"
@@ -255,20 +250,20 @@ def test_table_film_vs_concat(study: Path, tmp_path: Path) -> None:
         name: sorted((study / "cohorts" / m).glob("*.parquet")) for name, m in (("film", "local"), ("b", "global"))
     }
     result = compare_embeddings(files, subset=200, seed=1, draws=20, mpp=0.25, block_um=150)
-    tables.film_vs_concat(
-        result, tmp_path / "f.csv", tmp_path / "f.md", synthetic=True, titles={"film": "FiLM", "b": "Concatenation"}
-    )
+    titles = {"film": "FiLM", "b": "Concatenation"}
+    lay_out(tables.film_vs_concat(result, titles=titles), tmp_path / "f", synthetic=True)
     found = rows(tmp_path / "f.md")
-    assert found[0] == ["metric", "FiLM", "Concatenation", "FiLM minus Concatenation"]
-    assert len(found) == 2 + 12
+    assert found[0] == ["metric", "FiLM", "Concatenation"]
+    assert found[14] == ["metric", "FiLM minus Concatenation"]
+    assert len(found) == 2 * (2 + 12)
     values = {m: result["models"][m]["davies_bouldin"] for m in ("film", "b")}
     row = next(row for row in found if row[0].startswith("Davies"))
     assert row[1].startswith("**") == (values["film"] < values["b"])
     one = {name: [p for p in paths if p.stem == "lung_h"] for name, paths in files.items()}
     result = compare_embeddings(one, subset=200, seed=1, draws=20, mpp=0.25, block_um=150)
-    tables.film_vs_concat(result, tmp_path / "o.csv", tmp_path / "o.md", synthetic=True)
-    leak = next(row for row in rows(tmp_path / "o.md") if row[0].startswith("organ leakage"))
-    assert leak[1:] == ["–", "–", "–"]
+    lay_out(tables.film_vs_concat(result), tmp_path / "o", synthetic=True)
+    leak = [row for row in rows(tmp_path / "o.md") if row[0].startswith("organ leakage")]
+    assert [row[1:] for row in leak] == [["–", "–"], ["–"]]
     assert "one organ (lung)" in (tmp_path / "o.md").read_text()
 
 
@@ -300,5 +295,5 @@ def test_gate_figure_without_a_conflict_and_of_one_slide(tmp_path: Path) -> None
     assert read_json(tmp_path / "s.json")["cohorts"]["all"]["auroc"] is None
     draw_gate(parts, tmp_path / "s.json", [tmp_path / "g.png"], tmp_path / "g.csv", synthetic=False, **LOOK)
     inputs = (tmp_path / "s.json", parts["by_truth"], parts["by_class"])
-    tables.gate(*inputs, tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
+    lay_out(tables.gate(*inputs), tmp_path / "t")
     assert next(row for row in rows(tmp_path / "t.md") if row[0] == "lung_h")[5] == "–"

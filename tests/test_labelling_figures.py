@@ -25,6 +25,8 @@ from nuclass.labels.measures import RULES, confidence_counts, funnel_counts, typ
 from nuclass.labels.ontology import CLASSES, load_ontology
 from nuclass.tables.labelling import label_agreement, label_confidence
 from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE
+from table_example import lay_out
+from table_example import rows as markdown_rows
 
 ROOT = Path(__file__).parents[1]
 SHEET = ROOT / "resources" / "classes.tsv"
@@ -388,17 +390,13 @@ def write_none(folder: Path) -> dict[str, Path]:
     return {"summary": folder / "summary.json", "scores": folder / "scores.csv"}
 
 
-def markdown_rows(md: Path) -> list[list[str]]:
-    return [[c.strip() for c in line.strip("|").split("|")] for line in md.read_text().splitlines() if line[:1] == "|"]
-
-
 def test_agreement_table(tmp_path: Path) -> None:
     slides = {
         "a_1": write_agreement(tmp_path / "a"),
         "b_1": write_none(tmp_path / "b"),
         "c_1": write_agreement(tmp_path / "c", "TT", "TT"),
     }
-    label_agreement(slides, tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    text = lay_out(label_agreement(slides), tmp_path / "t", synthetic=True)
     rows = markdown_rows(tmp_path / "t.md")
     # Ten given, nine by both; the plasma cell has no class by both. Of the T cells 4 of 5 agree, of the B cells 2 of 3.
     recall = (4 / 5 + 2 / 3) / 2
@@ -409,7 +407,7 @@ def test_agreement_table(tmp_path: Path) -> None:
     assert not [row for row in rows if row[0] == "b_1"]
     assert ["B_Cell", "0.667 (3)", EMPTY] in rows
     assert ["T_Cell", "0.800 (5)", "1.000 (2)"] in rows
-    assert SYNTHETIC_NOTE in (tmp_path / "t.md").read_text()
+    assert SYNTHETIC_NOTE in text
     data = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"value": ""})
     found = data.query("slide == 'a_1' and level == 'class' and name == 'B_Cell'").set_index("measure")["value"]
     assert found.to_dict() == pytest.approx(
@@ -419,8 +417,7 @@ def test_agreement_table(tmp_path: Path) -> None:
 
 def test_agreement_table_without_given_labels(tmp_path: Path) -> None:
     for slides in ({}, {"a": write_none(tmp_path / "a")}):
-        label_agreement(slides, tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
-        assert "No slide of this study has given labels" in (tmp_path / "t.md").read_text()
+        assert "No slide of this study has given labels" in lay_out(label_agreement(slides), tmp_path / "t")
         assert pd.read_csv(tmp_path / "t.csv").columns.tolist() == ["slide", "level", "name", "measure", "value"]
 
 
@@ -428,14 +425,13 @@ def test_confidence_table(tmp_path: Path) -> None:
     values = [(100.0, 0.9, 0.7, 0.65, 0.684, *[np.nan] * 3), (50.0, 0.8, 0.5, 0.4, 0.5, 0.99, 0.95, 0.98)]
     rules = pd.DataFrame(values, columns=list(RULES))
     rules.insert(0, "slide", ["a", "b"])
-    place = {"csv": tmp_path / "t.csv", "md": tmp_path / "t.md"}
-    label_confidence(rules, **place, min_confidence=0.55, released_min=0.6, synthetic=False)
+    least = {"min_confidence": 0.55, "released_min": 0.6}
+    text = lay_out(label_confidence(rules, **least), tmp_path / "t")
     rows = markdown_rows(tmp_path / "t.md")
     assert rows[0][-3:] == ["accuracy", "accuracy, original", "accuracy, as many"]
     assert rows[3] == ["b", "50", "80.0 %", "50.0 %", "40.0 %", "0.500", "0.990", "0.950", "0.980"]
     assert rows[2][-3:] == [EMPTY] * 3
-    assert "0.55 and above" in (tmp_path / "t.md").read_text()
-    label_confidence(rules[:1], **place, min_confidence=0.55, released_min=0.6, synthetic=False)
+    assert "0.55 and above" in text
+    lay_out(label_confidence(rules[:1], **least), tmp_path / "t")
     assert "accuracy" not in markdown_rows(tmp_path / "t.md")[0]
-    label_confidence(rules[:0], **place, min_confidence=0.55, released_min=0.6, synthetic=False)
-    assert "No slide has labels from markers." in (tmp_path / "t.md").read_text()
+    assert "No slide has labels from markers." in lay_out(label_confidence(rules[:0], **least), tmp_path / "t")

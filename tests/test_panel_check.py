@@ -15,6 +15,7 @@ from nuclass.labels.ontology import load_ontology
 from nuclass.labels.panel_check import check_panel, judge_panel
 from nuclass.tables.labelling import panel_classes
 from nuclass.tables.layout import EMPTY
+from table_example import lay_out
 
 TABLES = {"markers": "resources/markers/markers.tsv", "ontology": "resources/label_ontology.yaml"}
 T, B = ["CD3E", "CD3D", "CD2", "TRAC", "IL7R", "CD247"], ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"]
@@ -84,12 +85,10 @@ def test_the_table_of_all_slides(tmp_path: Path) -> None:
         (tmp_path / slide).mkdir()
         check(tmp_path / slide, genes, organ=organs[slide])
         files[slide] = tmp_path / slide / "panel.csv"
-    csv, md = tmp_path / "panels.csv", tmp_path / "panels.md"
-    panel_classes(files, csv, md, organs=organs, synthetic=False)
-    table = pd.read_csv(csv, keep_default_na=False)
+    text = lay_out(panel_classes(files, organs=organs), tmp_path / "panels")
+    table = pd.read_csv(tmp_path / "panels.csv", keep_default_na=False)
     assert len(table) == sum(len(pd.read_csv(file)) for file in files.values())
     assert table.groupby("slide")["organ"].unique().map(list).to_dict() == {s: [o] for s, o in organs.items()}
-    text = md.read_text(encoding="utf-8")
     assert "| T_Cell | yes | yes | yes |" in text
     assert "| Endothelial | no | weak | no |" in text
     assert "| a | Endothelial | cannot be found |" in text

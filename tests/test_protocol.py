@@ -22,7 +22,8 @@ from nuclass.core.protocol import (
     to_setting,
 )
 from nuclass.core.provenance import run_record
-from nuclass.tables.layout import write_table
+from nuclass.tables.layout import Table, grid
+from table_example import lay_out
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG, MINE = Path("config/config.yaml"), Path("mine.yaml")
@@ -136,8 +137,7 @@ def test_flaws_are_told(study, tmp_path):
     import pandas as pd
 
     for told in (flaws(some), ""):
-        write_table(tmp_path / "a.csv", tmp_path / "a.md", pd.DataFrame({"a": [1]}), ["| a |"], title="T", flaws=told)
-        text = (tmp_path / "a.md").read_text(encoding="utf-8")
+        text = lay_out(Table("T", pd.DataFrame({"a": [1]}), [grid([{"a": 1}])]), tmp_path / "a", flaws=told)
         assert text.startswith(f"# T\n\n**{told}**\n" if told else "# T\n\n| a |")
 
 

@@ -9,6 +9,7 @@ import pytest
 from nuclass.core.errors import UserError
 from nuclass.evaluation.published import GRADES, NOT_COMPARABLE, compare_published, read_published
 from nuclass.tables.published import SYNTHETIC, paper_comparison
+from table_example import lay_out
 
 ROOT = Path(__file__).parents[1]
 VALUES = ROOT / "resources" / "paper_values.tsv"
@@ -133,16 +134,8 @@ def test_grades_are_told_and_a_synthetic_study_gives_no_difference(
     comparison.to_csv(tmp_path / "c.csv", index=False)
     composition.to_csv(tmp_path / "n.csv", index=False)
     for synthetic in (True, False):
-        paper_comparison(
-            VALUES,
-            tmp_path / "c.csv",
-            tmp_path / "n.csv",
-            tmp_path / "t.csv",
-            tmp_path / "t.md",
-            facts=FACTS,
-            synthetic=synthetic,
-        )
-        text = (tmp_path / "t.md").read_text()
+        table = paper_comparison(VALUES, tmp_path / "c.csv", tmp_path / "n.csv", facts=FACTS, synthetic=synthetic)
+        text = lay_out(table, tmp_path / "t", synthetic=synthetic)
         assert (SYNTHETIC in text) == synthetic
         rows = [[c.strip() for c in r.strip("|").split("|")] for r in text.splitlines() if r.startswith("| F1 of T")]
         local = next(row for row in rows if "Local" in row[1])

@@ -22,6 +22,7 @@ from nuclass.slides.store import SlideStore
 from nuclass.tables.alignment import alignment_page, alignment_table
 from nuclass.xenium.fetch import fetch_slide
 from slide_example import write_output
+from table_example import lay_out
 
 SETTINGS = {
     "search_um": 24, "block_um": 200, "pass_um": 2, "fail_um": 4, "region_um": 4, "pass_score": 10, "fail_score": 7,
@@ -306,12 +307,11 @@ def test_the_table_and_the_page(drawn, output, tmp_path):
     for record, name in ((good, "good"), (bad, "bad")):
         write_json(tmp_path / name / "alignment.json", record | {"slide": name})
     verdicts = [tmp_path / name / "alignment.json" for name in ("good", "bad")]
-    alignment_table(verdicts, tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
+    text = lay_out(alignment_table(verdicts), tmp_path / "t")
     table = pd.read_csv(tmp_path / "t.csv")
     assert table["slide"].tolist() == ["good", "bad"]
     assert table["verdict"].tolist() == ["pass", "fail"]
     assert table["residual_um"][1] == pytest.approx(6, abs=0.2)
-    text = (tmp_path / "t.md").read_text(encoding="utf-8")
     assert "| bad | fail | 6.0" in text
     assert "the nuclei lie 6.0 µm from where the cells say (limit 4 µm)" in text
     pictures = [file.with_suffix(".png") for file in verdicts]

@@ -17,6 +17,7 @@ from nuclass.splits import SplitConfig, split_cells
 from nuclass.splits.picture import COLOURS, draw_split, layout_in_words
 from nuclass.tables.splits import splits_table
 from split_example import large_slide, make_slide
+from table_example import lay_out, rows
 
 REPOSITORY = Path(__file__).parent.parent
 BOX = {"given_split": lambda cells: np.where(cells["x_px"].between(20_000, 40_000), "val", "train")}
@@ -107,12 +108,8 @@ def reports(tmp_path):
     return {name: tmp_path / f"{name}.json" for name in cuts}
 
 
-def rows(md):
-    return [[c.strip() for c in line.strip("|").split("|")] for line in md.read_text().splitlines() if line[:1] == "|"]
-
-
 def test_table_has_a_row_for_each_slide_and_a_total(reports, tmp_path):
-    splits_table(list(reports.values()), tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    text = lay_out(splits_table(list(reports.values())), tmp_path / "t", synthetic=True)
     data = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"margin_px": "", "buffer_share": ""})
     assert list(data["slide"]) == list("abcd")
     assert list(data["layout"]) == ["bands", "bands", "box", "whole"]
@@ -129,7 +126,6 @@ def test_table_has_a_row_for_each_slide_and_a_total(reports, tmp_path):
     assert found[3][2] == "bands, fold 2 of 2"
     assert found[5][2] == "whole"
     assert found[5][-1] == "–"
-    text = (tmp_path / "t.md").read_text()
     assert f"c {data['overlapping_cells'].astype(str)[2]}".replace(",", "") in text.replace(",", "")
     share = data["labelled_buffer"][:3].sum() / data.loc[:2, data.columns.str.startswith("labelled_")].to_numpy().sum()
     assert total[7] == f"{100 * share:.1f} %"
@@ -142,7 +138,7 @@ def test_table_names_absent_classes(tmp_path):
     labels.loc[cells["x_px"] < 300, "class"] = "Other"
     split = split_cells(cells.assign(given_split="train"), labels, SplitConfig(), "train", "a")
     write_json(tmp_path / "a.json", split.report)
-    splits_table([tmp_path / "a.json"], tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
+    lay_out(splits_table([tmp_path / "a.json"]), tmp_path / "t")
     assert rows(tmp_path / "t.md")[2][8] == "Edge; K0; Other"
 
 

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from fake_study import slide_sheet, write_predictions, write_slides, write_truth
-from nuclass.core.files import write_json
+from nuclass.core.files import read_json, write_json
 from nuclass.evaluation import compare_cohorts, count_cells
 from nuclass.evaluation.truth import score_study
 from nuclass.tables import study as tables
-from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE, markdown, number, with_interval
+from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE, number, with_interval
+from table_example import lay_out, rows
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +40,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(md: Path) -> list[list[str]]:
-    return [[c.strip() for c in line.strip("|").split("|")] for line in md.read_text().splitlines() if line[:1] == "|"]
-
-
 def test_numbers_as_text() -> None:
     assert number(1234) == "1,234"
     assert number(0.12345) == "0.123"
     assert number(float("nan")) == number(None) == EMPTY
     assert with_interval(0.5, 0.4, 0.6) == "0.500 (0.400 to 0.600)"
     assert with_interval(0.5, float("nan"), float("nan")) == "0.500"
-    assert markdown([{"a": "x|y", "b": "1"}], ["a", "b"]).splitlines()[2] == "| x\\|y | 1 |"
 
 
 def test_holdout_comparison(study: Path, tmp_path: Path) -> None:
-    tables.holdout_comparison(study / "c.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    lay_out(tables.holdout_comparison(study / "c.csv"), tmp_path / "t", synthetic=True)
     text = (tmp_path / "t.md").read_text()
     assert SYNTHETIC_NOTE in text
     data = pd.read_csv(tmp_path / "t.csv")
@@ -66,14 +62,20 @@ def test_holdout_comparison(study: Path, tmp_path: Path) -> None:
 
 
 def test_branches(study: Path, tmp_path: Path) -> None:
-    tables.branches(study / "c.json", tmp_path / "t.csv", tmp_path / "t.md", synthetic=False)
+    lay_out(tables.branches(study / "c.json"), tmp_path / "t", synthetic=False)
     data = pd.read_csv(tmp_path / "t.csv")
     assert (data[["A_only", "B_only", "both", "neither"]].sum(axis=1) == data["n_cells"]).all()
+    scores = read_json(study / "c.json")["cohorts"]["lung_h"]
+    found = next(row for row in rows(tmp_path / "t.md") if row[0] == "lung_h")
+    ends = scores["models"]["local"]["accuracy"]
+    assert with_interval(scores["branches"]["scores"]["local"]["accuracy"], ends["low"], ends["high"]) in found[1]
+    assert not found[5].startswith("**"), "the oracle is no model"
+    assert sum(cell.startswith("**") for cell in found[1:5]) >= 1
     assert SYNTHETIC_NOTE not in (tmp_path / "t.md").read_text()
 
 
 def test_dataset(study: Path, tmp_path: Path) -> None:
-    tables.dataset(study / "composition.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    lay_out(tables.dataset(study / "composition.csv"), tmp_path / "t", synthetic=True)
     data = pd.read_csv(tmp_path / "t.csv")
     total = next(row for row in rows(tmp_path / "t.md") if row[0] == "**total**")
     assert int(total[-1].replace(",", "")) == data.loc[data["split"] != "buffer", "cells"].sum()
@@ -82,7 +84,7 @@ def test_dataset(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_label_quality(study: Path, tmp_path: Path, with_truth: bool) -> None:
     truth = study / "labels.json" if with_truth else None
-    tables.label_quality(study / "quality.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True, truth=truth)
+    lay_out(tables.label_quality(study / "quality.csv", truth=truth), tmp_path / "t", synthetic=True)
     assert ("truth_macro_f1" in pd.read_csv(tmp_path / "t.csv")) == with_truth
     assert len(rows(tmp_path / "t.md")) == 10
 
@@ -92,9 +94,9 @@ def test_funnel_and_truth(study: Path, tmp_path: Path) -> None:
     pd.DataFrame(steps, columns=["slide", "step", "cells", "dropped", "reasons"]).to_csv(
         tmp_path / "f.csv", index=False
     )
-    tables.funnel(tmp_path / "f.csv", tmp_path / "t.csv", tmp_path / "t.md", synthetic=True)
+    lay_out(tables.funnel(tmp_path / "f.csv"), tmp_path / "t", synthetic=True)
     assert rows(tmp_path / "t.md")[2] == ["a", "all cells", "1,100", "0", EMPTY]
-    tables.synthetic_truth(study / "criteria.csv", tmp_path / "s.csv", tmp_path / "s.md")
+    lay_out(tables.synthetic_truth(study / "criteria.csv"), tmp_path / "s", synthetic=True)
     criteria = pd.read_csv(study / "criteria.csv")
     verdicts = [row[-1] for row in rows(tmp_path / "s.md")[2:]]
     assert [v == "yes" for v in verdicts] == criteria["met"].tolist()

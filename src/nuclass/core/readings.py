@@ -15,6 +15,19 @@ PRIORS = (MAJORITY, ORGAN_PRIOR)
 
 ALL_CLASSES = "all classes"
 HIGHER, LOWER = 1, -1
+BETTER = {
+    "accuracy": HIGHER,
+    "macro_f1": HIGHER,
+    "weighted_f1": HIGHER,
+    "balanced_accuracy": HIGHER,
+    "top2_accuracy": HIGHER,
+    "f1": HIGHER,
+    "log_loss": LOWER,
+    "brier": LOWER,
+    "ece": LOWER,
+}
+"""Whether more of a metric of a comparison of models is better."""
+
 EMBEDDING_METRICS = {
     "accuracy": HIGHER,
     "macro_f1": HIGHER,

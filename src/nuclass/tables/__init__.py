@@ -1,1 +1,1 @@
-"""Lay out numbers that are already computed, as CSV for machines and Markdown for people."""
+"""Lay out numbers that are already computed, as CSV for machines, Markdown and LaTeX for people."""

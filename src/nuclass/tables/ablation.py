@@ -10,7 +10,8 @@ import pandas as pd
 
 from nuclass.core.files import read_json
 from nuclass.core.names import title as title_of
-from nuclass.tables.layout import EMPTY, markdown, number, with_interval, write_table
+from nuclass.core.readings import BETTER
+from nuclass.tables.layout import Cell, Table, difference, grid, mark_best
 
 _METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss", "ece": "ECE"}
 _INTERVALS = (
@@ -27,8 +28,6 @@ SHORT = "All runs of this table, the reference too, were trained shorter than th
 
 def runs_table(
     comparison: str | Path,
-    csv: str | Path,
-    md: str | Path,
     *,
     title: str,
     first: str,
@@ -36,9 +35,7 @@ def runs_table(
     values: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     short: str = "",
-    synthetic: bool = False,
-    flaws: str = "",
-) -> None:
+) -> Table:
     """Lay out runs that differ in one setting: metrics on the cohorts, and macro-F1 minus the reference's.
 
     Parameters
@@ -56,38 +53,54 @@ def runs_table(
     """
     data = pd.read_csv(comparison, dtype={"value": str})
     cohorts = data[data["cells"] == "cohorts"]
-    parts = []
+    grids = []
     for model in models:
-        rows = []
-        for value in dict.fromkeys(cohorts["value"]):
-            mine = cohorts[(cohorts["value"] == value) & (cohorts["model"] == model)].set_index("metric")
-            row = {first: (values or {}).get(str(value), str(value))}
-            for metric, name in _METRICS.items():
-                found = mine.loc[metric]
-                row[name] = with_interval(found["estimate"], found["low"], found["high"])
-            rows.append(row | {"difference of macro-F1": _difference(mine.loc["macro_f1"])})
-        parts += [f"## {title_of(model)}", markdown(rows, list(rows[0]))]
-    told = [_INTERVALS, *notes, *([SHORT.format(short)] if short else [])]
-    write_table(csv, md, data, parts, title=title, notes=told, synthetic=synthetic, flaws=flaws)
+        mine = cohorts[cohorts["model"] == model]
+        columns = {metric: _best_run(mine[mine["metric"] == metric], BETTER[metric]) for metric in _METRICS}
+        gaps = mine[mine["metric"] == "macro_f1"].drop_duplicates("value").set_index("value")
+        rows = [
+            {
+                first: Cell((values or {}).get(value, value)),
+                **{name: columns[metric][value] for metric, name in _METRICS.items()},
+                "difference of macro-F1": _to_reference(gaps.loc[value]),
+            }
+            for value in map(str, dict.fromkeys(cohorts["value"]))
+        ]
+        grids.append(grid(rows, heading=title_of(model)))
+    told = [f"{_INTERVALS} {_BEST}", *notes, *([SHORT.format(short)] if short else [])]
+    return Table(title, data, grids, told)
 
 
-def _difference(row: pd.Series[Any]) -> str:
-    low, high = row["difference_low"], row["difference_high"]
-    if row["difference"] == 0 and low == 0 and high == 0:
-        return "reference"
-    text = signed(row["difference"], low, high)
-    return f"**{text}**" if low > 0 or high < 0 else text
+_BEST = (
+    "Of the runs compared, the best is bold too (log loss and ECE: the least); of two runs only the difference to the "
+    "reference is known."
+)
 
 
-def signed(value: float, low: float, high: float, digits: int = 3) -> str:
-    """Return a difference with its sign and interval."""
-    if number(value) == EMPTY:
-        return EMPTY
-    text = f"{value:+.{digits}f}"
-    return text if number(low) == EMPTY else f"{text} ({low:+.{digits}f} to {high:+.{digits}f})"
+def _best_run(rows: pd.DataFrame, better: int) -> dict[str, Cell]:
+    """Return the cells of one metric by the value of the setting."""
+    rows = rows.drop_duplicates("value").set_index("value")
+    cells = {str(value): Cell(r["estimate"], r["low"], r["high"]) for value, r in rows.iterrows()}
+    references = [str(value) for value, r in rows.iterrows() if _is_reference(r)]
+    paired = {
+        (str(value), reference): (r["difference_low"], r["difference_high"])
+        for reference in references[:1]
+        for value, r in rows.iterrows()
+    }
+    return mark_best(cells, better, paired)
 
 
-def seeds(comparison: str | Path, csv: str | Path, md: str | Path, *, short: str, synthetic: bool, flaws: str) -> None:
+def _is_reference(row: pd.Series[Any]) -> bool:
+    return bool(row["difference"] == 0 and row["difference_low"] == 0 and row["difference_high"] == 0)
+
+
+def _to_reference(row: pd.Series[Any]) -> Cell:
+    if _is_reference(row):
+        return Cell("reference")
+    return difference(row["difference"], row["difference_low"], row["difference_high"])
+
+
+def seeds(comparison: str | Path, *, short: str) -> Table:
     """Lay out how much the numbers on the cohorts change with the seed alone: mean, standard deviation, range.
 
     ``comparison`` is a table of :func:`nuclass.evaluation.ablation.spread`.
@@ -96,11 +109,11 @@ def seeds(comparison: str | Path, csv: str | Path, md: str | Path, *, short: str
     cohorts = data[data["cells"] == "cohorts"]
     rows = []
     for model in dict.fromkeys(cohorts["model"]):
-        row = {"model": title_of(str(model)), "runs": ""}
+        row = {"model": Cell(title_of(str(model))), "runs": Cell()}
         for metric, name in _METRICS.items():
             found = cohorts[(cohorts["model"] == model) & (cohorts["metric"] == metric)].iloc[0]
-            row["runs"] = number(int(found["runs"]))
-            row[name] = f"{found['mean']:.3f} ± {found['sd']:.3f} ({found['min']:.3f} to {found['max']:.3f})"
+            row["runs"] = Cell(int(found["runs"]))
+            row[name] = Cell(found["mean"], found["min"], found["max"], spread=found["sd"])
         rows.append(row)
     notes = [
         "Mean ± standard deviation of runs that differ in the seeds of training alone, on the same cohorts; in "
@@ -108,22 +121,26 @@ def seeds(comparison: str | Path, csv: str | Path, md: str | Path, *, short: str
         "three standard deviations cannot be told apart by one run each.",
         *([SHORT.format(short)] if short else []),
     ]
-    part = markdown(rows, list(rows[0]))
-    write_table(csv, md, data, [part], title="What the seed changes", notes=notes, synthetic=synthetic, flaws=flaws)
+    return Table("What the seed changes", data, [grid(rows)], notes)
 
 
-def left_out(results: Sequence[str | Path], csv: str | Path, md: str | Path, **told: Any) -> None:
+def left_out(results: Sequence[str | Path], *, short: str = "") -> Table:
     """Lay out models that never saw an organ on that organ's cells, for each way of using the organ.
 
-    ``results`` are files of :func:`nuclass.evaluation.ablation.judge_left_out`; ``told`` goes to
-    :func:`nuclass.tables.layout.write_table`, without its ``short``.
+    ``results`` are files of :func:`nuclass.evaluation.ablation.judge_left_out`.
     """
-    short = told.pop("short", "")
-    records, rows = [], []
+    records: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for path in results:
         found = read_json(path)
+        organ, cells = found["organ"], {}
+        for metric in ("macro_f1", "accuracy", "log_loss"):
+            values = {name: Cell(*_ends(mine[metric])) for name, mine in found["models"].items()}
+            gaps = {pair: gap[metric] for pair, gap in found["differences"].items() if metric in gap}
+            paired = {_pair(pair, values): (gap["low"], gap["high"]) for pair, gap in gaps.items()}
+            cells[metric] = mark_best(values, BETTER[metric], paired)
         for name, mine in found["models"].items():
-            organ, mode = found["organ"], name.split()[-1]
+            mode = name.split()[-1]
             gap = next((d for key, d in found["differences"].items() if key.endswith(f"-{name}")), None)
             record = {
                 "organ": organ,
@@ -131,50 +148,66 @@ def left_out(results: Sequence[str | Path], csv: str | Path, md: str | Path, **t
                 "n_cells": found["n_cells"],
                 "n_outside": sum(found["outside"].values()),
             }
-            row = {"organ": organ, "use of the organ": mode, "cells": number(record["n_cells"])}
-            for metric in ("macro_f1", "accuracy", "log_loss"):
+            for metric in cells:
                 record |= {f"{metric}{end}": mine[metric][key] for key, end in _ENDS.items()}
-                row[_METRICS[metric]] = with_interval(*(mine[metric][key] for key in _ENDS))
             if gap is not None:
                 record |= {f"film_minus{end}": gap["macro_f1"][key] for key, end in _ENDS.items()}
-            row[_FILM_MINUS] = EMPTY if gap is None else signed(*(gap["macro_f1"][key] for key in _ENDS))
             records.append(record)
-            rows.append(row)
+            rows.append(
+                {
+                    "organ": organ,
+                    "use of the organ": mode,
+                    "cells": int(record["n_cells"]),
+                    **{_METRICS[metric]: column[name] for metric, column in cells.items()},
+                    _FILM_MINUS: Cell() if gap is None else difference(*_ends(gap["macro_f1"])),
+                }
+            )
     notes = [
         "Local models trained without any slide of the organ, judged on that organ's cohorts and on the val and "
         "test cells of its training slides. The organ is unknown to them. Cells of classes that occur nowhere else are "
         "left out, and counted in the CSV (`n_outside`).",
-        _INTERVALS,
+        f"{_INTERVALS} The best of each organ is bold too (log loss: the least).",
         *([SHORT.format(short)] if short else []),
     ]
-    part = markdown(rows, list(rows[0]), left=2) if rows else "No organ is left out (`ablations.leave_out` is empty)."
-    write_table(csv, md, pd.DataFrame(records), [part], title="An organ that was never seen", notes=notes, **told)
+    empty = "No organ is left out (`ablations.leave_out` is empty)."
+    return Table("An organ that was never seen", pd.DataFrame(records), [grid(rows, left=2, empty=empty)], notes)
 
 
 _FILM_MINUS = "FiLM minus this, macro-F1"
 _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
-def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, synthetic: bool, flaws: str) -> None:
+def _ends(found: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return found["value"], found["low"], found["high"]
+
+
+def _pair(joined: str, names: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the two names of a difference; a name may itself hold a hyphen."""
+    return next((a, b) for a in names for b in names if joined == f"{a}-{b}")
+
+
+def audit(source: str | Path, *, short: str) -> Table:
     """Lay out the effect of each flaw of the original; see :func:`nuclass.evaluation.audit.audit`."""
     data = pd.read_csv(source, keep_default_na=True)
     text = data.select_dtypes(exclude="number").columns
     data[text] = data[text].fillna("")
-    rows = []
-    for _, row in data.iterrows():
+    rows, theory = [], []
+    for row in data.to_dict("records"):
+        flaw = bool(row["expected"])
         rows.append(
             {
-                "switch": row["switch"] if not row["expected"] else f"`{row['switch']}`",
-                "cohorts": with_interval(row["estimate"], row["low"], row["high"]),
-                "minus corrected": EMPTY if not row["expected"] else _audit_difference(row),
-                "val": with_interval(row["val"], row["val_low"], row["val_high"]),
-                "val minus corrected": EMPTY if not row["expected"] else _audit_difference(row, "val_difference"),
-                "optimism": signed(row["optimism"], float("nan"), float("nan")),
-                "expected": f"{row['expected_on']}: {row['expected']}" if row["expected"] else EMPTY,
-                "verdict": row["verdict"] or EMPTY,
+                "switch": Cell(row["switch"], code=flaw),
+                "cohorts": Cell(row["estimate"], row["low"], row["high"]),
+                "minus corrected": _audit_difference(row) if flaw else Cell(),
+                "val": Cell(row["val"], row["val_low"], row["val_high"]),
+                "val minus corrected": _audit_difference(row, "val_difference") if flaw else Cell(),
+                "optimism": difference(row["optimism"]),
+                "expected": f"{row['expected_on']}: {row['expected']}" if flaw else "",
+                "verdict": row["verdict"],
             }
         )
-    lines = [f"- `{row['switch']}`: {row['idle'] or row['why']}" for _, row in data.iterrows() if row["expected"]]
+        if flaw:
+            theory.append({"switch": Cell(row["switch"], code=True), "why": row["idle"] or row["why"]})
     notes = [
         "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own "
         "models). *cohorts*: slides that "
@@ -189,14 +222,20 @@ def audit(source: str | Path, csv: str | Path, md: str | Path, *, short: str, sy
         "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set.",
         *([f"{SHORT.format(short)} But `policy_on_test` is of the study's own models."] if short else []),
     ]
-    parts = [markdown(rows, list(rows[0])), "## What theory expects", "\n".join(lines)]
-    title = "Audit of the original's protocol"
-    write_table(csv, md, data, parts, title=title, notes=notes, synthetic=synthetic, flaws=flaws)
+    grids = [
+        grid(rows, texts=["expected", "verdict"]),
+        grid(
+            theory,
+            left=2,
+            wide={"why": 0.65},
+            heading="What theory expects",
+            empty="No flaw of the original was audited.",
+        ),
+    ]
+    return Table("Audit of the original's protocol", data, grids, notes)
 
 
-def _audit_difference(row: pd.Series[Any], name: str = "difference") -> str:
+def _audit_difference(row: Mapping[str, Any], name: str = "difference") -> Cell:
     if row["idle"]:
-        return "0 (idle)"
-    value, low, high = (row[f"{name}{end}"] for end in _ENDS.values())
-    text = signed(value, low, high)
-    return f"**{text}**" if low > 0 or high < 0 else text
+        return Cell("0 (idle)")
+    return difference(*(row[f"{name}{end}"] for end in _ENDS.values()))

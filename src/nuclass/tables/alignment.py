@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from nuclass.core.files import atomic_path, read_json
-from nuclass.tables.layout import SYNTHETIC_NOTE, markdown, number, write_table
+from nuclass.tables.layout import SYNTHETIC_NOTE, Cell, Table, grid, share
 
 _KEYS = (
     *("slide", "verdict", "residual_um", "residual_sem_um", "region_p90_um", "score", "off_image", "off_tissue"),
@@ -41,11 +41,12 @@ def alignment_rows(verdicts: Sequence[str | Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_KEYS, "remarks"])
 
 
-def alignment_table(verdicts: Sequence[str | Path], csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
-    """Write the table as CSV and Markdown; ``verdicts`` are the slides' ``alignment.json``."""
+def alignment_table(verdicts: Sequence[str | Path]) -> Table:
+    """Lay out the verdicts; ``verdicts`` are the slides' ``alignment.json``."""
     data = alignment_rows(verdicts)
-    text = markdown([_shown(row) for row in data.to_dict("records")], _COLUMNS, left=2)
-    write_table(csv, md, data, [text], title="Alignment of every slide", notes=_NOTES, synthetic=synthetic)
+    rows = [_shown(row) for row in data.to_dict("records")]
+    wide = {"aligned": 0.17, "remarks": 0.25}
+    return Table("Alignment of every slide", data, [grid(rows, left=2, wide=wide)], _NOTES)
 
 
 def alignment_page(
@@ -61,7 +62,7 @@ def alignment_page(
         cells = _shown(row)
         name, verdict = escape(str(row["slide"])), escape(str(row["verdict"]))
         first = f'<td><a href="#{name}">{name}</a></td><td class="{verdict}">{verdict}</td>'
-        lines.append(f"<tr>{first}{''.join(f'<td>{escape(cells[c])}</td>' for c in _COLUMNS[2:])}</tr>")
+        lines.append(f"<tr>{first}{''.join(f'<td>{escape(cells[c].text)}</td>' for c in _COLUMNS[2:])}</tr>")
         shown.append(f'<h2 id="{name}">{name}</h2><img alt="{name}: {verdict}" src="{_embedded(pictures[i])}">')
     counts = data["verdict"].value_counts()
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if verdict in counts)
@@ -86,29 +87,22 @@ def _embedded(picture: str | Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """Return one slide's cells as text, by the names of the columns."""
-
-    def percent(value: Any) -> str:
-        return number(None) if value is None or value != value else f"{100 * value:.1f} %"
-
+def _shown(row: dict[str, Any]) -> dict[str, Cell]:
+    """Return one slide's cells by the names of the columns."""
     sem = row["residual_sem_um"]
-    residual = number(row["residual_um"], 2)
-    if sem is not None and sem == sem and row["residual_um"] == row["residual_um"]:
-        residual += f" ± {1.96 * sem:.2f}"
     values = [
-        str(row["slide"]),
-        str(row["verdict"]),
-        residual,
-        number(row["region_p90_um"], 2),
-        number(row["score"], 0),
-        percent(row["off_image"]),
-        percent(row["off_tissue"]),
-        number(row["mpp_he"], 4),
-        number(row["embedded_mpp"], 4),
-        f"{row['rotation_deg']:.1f}°{', mirrored' if row['mirrored'] else ''}",
-        f"{row['align']} ({row['given_as']})",
-        str(row["remarks"]).replace(" um", " µm") or number(None),
+        Cell(str(row["slide"])),
+        Cell(str(row["verdict"])),
+        Cell(row["residual_um"], spread=None if sem is None else 1.96 * sem, digits=2),
+        Cell(row["region_p90_um"], digits=2),
+        Cell(row["score"], digits=0),
+        share(row["off_image"]),
+        share(row["off_tissue"]),
+        Cell(row["mpp_he"], digits=4),
+        Cell(row["embedded_mpp"], digits=4),
+        Cell(f"{row['rotation_deg']:.1f}°{', mirrored' if row['mirrored'] else ''}"),
+        Cell(f"{row['align']} ({row['given_as']})"),
+        Cell(str(row["remarks"]).replace(" um", " µm")),
     ]
     return dict(zip(_COLUMNS, values, strict=True))
 

@@ -10,7 +10,7 @@ import pandas as pd
 from nuclass.core.files import read_json
 from nuclass.labels.coverage import CAN, CANNOT_FIND, CANNOT_TELL, WEAK
 from nuclass.labels.ontology import CLASSES
-from nuclass.tables.layout import EMPTY, markdown, number, write_table
+from nuclass.tables.layout import EMPTY, Cell, Table, grid, number, share
 
 _COLUMNS = ["slide", "level", "name", "measure", "value"]
 _LEVELS = {"cell_type": "cell type", "class": "class", "lineage": "lineage"}
@@ -43,9 +43,7 @@ def agreement_rows(files: Mapping[str, Mapping[str, str | Path]]) -> pd.DataFram
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"value": float})
 
 
-def label_agreement(
-    files: Mapping[str, Mapping[str, str | Path]], csv: str | Path, md: str | Path, *, synthetic: bool
-) -> None:
+def label_agreement(files: Mapping[str, Mapping[str, str | Path]]) -> Table:
     """Lay out how far marker labels agree with given ones, by slide and level, and the F1 of each class.
 
     ``files`` maps every slide to its ``summary`` and ``scores``; where none has given labels, the table says so.
@@ -53,53 +51,50 @@ def label_agreement(
     title, data = "Labels from markers against given labels", agreement_rows(files)
     if data.empty:
         text = "No slide of this study has given labels, so there is nothing to compare the labels from markers with."
-        write_table(csv, md, data, [text], title=title, synthetic=synthetic)
-        return
+        return Table(title, data, [grid([], empty=text)])
     slides = list(dict.fromkeys(data["slide"]))
     overall = data[data["name"] == ""].set_index(["slide", "level", "measure"])["value"]
     rows = [
         {
             "slide": slide,
             "level": shown,
-            "given": number(int(overall[slide, level, "given"])),
-            "compared": number(int(overall[slide, level, "cells"])),
-            **{text: number(float(overall[slide, level, key])) for key, text in _SCORES.items()},
+            "given": int(overall[slide, level, "given"]),
+            "compared": int(overall[slide, level, "cells"]),
+            **{text: float(overall[slide, level, key]) for key, text in _SCORES.items()},
         }
         for slide in slides
         for level, shown in _LEVELS.items()
     ]
-    parts = ["## By level", markdown(rows, list(rows[0]), left=2)]
+    grids = [grid(rows, left=2, heading="By level")]
     if by_class := _by_class(data, slides):
-        parts += ["## F1 of each class (cells given)", by_class]
+        grids.append(grid(by_class, heading="F1 of each class (cells given)"))
     notes = [
         "Given: cells with a given name that passed quality control. Compared: labelled by the markers too; all scores "
         "are over these, the given labels taken as right, the means over the names given. Kappa: agreement beyond "
         "chance. At the level of the class, cells that have none by both are left out. Given labels have faults of "
         "their own, so full agreement is not to be expected.",
     ]
-    write_table(csv, md, data, parts, title=title, notes=notes, synthetic=synthetic)
+    return Table(title, data, grids, notes)
 
 
-def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> str:
+def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> list[dict[str, Cell]]:
     """Return the F1 of each class on each slide, with the cells that were given it."""
     part = data[(data["level"] == "class") & (data["name"] != "")]
     values = part.set_index(["name", "slide", "measure"])["value"]
     rows = []
     for name in sorted(set(part["name"]), key=lambda name: (name == "no_class", name)):
-        row = {"class": "(no class)" if name == "no_class" else name}
+        row = {"class": Cell("(no class)" if name == "no_class" else name)}
         for slide in slides:
             cells = int(values.get((name, slide, "given_cells"), 0))
-            row[slide] = f"{number(float(values[name, slide, 'f1']))} ({number(cells)})" if cells else EMPTY
+            row[slide] = Cell(float(values[name, slide, "f1"]), behind=number(cells)) if cells else Cell()
         rows.append(row)
-    return markdown(rows, ["class", *slides]) if rows else ""
+    return rows
 
 
 _MARKS = {CAN: "yes", WEAK: "weak", CANNOT_TELL: "no", CANNOT_FIND: "no"}
 
 
-def panel_classes(
-    files: Mapping[str, str | Path], csv: str | Path, md: str | Path, *, organs: Mapping[str, str], synthetic: bool
-) -> None:
+def panel_classes(files: Mapping[str, str | Path], *, organs: Mapping[str, str]) -> Table:
     """Lay out which classes each slide's panel can and cannot tell; the CSV has all cell types.
 
     ``files`` maps every slide to its ``panel.csv``, best verdict first.
@@ -124,20 +119,18 @@ def panel_classes(
         {"slide": r["slide"], "class": r["class"], "verdict": r["verdict"], "why": r["why"]}
         for r in poor.to_dict("records")
     ]
-    shown = [markdown(rows, ["class", *files])]
-    shown += ["## Why not", markdown(why, list(why[0]), left=4)] if why else []
+    grids = [grid(rows, texts=list(files))]
+    grids += [grid(why, left=3, wide={"why": 0.35}, heading="Why not")] if why else []
     notes = [
         "By the markers on the panel of each slide, before any cell is labelled. Yes: 5 or more, of which the hardest "
         f"rival lacks 3 or more. Weak: at least 3 and 2. {EMPTY}: does not occur in the organ. A class that cannot be "
         "told gets no label from markers: its cells abstain or are taken for their nearest kin. The CSV has every cell "
         "type with its genes.",
     ]
-    write_table(csv, md, data, shown, title="What each panel can tell apart", notes=notes, synthetic=synthetic)
+    return Table("What each panel can tell apart", data, grids, notes)
 
 
-def label_confidence(
-    rules: pd.DataFrame, csv: str | Path, md: str | Path, *, min_confidence: float, released_min: float, synthetic: bool
-) -> None:
+def label_confidence(rules: pd.DataFrame, *, min_confidence: float, released_min: float) -> Table:
     """Lay out which cells our confidence and the original's rule keep on each slide, and how right these are.
 
     ``rules`` is from :func:`nuclass.labels.measures.confidence_of`.
@@ -148,16 +141,16 @@ def label_confidence(
     for found in rules.to_dict("records"):
         row = {
             "slide": str(found["slide"]),
-            "cells": number(int(found["cells"])),
-            "kept": _percent(found["kept"]),
-            "kept, original": _percent(found["kept_released"]),
-            "by both": _percent(found["both"]),
-            "overlap": number(float(found["overlap"])),
+            "cells": int(found["cells"]),
+            "kept": share(found["kept"]),
+            "kept, original": share(found["kept_released"]),
+            "by both": share(found["both"]),
+            "overlap": float(found["overlap"]),
         }
         if known:
-            row["accuracy"] = number(float(found["accuracy"]))
-            row["accuracy, original"] = number(float(found["accuracy_released"]))
-            row["accuracy, as many"] = number(float(found["accuracy_as_many"]))
+            row["accuracy"] = float(found["accuracy"])
+            row["accuracy, original"] = float(found["accuracy_released"])
+            row["accuracy, as many"] = float(found["accuracy_as_many"])
         rows.append(row)
     notes = [
         f"Of the cells that passed quality control and were named by markers: kept by ours ({min_confidence:g} and "
@@ -169,9 +162,4 @@ def label_confidence(
             "Accuracy: share of the cells kept whose class is the true one. As many: of the cells that ours is surest "
             "of, as many as the original keeps."
         )
-    part = markdown(rows, list(rows[0])) if rows else "No slide has labels from markers."
-    write_table(csv, md, rules, [part], title=title, notes=notes if rows else (), synthetic=synthetic)
-
-
-def _percent(share: float | None) -> str:
-    return EMPTY if share is None or share != share else f"{100 * share:.1f} %"
+    return Table(title, rules, [grid(rows, empty="No slide has labels from markers.")], notes if rows else ())

@@ -10,11 +10,11 @@ import pandas as pd
 
 from nuclass.core.names import title
 from nuclass.evaluation.published import GRADES, PUBLISHED, TRAINING, compare_published, read_published
-from nuclass.tables.layout import EMPTY, markdown, write_table
+from nuclass.tables.layout import EMPTY, Table, grid
 
 SYNTHETIC = (
-    "**This study is synthetic: its numbers do not compare with published ones, which are of human tissue. The table "
-    "only shows the layout that a real study fills, so that no difference is given.**"
+    "This study is synthetic: its numbers do not compare with published ones, which are of human tissue. The table "
+    "only shows the layout that a real study fills, so that no difference is given."
 )
 _DIGITS = {"fraction": 3, "percent": 1, "points": 1, "count": 0, "px": 0, "um/px": 2}
 _SIGNS = {"percent": " %", "points": " points", "px": " px", "um/px": " um/px"}
@@ -25,14 +25,11 @@ def paper_comparison(
     values: str | Path,
     comparison: str | Path,
     composition: str | Path,
-    csv: str | Path,
-    md: str | Path,
     *,
     facts: Mapping[str, float],
     synthetic: bool,
     closed_set: bool = False,
-    flaws: str = "",
-) -> None:
+) -> Table:
     """Lay out published value, grade, ours, difference and what differs.
 
     ``values`` is ``resources/paper_values.tsv``; the others are of :func:`compare_published`.
@@ -50,24 +47,25 @@ def paper_comparison(
         "Cohorts": data[~results & ~training & ~study & ~lone],
         "Training slides": data[training & ~lone],
     }
-    parts = [SYNTHETIC] if synthetic else []
-    for heading, part in sections.items():
-        if len(part):
-            parts += [f"## {heading}", markdown([_row(found) for found in _records(part)], _COLUMNS, len(_COLUMNS))]
+    grids = [
+        grid([_row(found) for found in _records(part)], wide=_WIDTHS, texts=["grade"], heading=heading)
+        for heading, part in sections.items()
+        if len(part)
+    ]
     if lone.any():
         rows = [{key: _row(found)[key] for key in _SHORT} for found in _records(data[lone])]
-        parts += ["## Published, without a counterpart here", markdown(rows, _SHORT, len(_SHORT))]
+        heading = "Published, without a counterpart here"
+        grids.append(grid(rows, wide=_WIDTHS, texts=["grade"], heading=heading))
     words = "; ".join(f"{grade} {meaning}" for grade, meaning in GRADES.items())
     notes = [
         f"Grades: {words}. Only {', '.join(PUBLISHED[:-1])} and {PUBLISHED[-1]} are published; a value of another "
         "grade is marked with * and is not the paper's own word. The paper's tables could not be read in full. "
         "Differences are ours minus published, in the published unit. Cohorts are matched by organ.",
     ]
-    heading = "Published numbers and ours"
-    write_table(csv, md, data, parts, title=heading, notes=notes, synthetic=synthetic, flaws=flaws)
+    return Table("Published numbers and ours", data, grids, notes, lead=SYNTHETIC if synthetic else "")
 
 
-_COLUMNS = ["what", "of", "published", "grade", "ours", "difference", "what differs"]
+_WIDTHS = {"what": 0.2, "of": 0.17, "what differs": 0.28}
 _SHORT = ["what", "of", "published", "grade", "what differs"]
 
 

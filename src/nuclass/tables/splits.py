@@ -10,7 +10,7 @@ import pandas as pd
 
 from nuclass.core.files import read_json
 from nuclass.core.names import BUFFER, SPLITS, VAL
-from nuclass.tables.layout import EMPTY, markdown, number, write_table
+from nuclass.tables.layout import Cell, Table, grid, share
 
 _COLUMNS = (
     *("slide", "role", "layout", "fold"),
@@ -18,7 +18,7 @@ _COLUMNS = (
     *("buffer_share", "absent_from_val", "margin_px", "overlapping_cells"),
 )
 _LAYOUTS = {"whole": "whole", "box": "central box", "given": "as given"}
-_TOTAL = "**total**"
+_TOTAL = "total"
 
 
 def split_rows(reports: Sequence[str | Path]) -> pd.DataFrame:
@@ -47,8 +47,8 @@ def _row(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def splits_table(reports: Sequence[str | Path], csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
-    """Write the table as CSV and Markdown, the latter with a row of totals."""
+def splits_table(reports: Sequence[str | Path]) -> Table:
+    """Lay out how each slide is divided, with a row of totals that the CSV lacks."""
     data = split_rows(reports)
     whole = {"margin_px": "Int64", "overlapping_cells": "Int64"}
     data = data.astype({"buffer_share": float, **whole})
@@ -56,8 +56,8 @@ def splits_table(reports: Sequence[str | Path], csv: str | Path, md: str | Path,
     sums = {name: int(data[name].sum()) for name in _COLUMNS if name.startswith(("cells_", "labelled_"))}
     cut = data[data["buffer_share"].notna()]
     held = cut[[f"labelled_{split}" for split in SPLITS]].to_numpy().sum()
-    share = cut[f"labelled_{BUFFER}"].sum() / held if held else None
-    total = {"slide": _TOTAL, "role": "", "layout": "", "fold": "", **sums, "buffer_share": share}
+    held_back = cut[f"labelled_{BUFFER}"].sum() / held if held else None
+    total = {"slide": _TOTAL, "role": "", "layout": "", "fold": "", **sums, "buffer_share": held_back}
     rows.append(_shown({**total, "absent_from_val": "", "margin_px": data["margin_px"].min(), "overlapping_cells": 0}))
     notes = [
         "Cells by split, labelled ones in brackets. Buffer: cells that no one uses, so that splits lie apart; the "
@@ -72,21 +72,19 @@ def splits_table(reports: Sequence[str | Path], csv: str | Path, md: str | Path,
             if row["overlapping_cells"]
         )
         notes.append(f"Protocol released (no_buffer): cells whose windows reach into another split's: {told}.")
-    write_table(
-        csv, md, data, [markdown(rows, list(rows[0]), left=3)], title="Splits", notes=notes, synthetic=synthetic
-    )
+    return Table("Splits", data, [grid(rows, left=3, wide={"absent from val": 0.15})], notes)
 
 
-def _shown(row: dict[str, Any]) -> dict[str, str]:
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
     layout = _LAYOUTS.get(row["layout"], row["layout"]) + (f", fold {row['fold']}" if row["fold"] else "")
     counts = {split: (int(row[f"cells_{split}"]), int(row[f"labelled_{split}"])) for split in SPLITS}
-    share = row["buffer_share"]
+    margin = row["margin_px"]
     return {
-        "slide": str(row["slide"]),
+        "slide": Cell(str(row["slide"]), bold=row["slide"] == _TOTAL),
         "role": row["role"],
         "layout": layout,
-        **{name: f"{cells:,} ({labelled:,})" if cells else EMPTY for name, (cells, labelled) in counts.items()},
-        "buffer share": EMPTY if share is None or share != share else f"{100 * share:.1f} %",
-        "absent from val": row["absent_from_val"] or EMPTY,
-        "margin, px": number(row["margin_px"]),
+        **{n: Cell(cells, behind=f"{labelled:,}") if cells else Cell() for n, (cells, labelled) in counts.items()},
+        "buffer share": share(row["buffer_share"]),
+        "absent from val": row["absent_from_val"],
+        "margin, px": None if pd.isna(margin) else int(margin),
     }

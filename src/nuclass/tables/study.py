@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +10,68 @@ import pandas as pd
 
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
-from nuclass.core.readings import CLOSED, OPEN, PRIORS, READINGS
-from nuclass.tables.layout import EMPTY, markdown, number, with_interval, write_table
+from nuclass.core.readings import BETTER, CLOSED, OPEN, PRIORS, READINGS
+from nuclass.tables.layout import Cell, Grid, Table, difference, grid, mark_best, share
 
 _BRANCHES = (LOCAL, GLOBAL, MEAN, FUSED, ORACLE)
-_METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss"}
+_METRICS = {"macro_f1": "Macro-F1", "accuracy": "Accuracy", "log_loss": "Log loss"}
 _SPLITS = ("train", "val", "test")
-_WIDE = 5
+_WIDE = 4
+INTERVALS = "In brackets: 95 % interval by bootstrap over spatial blocks. "
 
 
-def _cohort(name: str) -> str:
+def cohort_title(name: str) -> str:
+    """Return how a cohort is called in a table."""
     return "all cohorts" if name == "all" else name
 
 
-def _read(path: str | Path) -> pd.DataFrame:
+def read_comparison(path: str | Path) -> pd.DataFrame:
+    """Return a comparison with its empty cells as text where they are text."""
     return pd.read_csv(path, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
 
 
-def holdout_comparison(
-    comparison: str | Path,
-    csv: str | Path,
-    md: str | Path,
-    *,
-    synthetic: bool,
-    flaws: str = "",
-    closed_set: bool = False,
-    stand_ins: Sequence[str] = (),
-) -> None:
+def lower(name: str) -> str:
+    """Return a title as it stands within a line: names in capitals stay."""
+    return name if name[:2].isupper() else name[0].lower() + name[1:]
+
+
+def paired_ends(data: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float]]:
+    """Return the ends of the interval of each row ``first-second``, by the pair; ``data`` is of one kind of value."""
+    rows = data[data["name"].str.contains("-", regex=False)]
+    return {
+        tuple(str(name).split("-", 1)): (low, high)  # type: ignore[misc]
+        for name, low, high in zip(rows["name"], rows["low"], rows["high"], strict=True)
+    }
+
+
+def cells_of(data: pd.DataFrame, names: Sequence[str]) -> dict[str, Cell]:
+    """Return the cells of the names, in their order; ``data`` is of one kind of value."""
+    found = data.drop_duplicates("name").set_index("name")
+    values = {name: [float(found.loc[name, end]) for end in ("value", "low", "high")] for name in names}
+    return {name: Cell(value, low, high) for name, (value, low, high) in values.items()}
+
+
+def holdout_comparison(comparison: str | Path, *, closed_set: bool = False, stand_ins: Sequence[str] = ()) -> Table:
     """Lay out macro-F1, accuracy and log loss of each model on each cohort, the best in bold, and F1 by class.
 
     Below each metric stand the paired differences of the fused model to the others. ``comparison`` is a CSV of
     :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row. ``stand_ins`` are baselines
     with a small network in the place of the published one, which a note then says.
     """
-    data = _read(comparison)
+    data = read_comparison(comparison)
     data = data[data["metric"].isin([*_METRICS, "f1"]) & (data["name"] != ORACLE)].reset_index(drop=True)
     cohorts = list(dict.fromkeys(data["cohort"]))
     models = [name for name in dict.fromkeys(data["name"]) if "-" not in name]
-    parts = []
+    grids = []
     for metric, label in _METRICS.items():
         part = data[data["metric"] == metric]
-        parts.append(f"## {label[:1].upper()}{label[1:]}")
-        parts.append(_model_rows(part[part["name"].isin(models)], models, cohorts, smaller=metric == "log_loss"))
-        parts.append(_difference_rows(part[part["name"].str.contains("-", regex=False)], cohorts))
-    by_class = data[(data["metric"] == "f1") & (data["cohort"] == cohorts[-1])]
-    parts.append(f"## F1 by class, {_cohort(cohorts[-1])}")
-    learned = [name for name in models if name not in PRIORS]
-    parts += [_class_rows(by_class, learned[i : i + _WIDE]) for i in range(0, len(learned), _WIDE)]
+        rows = _model_rows(part, models, cohorts, BETTER[metric])
+        grids.append(grid(rows, heading=label))
+        grids.append(grid(_difference_rows(part, cohorts), caption=f"{label}, paired differences"))
+    grids += _class_grids(data, [name for name in models if name not in PRIORS], cohorts[-1])
     notes = [
-        "In brackets: 95 % interval by bootstrap over spatial blocks. Bold: best of the column; by class, best of all "
-        "models. Differences are paired; bold where the interval leaves out 0. "
+        f"{INTERVALS}Bold: best of the column (log loss: the least); by class, best of all models. Differences are "
+        "paired; bold where the interval leaves out 0. Known are those of the fused model to the others. "
         + READINGS[CLOSED if closed_set else OPEN],
     ]
     if stand_ins:
@@ -67,84 +79,92 @@ def holdout_comparison(
             f"Stand-ins: small networks take the place of {', '.join(map(title, stand_ins))}, so their rows show that "
             "the comparison works and say nothing about the published networks."
         )
-    name = "Models on the held-out cohorts"
-    write_table(csv, md, data, parts, title=name, notes=notes, synthetic=synthetic, flaws=flaws)
+    return Table("Models on the held-out cohorts", data, grids, notes)
 
 
-def _model_rows(data: pd.DataFrame, models: Sequence[str], cohorts: Sequence[str], *, smaller: bool) -> str:
-    wide = data.pivot(index="name", columns="cohort", values="value")
-    best = {c: wide[c].min() if smaller else wide[c].max() for c in cohorts}
-    found = data.set_index(["name", "cohort"])
-    rows = [
-        {"model": title(name)} | {_cohort(c): _bold(found.loc[(name, c)], best[c]) for c in cohorts} for name in models
+def _model_rows(
+    data: pd.DataFrame, models: Sequence[str], cohorts: Sequence[str], better: int
+) -> list[dict[str, Cell]]:
+    columns = {}
+    for cohort in cohorts:
+        part = data[data["cohort"] == cohort]
+        columns[cohort] = mark_best(cells_of(part, models), better, paired_ends(part))
+    return [
+        {"model": Cell(title(name)), **{cohort_title(c): column[name] for c, column in columns.items()}}
+        for name in models
     ]
-    return markdown(rows, ["model", *map(_cohort, cohorts)])
 
 
-def _class_rows(data: pd.DataFrame, models: Sequence[str]) -> str:
-    """Lay out the F1 of each class for some of the models."""
-    best = data[~data["name"].str.contains("-", regex=False)].groupby("class")["value"].max()
-    found = data.set_index(["name", "class"])
-    rows = [
-        {"class": str(label)} | {title(name): _bold(found.loc[(name, label)], best[label]) for name in models}
-        for label in best.index
-    ]
-    return markdown(rows, ["class", *map(title, models)])
+def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str) -> Iterator[Grid]:
+    """Yield the F1 of each class for some of the models after another."""
+    heading = f"F1 by class, {cohort_title(cohort)}"
+    part = data[(data["metric"] == "f1") & (data["cohort"] == cohort)]
+    by_class = {}
+    for label, rows in part.groupby("class"):
+        learned = [name for name in dict.fromkeys(rows["name"]) if "-" not in name]
+        by_class[str(label)] = mark_best(cells_of(rows, learned), BETTER["f1"], paired_ends(rows))
+    for i in range(0, len(models), _WIDE):
+        shown = models[i : i + _WIDE]
+        rows = [
+            {"class": Cell(label.replace("_", " ")), **{title(name): cells[name] for name in shown}}
+            for label, cells in by_class.items()
+        ]
+        caption = f"{heading}: {', '.join(map(title, shown))}" if len(models) > _WIDE else ""
+        yield grid(rows, heading="" if i else heading, caption=caption)
 
 
-def _bold(found: pd.Series[Any], best: float) -> str:
-    text = with_interval(found["value"], found["low"], found["high"])
-    return f"**{text}**" if found["value"] == best else text
-
-
-def _difference_rows(data: pd.DataFrame, cohorts: Sequence[str]) -> str:
+def _difference_rows(data: pd.DataFrame, cohorts: Sequence[str]) -> list[dict[str, Cell]]:
+    found = data[data["name"].str.contains("-", regex=False)]
+    at = found.set_index(["name", "cohort"])
     rows = []
-    for name in dict.fromkeys(data["name"]):
-        first, second = str(name).split("-")
-        other = title(second)
-        row = {"difference": f"{title(first)} minus {other if other[:2].isupper() else other[0].lower() + other[1:]}"}
+    for name in dict.fromkeys(found["name"]):
+        first, second = map(title, str(name).split("-", 1))
+        row = {"difference": Cell(f"{first} minus {lower(second)}")}
         for cohort in cohorts:
-            found = data[(data["name"] == name) & (data["cohort"] == cohort)].iloc[0]
-            text = with_interval(found["value"], found["low"], found["high"])
-            row[_cohort(cohort)] = f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+            row[cohort_title(cohort)] = difference(*at.loc[(name, cohort), ["value", "low", "high"]])
         rows.append(row)
-    return markdown(rows, ["difference", *map(_cohort, cohorts)])
+    return rows
 
 
-def branches(comparison: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool, flaws: str = "") -> None:
+def branches(comparison: str | Path) -> Table:
     """Lay out what the branches reach, who is right where, and how well the gate tells."""
-    cohorts: dict[str, Any] = {name: result["branches"] for name, result in read_json(comparison)["cohorts"].items()}
-    records = []
-    for cohort, found in cohorts.items():
+    cohorts: dict[str, Any] = read_json(comparison)["cohorts"]
+    records, rows, scores = [], [], []
+    for cohort, result in cohorts.items():
+        found = result["branches"]
         flat = {f"{metric}_{name}": value for name, s in found["scores"].items() for metric, value in s.items()}
         records.append({"cohort": cohort, **{k: v for k, v in found.items() if k != "scores"}, **flat})
-    rows = [
-        {
-            "cohort": _cohort(cohort),
-            "cells": number(found["n_cells"]),
-            **{label: _percent(found[key], found["n_cells"]) for key, label in _RIGHT.items()},
-            **{title(name): number(found["scores"][name]["accuracy"]) for name in _BRANCHES},
-            "gate AUROC": number(found["gate_auroc"]),
+        rows.append(
+            {
+                "cohort": cohort_title(cohort),
+                "cells": int(found["n_cells"]),
+                **{label: share(found[key], found["n_cells"]) for key, label in _RIGHT.items()},
+                "gate AUROC": found["gate_auroc"],
+            }
+        )
+        ends = {name: _ends(result["models"][name]["accuracy"]) for name in _BRANCHES}
+        cells = {name: Cell(found["scores"][name]["accuracy"], *ends[name][1:]) for name in _BRANCHES}
+        paired = {
+            tuple(pair.split("-", 1)): _ends(values["accuracy"])[1:] for pair, values in result["differences"].items()
         }
-        for cohort, found in cohorts.items()
-    ]
+        real = mark_best({name: cells[name] for name in _BRANCHES if name != ORACLE}, BETTER["accuracy"], paired)  # type: ignore[arg-type]
+        scores.append({"cohort": cohort_title(cohort), **{title(n): c for n, c in {**cells, **real}.items()}})
     notes = [
-        "Columns named after models: accuracy. The oracle takes the right branch wherever one is right. Gate AUROC: "
-        "how well the gate's weight tells, where exactly one branch is right, which one.",
+        f"{INTERVALS}Bold: best of the row, the oracle left out. The oracle takes the right branch wherever one is "
+        "right. Gate AUROC: how well the gate's weight tells, where exactly one branch is right, which one.",
     ]
-    part = markdown(rows, list(rows[0]))
-    data, name = pd.DataFrame(records), "Branches and gate"
-    write_table(csv, md, data, [part], title=name, notes=notes, synthetic=synthetic, flaws=flaws)
+    grids = [grid(scores, heading="Accuracy"), grid(rows, heading="Which branch is right")]
+    return Table("Branches and gate", pd.DataFrame(records), grids, notes)
+
+
+def _ends(found: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return found["value"], found["low"], found["high"]
 
 
 _RIGHT = {"both": "both right", "A_only": "only local", "B_only": "only global", "neither": "neither"}
 
 
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else EMPTY
-
-
-def dataset(composition: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+def dataset(composition: str | Path) -> Table:
     """Lay out the labelled cells by class and slide, and by slide and split."""
     data = pd.read_csv(composition)
     used = data[data["split"].isin(_SPLITS)]
@@ -152,38 +172,32 @@ def dataset(composition: str | Path, csv: str | Path, md: str | Path, *, synthet
     by_class = used.pivot_table(index="class", columns="slide", values="cells", aggfunc="sum", fill_value=0)
     by_class = by_class.reindex(columns=slides, fill_value=0)
     rows = [
-        {"class": str(name), **{s: number(int(row[s])) for s in slides}, "total": number(int(row.sum()))}
+        {"class": Cell(str(name).replace("_", " ")), **{s: int(row[s]) for s in slides}, "total": int(row.sum())}
         for name, row in by_class.iterrows()
     ]
     totals = by_class.sum()
-    rows.append(
-        {"class": "**total**", **{s: number(int(totals[s])) for s in slides}, "total": number(int(totals.sum()))}
-    )
+    rows.append({"class": Cell("total", bold=True), **{s: int(totals[s]) for s in slides}, "total": int(totals.sum())})
     splits = [*_SPLITS, *sorted(set(data["split"]) - set(_SPLITS))]
     by_split = data.pivot_table(index="slide", columns="split", values="cells", aggfunc="sum", fill_value=0)
     facts = data.drop_duplicates("slide").set_index("slide")
     split_rows = [
         {
-            "slide": s,
+            "slide": str(s),
             "organ": str(facts.loc[s, "organ"]),
             "role": str(facts.loc[s, "role"]),
-            **{k: number(int(by_split.loc[s].get(k, 0))) for k in splits},
+            **{k: int(by_split.loc[s].get(k, 0)) for k in splits},
         }
         for s in slides
     ]
-    parts = [
-        "## Labelled cells by class, in train, validation and test",
-        markdown(rows, ["class", *slides, "total"]),
-        "## Labelled cells by split",
-        markdown(split_rows, ["slide", "organ", "role", *splits], left=3),
+    grids = [
+        grid(rows, heading="Labelled cells by class, in train, validation and test"),
+        grid(split_rows, left=3, heading="Labelled cells by split"),
     ]
     notes = ["Cells in the buffer between two splits are used by none. A cohort is one test split."]
-    write_table(csv, md, data, parts, title="The data set", notes=notes, synthetic=synthetic)
+    return Table("The data set", data, grids, notes)
 
 
-def label_quality(
-    quality: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool, truth: str | Path | None = None
-) -> None:
+def label_quality(quality: str | Path, *, truth: str | Path | None = None) -> Table:
     """Lay out how many cells of each slide got a label, how sure it is, and, with a truth, how right."""
     data = pd.read_csv(quality)
     if truth is not None:
@@ -191,60 +205,61 @@ def label_quality(
         data["truth_macro_f1"] = [scores[s]["macro_f1"] for s in data["slide"]]
         data["truth_accuracy"] = [scores[s]["accuracy"] for s in data["slide"]]
     rows = []
-    for _, found in data.iterrows():
+    for found in data.to_dict("records"):
         row = {
             "slide": str(found["slide"]),
             "organ": str(found["organ"]),
-            "cells": number(int(found["cells"])),
-            "labelled": f"{number(int(found['labelled']))} ({_percent(found['labelled'], found['cells'])})",
-            "with a class": number(int(found["with_class"])),
-            "abstained": number(int(found["abstained"])),
-            "dropped": number(int(found["dropped"])),
-            "clusters": number(int(found["clusters"])),
-            "classes": number(int(found["classes"])),
-            "mean confidence": number(float(found["confidence_mean"])),
+            "cells": int(found["cells"]),
+            "labelled": Cell(int(found["labelled"]), behind=share(found["labelled"], found["cells"]).text),
+            "with a class": int(found["with_class"]),
+            "abstained": int(found["abstained"]),
+            "dropped": int(found["dropped"]),
+            "clusters": int(found["clusters"]),
+            "classes": int(found["classes"]),
+            "mean confidence": float(found["confidence_mean"]),
         }
         if truth is not None:
-            row["macro-F1 against truth"] = number(float(found["truth_macro_f1"]))
+            row["macro-F1 against truth"] = float(found["truth_macro_f1"])
         rows.append(row)
     notes = [
         "With a class: labelled with a cell type that is a class of the study. Dropped: by quality "
         "control. Abstained: no class had enough evidence, so the cell has no label."
     ]
-    part = markdown(rows, list(rows[0]), left=2)
-    write_table(csv, md, data, [part], title="Labels", notes=notes, synthetic=synthetic)
+    return Table("Labels", data, [grid(rows, left=2)], notes)
 
 
-def funnel(counts: str | Path, csv: str | Path, md: str | Path, *, synthetic: bool) -> None:
+def funnel(counts: str | Path) -> Table:
     """Lay out the cells left after each step, and why the others went."""
     data = pd.read_csv(counts, keep_default_na=False)
     rows = [
         {
             "slide": str(found["slide"]),
             "step": str(found["step"]),
-            "cells": number(int(found["cells"])),
-            "dropped": number(int(found["dropped"])),
-            "reasons": str(found["reasons"]) or EMPTY,
+            "cells": int(found["cells"]),
+            "dropped": int(found["dropped"]),
+            "reasons": str(found["reasons"]),
         }
-        for _, found in data.iterrows()
+        for found in data.to_dict("records")
     ]
-    part = markdown(rows, ["slide", "step", "cells", "dropped", "reasons"], left=2)
-    write_table(csv, md, data, [part], title="Cells left after each step", synthetic=synthetic)
+    return Table("Cells left after each step", data, [grid(rows, left=2, wide={"reasons": 0.35})])
 
 
-def synthetic_truth(criteria: str | Path, csv: str | Path, md: str | Path, *, flaws: str = "") -> None:
+def synthetic_truth(criteria: str | Path) -> Table:
     """Lay out what the synthetic study is expected to show, with value and verdict."""
     data = pd.read_csv(criteria)
     rows = [
         {
             "criterion": str(found["criterion"]),
-            "value": with_interval(found["value"], found["low"], found["high"], 4 if abs(found["value"]) < 0.01 else 3),
+            "value": Cell(found["value"], found["low"], found["high"], digits=4 if abs(found["value"]) < 0.01 else 3),
             "expected": str(found["threshold"]),
-            "met": "yes" if found["met"] else "**no**",
+            "met": Cell("yes") if found["met"] else Cell("no", bold=True),
         }
-        for _, found in data.iterrows()
+        for found in data.to_dict("records")
     ]
-    part = markdown(rows, ["criterion", "value", "expected", "met"])
     notes = ["In brackets: 95 % interval by bootstrap over spatial blocks, all cohorts pooled."]
-    name = "The synthetic study against its truth"
-    write_table(csv, md, data, [part], title=name, notes=notes, synthetic=True, flaws=flaws)
+    return Table(
+        "The synthetic study against its truth",
+        data,
+        [grid(rows, texts=["expected", "met"], wide={"criterion": 0.4})],
+        notes,
+    )
