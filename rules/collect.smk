@@ -50,7 +50,7 @@ rule labelling:
     input:
         expand("results/labels/{slide}/labelling.{ending}", slide=BUNDLE_SLIDES, ending=ENDINGS),
         expand("results/figures/labelling.{ending}", ending=ENDINGS),
-        expand("results/tables/{name}.{ending}", name=LABEL_TABLES, ending=["csv", "md"]),
+        table_files(LABEL_TABLES),
 
 
 rule models:

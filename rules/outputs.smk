@@ -45,4 +45,4 @@ def figure_files(names):
 
 def table_files(names):
     """Return the files of tables."""
-    return expand("results/tables/{name}.{ending}", name=names, ending=["csv", "md"])
+    return expand("results/tables/{name}.{ending}", name=names, ending=["csv", "md", "tex"])
