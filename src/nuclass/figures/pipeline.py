@@ -120,7 +120,7 @@ def _caption(canvas: Canvas, box: Box, text: str) -> None:
 
 def _thumbnail(ax: Axes, views: Views, mpp: float) -> None:
     height, width = views.shape or (1, 1)
-    ax.imshow(views.thumbnail, extent=(0, width, height, 0), interpolation="antialiased")
+    ax.imshow(np.asarray(views.thumbnail), extent=(0, width, height, 0), interpolation="antialiased")
     _scale(ax, _look_at(ax, views), mpp)
     if views.cell is not None:
         side = views.transcripts.side if views.transcripts is not None else 0
@@ -222,7 +222,7 @@ def _dots(canvas: Canvas, box: Box, views: Views, types: CellTypes) -> None:
 
 def _overlay(ax: Axes, views: Views, types: CellTypes) -> pd.Series[Any]:
     height, width = views.shape or (1, 1)
-    ax.imshow(views.thumbnail, extent=(0, width, height, 0), alpha=0.35, interpolation="antialiased")
+    ax.imshow(np.asarray(views.thumbnail), extent=(0, width, height, 0), alpha=0.35, interpolation="antialiased")
     cells = views.cells[(views.cells["status"] == LABELLED) & (views.cells["class"] != "")]
     order = np.random.default_rng(0).permutation(len(cells))
     shown = cells.iloc[order]
