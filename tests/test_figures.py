@@ -124,9 +124,31 @@ def test_dataset_composition(study: Path, tmp_path: Path) -> None:
     numbers = check(tmp_path, "data")
     counts = pd.read_csv(study / "counts.csv")
     used = counts[counts["split"] != "buffer"]
-    rings = numbers[numbers["slide"].isna()]
-    assert rings["cells"].sum() == used["cells"].sum()
-    np.testing.assert_allclose(rings.groupby("role")["angle_deg"].sum(), 360)
+    assert (numbers.groupby("ring")["cells"].sum() == used["cells"].sum()).all()
+    assert set(numbers["ring"]) == {"organ", "class", "bar"}
+    rings = numbers[numbers["ring"] != "bar"]
+    np.testing.assert_allclose(rings.groupby(["role", "ring"])["angle_deg"].sum(), 360)
+    # By hand: the angle of an organ follows the root of its cells; its classes fill it.
+    cells = used[used["role"] == "cohort"].groupby("organ")["cells"].sum()
+    organs = numbers.query("ring == 'organ' and role == 'cohort'").set_index("organ")
+    np.testing.assert_allclose(organs["angle_deg"], (360 * np.sqrt(cells) / np.sqrt(cells).sum())[organs.index])
+    np.testing.assert_allclose(organs["share"], (cells / cells.sum())[organs.index])
+    inside = numbers.query("ring == 'class' and role == 'cohort'").groupby("organ")["angle_deg"]
+    np.testing.assert_allclose(inside.sum()[organs.index], organs["angle_deg"])
+    assert inside.min().min() >= 2
+
+
+@pytest.mark.parametrize("role", ["train", "none"])
+def test_dataset_composition_without_cells_says_so(tmp_path: Path, role: str) -> None:
+    counts = pd.DataFrame(
+        {"slide": ["a"], "organ": ["ovary"], "role": ["train"], "split": ["train"], "class": ["T_Cell"]}
+    )
+    counts.assign(cells=5)[counts["role"] == role].to_csv(tmp_path / "in.csv", index=False)
+    draw_dataset_composition(tmp_path / "in.csv", [tmp_path / "d.svg"], tmp_path / "d.csv", classes=SHEET, **LOOK)
+    text = (tmp_path / "d.svg").read_text()
+    assert text.count("No labelled cells") >= 1
+    assert "square root of the cells" in text
+    assert len(pd.read_csv(tmp_path / "d.csv")) == (3 if role == "train" else 0)
 
 
 def test_wedges_follow_the_square_root_with_a_floor() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FLOOR_DEG = 2.0
 _TITLES = {"train": "Training slides", "cohort": "Cohorts (held out)"}
+_COLUMNS = ("role", "ring", "organ", "class", "slide", "cells", "share", "angle_deg")
 _ORGAN_GREYS = ("#5F6B73", "#8B969D")
 
 
@@ -35,6 +36,9 @@ def draw_dataset_composition(
     splits are used by none and not drawn. The wedges follow the square root of the share, with a
     floor of two degrees for a class, as in the published figure, so that small organs and classes
     can be seen; the bars below have the true scale.
+
+    ``csv`` has one row a wedge and a part of a bar: ``role ring organ class slide cells share angle_deg``. ``ring`` is
+    ``organ``, ``class`` or ``bar``; ``share`` is of the role's, the organ's or the slide's cells; angles are degrees.
     """
     sheet = Classes.read(classes)
     table = pd.read_csv(counts)
@@ -48,15 +52,21 @@ def draw_dataset_composition(
     for column, role in enumerate(("train", "cohort")):
         ax = fig.add_subplot(grid[0, column])
         part = table[table["role"] == role]
-        numbers.append(_donut(ax, part, names, sheet).assign(role=role) if len(part) else None)
-        if not len(part):
+        if part["cells"].sum():
+            numbers.append(_donut(ax, part, names, sheet).assign(role=role))
+        else:
             empty_panel(ax, "No labelled cells")
         ax.set_title(_TITLES[role], loc="center")
     _legend(fig.add_subplot(grid[0, 2]), names, sheet)
-    _bars(fig.add_subplot(grid[1, :]), table, slides, names, sheet)
-    drawn = pd.concat([part for part in numbers if part is not None], ignore_index=True)
+    bars = fig.add_subplot(grid[1, :])
+    if len(slides):
+        _bars(bars, table, slides, names, sheet)
+    else:
+        empty_panel(bars, "No labelled cells")
     by_slide = table.groupby(["role", "slide", "organ", "class"], sort=False)["cells"].sum().reset_index()
-    save_figure(fig, outputs, csv, pd.concat([drawn, by_slide], ignore_index=True), synthetic=synthetic)
+    by_slide["share"] = by_slide["cells"] / by_slide.groupby("slide")["cells"].transform("sum")
+    numbers.append(by_slide.assign(ring="bar"))
+    save_figure(fig, outputs, csv, pd.concat(numbers, ignore_index=True).reindex(columns=_COLUMNS), synthetic=synthetic)
 
 
 def wedge_angles(counts: np.ndarray, span: float, floor: float = 0.0) -> np.ndarray:
@@ -74,11 +84,13 @@ def _donut(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) 
     from matplotlib.patches import Wedge
 
     organs = table.groupby("organ")["cells"].sum().sort_values(ascending=False)
+    organs = organs[organs > 0]
     start, rows = 90.0, []
     for place, (organ, angle) in enumerate(zip(organs.index, wedge_angles(organs.to_numpy(), 360.0), strict=True)):
         grey = _ORGAN_GREYS[place % 2]
         ax.add_patch(Wedge((0, 0), 0.68, start - angle, start, width=0.24, fc=grey, ec="white", lw=0.8))
         _text(ax, organ.capitalize(), 0.56, start - angle / 2, size=5.5, color="white", along=angle < 32)
+        rows.append(_wedge("organ", organ, "", organs[organ], organs.sum(), angle))
         classes = table[table["organ"] == organ].groupby("class")["cells"].sum()
         classes = classes.reindex([n for n in names if classes.get(n, 0) > 0])
         edge = start
@@ -88,13 +100,17 @@ def _donut(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) 
             ax.add_patch(wedge)
             if width >= 5:
                 _text(ax, f"{100 * share:.0f}", 1.07, edge - width / 2, size=5, color="#333333")
-            rows.append({"organ": organ, "class": name, "cells": classes[name], "share": share, "angle_deg": width})
+            rows.append(_wedge("class", organ, name, classes[name], organs[organ], width))
             edge -= width
         start -= angle
     ax.text(0, 0, f"{int(organs.sum()):,}\ncells", ha="center", va="center", fontsize=7, weight="bold", color="#333333")
     ax.set(xlim=(-1.16, 1.16), ylim=(-1.16, 1.16), aspect="equal")
     ax.set_axis_off()
     return pd.DataFrame(rows)
+
+
+def _wedge(ring: str, organ: str, name: str, cells: int, of: int, angle: float) -> dict[str, object]:
+    return {"ring": ring, "organ": organ, "class": name, "cells": cells, "share": cells / of, "angle_deg": angle}
 
 
 def _text(ax: Axes, text: str, radius: float, degrees: float, *, size: float, color: str, along: bool = False) -> None:
@@ -109,9 +125,12 @@ def _legend(ax: Axes, names: Sequence[str], sheet: Classes) -> None:
 
     ax.set_axis_off()
     handles = [Patch(color=sheet.colour(n), label=sheet.full(n), lw=0) for n in names]
-    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(-0.1, 0.5), labelspacing=0.7, handleheight=0.9)
-    note = "Ring angles: square root of\nthe cells. Numbers: per cent\nof the organ's cells."
-    ax.text(-0.1, -0.04, note, transform=ax.transAxes, va="bottom", fontsize=5.5, color=GREY, linespacing=1.4)
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(-0.1, 0.58), labelspacing=0.55, handleheight=0.9)
+    note = (
+        "Angles are not shares: they follow\nthe square root of the cells, at least\n"
+        f"{FLOOR_DEG:g}° a class, as published. Numbers:\nper cent of the organ's cells. The\nbars have the true scale."
+    )
+    ax.text(-0.1, -0.04, note, transform=ax.transAxes, va="bottom", fontsize=5.5, color="#555555", linespacing=1.4)
 
 
 def _bars(ax: Axes, table: pd.DataFrame, slides: Sequence[str], names: Sequence[str], sheet: Classes) -> None:
