@@ -17,8 +17,10 @@ FUSION_FIGURES = ["gate", "complementarity"]
 FUSION_TABLES = ["gate_ablation", "complementarity", "gate"]
 COMPARISON_TABLES = ["holdout_comparison", "paper_comparison"]
 ABLATION_TABLES = ["film_vs_concat", "left_out", "uncertainty_guidance", "context_sizes", "seeds"]
-MORE_FIGURES = ["pipeline", *FUSION_FIGURES, "audit"]
-MORE_TABLES = [*COMPARISON_TABLES, *FUSION_TABLES, *ABLATION_TABLES, "audit"]
+RECORD_FIGURES = ["training", "resources"]
+RECORD_TABLES = ["runtime", "hyperparameters"]
+MORE_FIGURES = ["pipeline", *FUSION_FIGURES, *RECORD_FIGURES, "audit"]
+MORE_TABLES = [*COMPARISON_TABLES, *FUSION_TABLES, *ABLATION_TABLES, *RECORD_TABLES, "audit"]
 
 
 rule alignment:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nuclass.core.errors import UserError
-from nuclass.core.schema import Locate, key_lines, read_yaml
+from nuclass.core.schema import Locate, check_settings, key_lines, raise_faults, read_yaml
 
 
 def read_models_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -31,6 +31,20 @@ def read_models_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]
                 fix="correct its name, which is looked for beside this file, or write the section here",
             )
     return settings | {key: _section(file) for key, file in files.items()}, files
+
+
+def read_complete(path: str | Path, schema: str | Path) -> dict[str, Any]:
+    """Return a model file's settings with the defaults of ``schema`` filled in.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_models_file`, and with all values that the schema refuses.
+    """
+    settings, files = read_models_file(path)
+    checked, faults = check_settings(settings, read_yaml(schema), models_locator(path, files))
+    raise_faults(faults, f"The settings of the models cannot be used ({path})")
+    return checked
 
 
 def models_locator(path: str | Path, files: Mapping[str, Path]) -> Locate:
