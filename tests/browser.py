@@ -45,6 +45,7 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Network", "Page"):
             self.call(f"{domain}.enable")
+        self.call("Network.setCacheDisabled", cacheDisabled=True)
 
     def call(self, method: str, timeout: float = 60, **parameters: Any) -> dict[str, Any]:
         """Call the browser and wait for the answer."""
@@ -82,8 +83,8 @@ class Page:
         elif method == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
             self.problems.append(" ".join(str(part.get("value", part.get("description"))) for part in about["args"]))
         elif method == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
-            # What the software renderer says of its speed is not the page's fault.
-            if "GL Driver Message" not in about["entry"]["text"]:
+            # Words on the speed of the software renderer, and of reading pixels back, are not the page's fault.
+            if not any(word in about["entry"]["text"] for word in ("GL Driver Message", "willReadFrequently")):
                 self.problems.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
         elif method == "Network.requestWillBeSent":
             self.requested.append(about["request"]["url"])
