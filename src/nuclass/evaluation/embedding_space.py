@@ -66,7 +66,7 @@ def compare_embeddings(
     UserError
         Where the models have other cells or labels, fewer than two classes in common, or broken embeddings.
     """
-    found = _same_cells(models, subset, seed)
+    found = same_cells(models, subset, seed)
     first = next(iter(found.values()))
     organs = first.table["organ"].to_numpy(str)
     names, counts = np.unique(organs, return_counts=True)
@@ -191,7 +191,7 @@ def _metrics(found: Predictions, organs: np.ndarray, *, neighbours: int, min_cel
 
     y, probs = found.y, found.probs
     present = np.unique(y)
-    space = _normalised(found)
+    space = unit_rows(np.asarray(found.embeddings), found.table)
     separable = _separable(y)
     several = len(np.unique(organs)) > 1
     nan = float("nan")
@@ -233,14 +233,14 @@ def _auroc(y: np.ndarray, probs: np.ndarray) -> float:
     return float(np.mean([roc_auc_score(y == index, probs[:, index]) for index in present]))
 
 
-def _normalised(found: Predictions) -> np.ndarray:
-    """Return the embeddings (N, D) as float32 rows of length one."""
+def unit_rows(embeddings: np.ndarray, cells: pd.DataFrame) -> np.ndarray:
+    """Return embeddings (N, D) as float32 rows of length one; ``cells`` (``slide cell_id``) names a broken one."""
     from sklearn.preprocessing import normalize
 
-    values = np.asarray(found.embeddings, dtype=np.float32)
+    values = np.asarray(embeddings, dtype=np.float32)
     if not np.isfinite(values).all() or not np.abs(values).sum(axis=1).all():
         bad = int(np.flatnonzero(~np.isfinite(values).all(axis=1) | (np.abs(values).sum(axis=1) == 0))[0])
-        cell = found.table.iloc[bad]
+        cell = cells.iloc[bad]
         raise UserError(
             "An embedding is not finite, or zero",
             where=f"slide {cell['slide']}, cell {cell['cell_id']}",
@@ -249,8 +249,11 @@ def _normalised(found: Predictions) -> np.ndarray:
     return np.asarray(normalize(values))
 
 
-def _same_cells(models: Mapping[str, Sequence[str | Path]], subset: int, seed: int) -> dict[str, Predictions]:
-    """Read the models, one after another, and keep the same random cells and the shared classes of each."""
+def same_cells(models: Mapping[str, Sequence[str | Path]], subset: int, seed: int) -> dict[str, Predictions]:
+    """Read the models, one after another, and keep the same random cells and the shared classes of each.
+
+    With their embeddings (N, D), as they are stored. Arguments and errors as of :func:`compare_embeddings`.
+    """
     if not models or subset < 2:
         raise UserError("Nothing to compare", found=f"{len(models)} models, {subset} cells", expected="1, 2 or more")
     shared = _shared_classes(models)
@@ -283,11 +286,11 @@ def _same_cells(models: Mapping[str, Sequence[str | Path]], subset: int, seed: i
                     expected=f"the labels of {first}",
                     fix="predict both from the same labels",
                 )
-        out[name] = replace(found, embeddings=_embeddings(files, found.keys))
+        out[name] = replace(found, embeddings=read_embeddings(files, found.keys))
     return out
 
 
-def _embeddings(files: Sequence[str | Path], keys: pd.MultiIndex) -> np.ndarray:
+def read_embeddings(files: Sequence[str | Path], keys: pd.MultiIndex) -> np.ndarray:
     """Return the embeddings (N, D) of the given cells, slide and cell id, and read no others."""
     import h5py
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def draw_confusion(
     """
     sheet = Classes.read(classes)
     data = {name: pd.read_csv(path) for name, path in tables.items()}
-    names = _used(data.values(), sheet)
+    names = used_classes(data.values(), sheet)
     columns = 2 if len(data) > 1 else 1
     rows = -(-len(data) // columns)
     side = (DOUBLE_MM - 60) / columns
@@ -52,11 +52,11 @@ def draw_confusion(
     axes = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     image = None
     for ax, (name, table) in zip(axes.flat, data.items(), strict=False):
-        image = _panel(ax, table, names, sheet)
+        image = confusion_panel(ax, table, names, sheet)
         ax.set_title(f"{cohort_name(name)}  (n = {int(table['cells'].sum()):,})")
     for ax in axes.flat[len(data) :]:
         ax.set_visible(False)
-    _outer_dots(axes, names, sheet)
+    outer_dots(axes, names, sheet)
     for ax in axes[:, 0]:
         ax.set_ylabel("Label")
     for ax in axes[-1]:
@@ -79,9 +79,9 @@ def draw_one_confusion(
     data = pd.read_csv(table)
     fig = new_figure(style, SINGLE_MM + 10, SINGLE_MM - 9)
     axes = fig.subplots(1, 1, squeeze=False)
-    ax, names = axes[0, 0], _used([data], sheet)
-    _panel(ax, data, names, sheet)
-    _outer_dots(axes, names, sheet)
+    ax, names = axes[0, 0], used_classes([data], sheet)
+    confusion_panel(ax, data, names, sheet)
+    outer_dots(axes, names, sheet)
     title = f"{MODEL_NAMES.get(model, model)}, {cohort_name(cohort)}"
     ax.set(title=f"{title}  (n = {int(data['cells'].sum()):,})", xlabel="Predicted class", ylabel="Label")
     with atomic_path(png) as temporary:
@@ -89,7 +89,8 @@ def draw_one_confusion(
     plt.close(fig)
 
 
-def _used(tables: Any, sheet: Classes) -> list[str]:
+def used_classes(tables: Iterable[pd.DataFrame], sheet: Classes) -> list[str]:
+    """Return the classes that have cells or are predicted in any of the tables, in their order."""
     used: set[str] = set()
     for table in tables:
         positive = table[table["cells"] > 0]
@@ -97,7 +98,8 @@ def _used(tables: Any, sheet: Classes) -> list[str]:
     return sheet.ordered(used)
 
 
-def _panel(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) -> Any:
+def confusion_panel(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) -> Any:
+    """Draw one matrix of rates with each row's cells at its right; returns the image, for a bar of colours."""
     index = {"index": names, "columns": names}
     rate = table.pivot(index="true", columns="predicted", values="rate").reindex(**index).to_numpy(float)
     support = table.groupby("true")["cells"].sum().reindex(names).fillna(0).astype(int)
@@ -122,7 +124,8 @@ def _panel(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) 
     return image
 
 
-def _outer_dots(axes: Any, names: Sequence[str], sheet: Classes) -> None:
+def outer_dots(axes: Any, names: Sequence[str], sheet: Classes) -> None:
+    """Draw the classes' colours left of the first column and below the last row of axes (rows, columns)."""
     for ax in axes[:, 0]:
         class_dots(ax, sheet, names, axis="y", offset=-0.022)
     for ax in axes[-1]:
