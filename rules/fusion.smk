@@ -114,6 +114,32 @@ rule draw_gate:
         "../scripts/draw_gate.py"
 
 
+rule draw_fusion:
+    input:
+        **SHEETS,
+        comparison="results/evaluation/fusion.csv",
+    output:
+        pictures=drawn("fusion", "Results", "Gate, mean, safety policy, oracle"),
+        csv="results/figures/fusion.csv",
+    params:
+        synthetic=SYNTHETIC,
+        code=code_hash("nuclass.figures.fusion"),
+    log:
+        "logs/draw_fusion/all.log",
+    benchmark:
+        "benchmarks/draw_fusion/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=mem(1000),
+        runtime=10,
+    conda:
+        "../envs/figures.yaml"
+    message:
+        "Figure fusion: branches, mean, gate, safety policy and oracle"
+    script:
+        "../scripts/draw_fusion.py"
+
+
 rule draw_complementarity:
     input:
         **SHEETS,

@@ -1,4 +1,4 @@
-"""Draw confidence against accuracy, before and after calibration."""
+"""Draw confidence against accuracy, before and after calibration, and risk against coverage."""
 
 from nuclass.core.jobs import snakemake_job
 
@@ -8,6 +8,7 @@ with snakemake_job(snakemake):
     models = snakemake.params.models
     draw_calibration(
         dict(zip(models, snakemake.input.reliability, strict=True)),
+        dict(zip(models, snakemake.input.risks, strict=True)),
         dict(zip(models, snakemake.input.metrics, strict=True)),
         snakemake.output.pictures,
         snakemake.output.csv,

@@ -31,6 +31,7 @@ from nuclass.evaluation.metrics import ece
 from nuclass.evaluation.policy import fit_policy
 from nuclass.evaluation.predictions import read_models
 from nuclass.figures.complementarity import draw_complementarity
+from nuclass.figures.fusion import draw_fusion
 from nuclass.figures.gate import draw_gate
 from nuclass.tables import fusion as tables
 from nuclass.tables.layout import SYNTHETIC_NOTE
@@ -283,6 +284,29 @@ def test_figures(study: Path, tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert abs(image.width - 183 / 25.4 * 300) < 3
             assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+
+
+def test_figure_fusion_has_the_safety_policy(study: Path, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"f.{ending}" for ending in ("pdf", "png", "svg")]
+    draw_fusion(study / "f.csv", pictures, tmp_path / "f.csv", style=LOOK["style"], synthetic=True)
+    drawn = pd.read_csv(tmp_path / "f.csv").set_index(["cohort", "name", "metric"])
+    safe = read_json(study / "f.json")["cohorts"]["lung_h"]["models"]["safe"]["accuracy"]
+    assert drawn.loc[("lung_h", "safe", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(
+        [safe["value"], safe["low"], safe["high"]]
+    )
+    gap = read_json(study / "f.json")["cohorts"]["all"]["differences"]["fused-stacking"]["macro_f1"]
+    assert drawn.loc[("all", "fused-stacking", "macro_f1"), "value"] == pytest.approx(gap["value"])
+    text = pictures[2].read_text()
+    assert all(f">{word}<" in text for word in ("Safety policy", "Oracle", "Stacking", "Gate minus each, all cohorts"))
+    with Image.open(pictures[1]) as image:
+        assert abs(image.width - 183 / 25.4 * 300) < 3
+
+
+def test_figure_fusion_without_a_difference_says_so(study: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(study / "f.csv", keep_default_na=False)
+    table[~table["name"].str.contains("-")].to_csv(tmp_path / "in.csv", index=False)
+    draw_fusion(tmp_path / "in.csv", [tmp_path / "f.svg"], tmp_path / "f.csv", style=LOOK["style"], synthetic=False)
+    assert ">no difference is known<" in (tmp_path / "f.svg").read_text()
 
 
 def test_gate_figure_without_a_conflict_and_of_one_slide(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def draw_branches(
     fig = new_figure(style, DOUBLE_MM, 62)
     axes = fig.subplots(1, 3, width_ratios=[1, 1, 1.1])
     for ax, metric, label in zip(axes, ("accuracy", "macro_f1"), ("Accuracy", "Macro-F1"), strict=False):
-        _scores(ax, table[table["metric"] == metric], list(cohorts))
+        draw_scores(ax, table[table["metric"] == metric], list(cohorts), BRANCHES)
         ax.set_title(label)
     rows = _shares(axes[2], cohorts)
     axes[2].set_title("Which branch is right")
@@ -52,10 +52,12 @@ def draw_branches(
     save_figure(fig, outputs, csv, pd.concat([numbers, rows], ignore_index=True), synthetic=synthetic)
 
 
-def _scores(ax: Axes, table: pd.DataFrame, cohorts: Sequence[str]) -> None:
-    for place, branch in enumerate(BRANCHES):
+def draw_scores(ax: Axes, table: pd.DataFrame, cohorts: Sequence[str], branches: Sequence[str]) -> None:
+    """Draw a metric of the branches with intervals, cohort by cohort; ``table``: ``cohort name value low high``."""
+    step = 0.75 / len(branches)
+    for place, branch in enumerate(branches):
         rows = table[table["name"] == branch].set_index("cohort").reindex(cohorts)
-        x = np.arange(len(cohorts)) + (place - 2) * 0.15
+        x = np.arange(len(cohorts)) + (place - (len(branches) - 1) / 2) * step
         value, low, high = (rows[c].to_numpy(float) for c in ("value", "low", "high"))
         error_bars(ax, x, value, low, high, branch, horizontal=False)
     floor = float(np.nanmin(table["low"])) if table["low"].notna().any() else 0.0

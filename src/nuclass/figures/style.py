@@ -27,9 +27,15 @@ _REPORT_PX, _REPORT_DPI = 1500, 200
 ALL = "all"
 
 # Okabe and Ito's palette, which stays apart for every kind of colour vision.
-BRANCH_COLOURS = {"local": "#E69F00", "global": "#0072B2", "mean": "#8C8C8C", "fused": "#C2185B", "oracle": "#333333"}
-BRANCH_MARKERS = {"local": "o", "global": "s", "mean": "D", "fused": "o", "oracle": "_"}
-BRANCH_NAMES = {"local": "Local", "global": "Global", "mean": "Plain mean", "fused": "Fused (gate)", "oracle": "Oracle"}
+BRANCH_COLOURS = {
+    **{"local": "#E69F00", "global": "#0072B2", "mean": "#8C8C8C"},
+    **{"fused": "#C2185B", "safe": "#009E73", "oracle": "#333333"},
+}
+BRANCH_MARKERS = {"local": "o", "global": "s", "mean": "D", "fused": "o", "safe": "^", "oracle": "_"}
+BRANCH_NAMES = {
+    **{"local": "Local", "global": "Global", "mean": "Plain mean"},
+    **{"fused": "Fused (gate)", "safe": "Safety policy", "oracle": "Oracle"},
+}
 MODEL_NAMES = {"local": "Local", "global": "Global", "gate": "Fused (gate)"}
 GREY, LIGHT = "#8C8C8C", "#EDEDED"
 
