@@ -13,7 +13,7 @@ TABLES = [
     *(["synthetic_truth"] if TRUTH_KNOWN else []),
 ]
 # What needs more models than the study's own three, or their predictions of the training slides.
-FUSION_FIGURES = ["gate", "complementarity"]
+FUSION_FIGURES = ["fusion", "gate", "complementarity"]
 FUSION_TABLES = ["gate_ablation", "complementarity", "gate"]
 COMPARISON_TABLES = ["holdout_comparison", "paper_comparison"]
 ABLATION_TABLES = ["film_vs_concat", "left_out", "uncertainty_guidance", "context_sizes", "seeds"]

@@ -117,6 +117,7 @@ rule draw_per_class_f1:
 
 rule draw_branches:
     input:
+        risks=expand("results/evaluation/{model}/all/risk_coverage.csv", model=MODELS),
         **SHEETS,
         json="results/evaluation/comparison.json",
         comparison="results/evaluation/comparison.csv",
@@ -165,7 +166,7 @@ rule draw_calibration:
     conda:
         "../envs/figures.yaml"
     message:
-        "Figure calibration: confidence against accuracy, before and after"
+        "Figure calibration: confidence against accuracy, and risk against coverage"
     script:
         "../scripts/draw_calibration.py"
 

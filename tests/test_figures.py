@@ -113,10 +113,37 @@ def test_calibration(study: Path, tmp_path: Path) -> None:
         {m: study / m / "all" / "reliability.csv" for m in models},
         {m: study / m / "all" / "metrics.json" for m in models},
         *outputs(tmp_path, "calibration"),
+        {m: study / m / "all" / "risk_coverage.csv" for m in models},
         **LOOK,
     )
     numbers = check(tmp_path, "calibration")
-    assert (numbers.groupby(["model", "stage"])["cells"].sum() == 900).all()
+    bins = numbers[numbers["panel"] == "reliability"]
+    assert (bins.groupby(["model", "stage"])["cells"].sum() == 900).all()
+    # Counted from the cells: of the surest half of the fused model's predictions, the share that is wrong.
+    folder = study / "gate" / "all"
+    probs, labels = np.load(folder / "probs.npy"), np.load(folder / "labels.npy")
+    surest = np.argsort(-probs.max(axis=1), kind="stable")[:450]
+    half = numbers.query("panel == 'risk' and model == 'gate' and cells == 450")
+    assert half["risk"].item() == pytest.approx((probs.argmax(axis=1) != labels)[surest].mean(), abs=1e-6)
+    assert half["coverage"].item() == 0.5
+
+
+def test_calibration_of_few_cells_says_so(study: Path, tmp_path: Path) -> None:
+    files = {name: study / "gate" / "all" / name for name in ("reliability.csv", "risk_coverage.csv", "metrics.json")}
+    few = pd.read_csv(files["reliability.csv"])
+    few.assign(cells=few["cells"].clip(upper=3)).to_csv(tmp_path / "few.csv", index=False)
+    pd.read_csv(files["risk_coverage.csv"]).head(0).to_csv(tmp_path / "none.csv", index=False)
+    draw_calibration(
+        {"gate": tmp_path / "few.csv"},
+        {"gate": tmp_path / "none.csv"},
+        {"gate": files["metrics.json"]},
+        [tmp_path / "c.svg"],
+        tmp_path / "c.csv",
+        **LOOK,
+    )
+    text = (tmp_path / "c.svg").read_text()
+    assert ">no bin has<" in text
+    assert ">no cell was judged<" in text
 
 
 def test_dataset_composition(study: Path, tmp_path: Path) -> None:
