@@ -117,7 +117,6 @@ rule draw_per_class_f1:
 
 rule draw_branches:
     input:
-        risks=expand("results/evaluation/{model}/all/risk_coverage.csv", model=MODELS),
         **SHEETS,
         json="results/evaluation/comparison.json",
         comparison="results/evaluation/comparison.csv",
@@ -147,6 +146,7 @@ rule draw_calibration:
     input:
         **SHEETS,
         reliability=expand("results/evaluation/{model}/all/reliability.csv", model=MODELS),
+        risks=expand("results/evaluation/{model}/all/risk_coverage.csv", model=MODELS),
         metrics=expand("results/evaluation/{model}/all/metrics.json", model=MODELS),
     output:
         pictures=drawn("calibration", "Results", "Calibration"),

@@ -111,9 +111,9 @@ def test_calibration(study: Path, tmp_path: Path) -> None:
     models = ("local", "global", "gate")
     draw_calibration(
         {m: study / m / "all" / "reliability.csv" for m in models},
+        {m: study / m / "all" / "risk_coverage.csv" for m in models},
         {m: study / m / "all" / "metrics.json" for m in models},
         *outputs(tmp_path, "calibration"),
-        {m: study / m / "all" / "risk_coverage.csv" for m in models},
         **LOOK,
     )
     numbers = check(tmp_path, "calibration")
