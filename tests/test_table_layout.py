@@ -167,7 +167,7 @@ Synthetic study: these numbers say whether the method works as designed, not how
 
 \begin{table}[htbp]
 \centering
-\caption{My table: scores, differences. \textbf{1 flaw is on: no\_buffer.} \textbf{Take care.} Synthetic study. @@
+\caption{My table: scores, differences. \textbf{1 flaw is on: no\_buffer.} Synthetic study. @@
 Notes: Table~\ref{tab:mine}.}
 \label{tab:mine-2}
 {\small
@@ -183,7 +183,7 @@ switch & change \\
 
 \begin{table}[htbp]
 \centering
-\caption{My table: nothing. \textbf{1 flaw is on: no\_buffer.} \textbf{Take care.} Synthetic study. @@
+\caption{My table: nothing. \textbf{1 flaw is on: no\_buffer.} Synthetic study. @@
 Notes: Table~\ref{tab:mine}.}
 \label{tab:mine-3}
 {\small

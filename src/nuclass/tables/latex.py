@@ -90,7 +90,7 @@ def to_latex(table: Table, name: str, *, synthetic: bool = False, flaws: str = "
     name
         Of the labels: ``tab:name``, then ``tab:name-2`` and so on.
     synthetic, flaws
-        As in :func:`nuclass.tables.layout.save_table`; both are told in every caption.
+        As in :func:`nuclass.tables.layout.save_table`; every float tells both.
     """
     above, below = table.told(synthetic=synthetic, flaws=flaws)
     pieces = [piece for part in table.grids for piece in _pieces(part)]
@@ -103,7 +103,8 @@ def to_latex(table: Table, name: str, *, synthetic: bool = False, flaws: str = "
         label = f"tab:{name}" + (f"-{place + 1}" if place else "")
         what = part.caption or part.heading
         caption = f"{table.title}{f': {_lower(what)}' if what else ''}{', continued' if more else ''}."
-        told = [escape(caption), *(f"\\textbf{{{prose(text)}}}" for text in above)]
+        bold = [flaws] * bool(flaws) if place else above
+        told = [escape(caption), *(f"\\textbf{{{prose(text)}}}" for text in bold)]
         told += ["Synthetic study."] if synthetic and place else []
         told += [f"Notes: Table~\\ref{{tab:{name}}}."] if below and place else []
         floats.append(_float(part, " ".join(told), label, [] if place else below))

@@ -65,7 +65,7 @@ def paper_comparison(
     return Table("Published numbers and ours", data, grids, notes, lead=SYNTHETIC if synthetic else "")
 
 
-_WIDTHS = {"what": 0.2, "of": 0.17, "what differs": 0.28}
+_WIDTHS = {"what": 0.18, "of": 0.15, "what differs": 0.4}
 _SHORT = ["what", "of", "published", "grade", "what differs"]
 
 
