@@ -32,7 +32,8 @@ from nuclass.labels.measures import STEPS, confidence_counts, funnel_counts, typ
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROW_MM, _LEGEND_ROW_MM, _LEGEND_COLUMNS = 29.0, 3.3, 4
+_ROW_MM, _LEAST_ROW_MM, _PAGE_MM = 29.0, 18.0, 240.0
+_LEGEND_ROW_MM, _LEGEND_COLUMNS = 3.3, 4
 _WIDTHS_MM = (68.0, 29.0, 40.0, 42.0)
 _KINDS = (
     ("study class", "#1F4E79"),
@@ -84,11 +85,12 @@ def draw_labelling(
     legend = legend_columns(entries, _LEGEND_COLUMNS)
     legend_rows = max(1, *map(len, legend))
     legend_mm = _LEGEND_ROW_MM * legend_rows + 4
-    fig = new_figure(style, DOUBLE_MM, _ROW_MM * rows + legend_mm)
-    grid = fig.add_gridspec(rows + 1, 4, width_ratios=_WIDTHS_MM, height_ratios=[*[_ROW_MM] * rows, legend_mm])
+    row_mm = max(min(_ROW_MM, (_PAGE_MM - legend_mm) / rows), _LEAST_ROW_MM)
+    fig = new_figure(style, DOUBLE_MM, row_mm * rows + legend_mm)
+    grid = fig.add_gridspec(rows + 1, 4, width_ratios=_WIDTHS_MM, height_ratios=[*[row_mm] * rows, legend_mm])
     for place, (slide, data) in enumerate(slides.items()):
         axes = [fig.add_subplot(grid[place, k]) for k in range(4)]
-        _row(axes, data, organs[slide], min_confidence[slide], types, first=place == 0, last=place == rows - 1)
+        _row(axes, data, organs[slide], min_confidence[slide], types, row_mm, first=place == 0, last=place == rows - 1)
     if not slides:
         empty_panel(fig.add_subplot(grid[0, :]), "No slide to show")
     legend_panel(fig.add_subplot(grid[rows, :]), legend, _LEGEND_COLUMNS, legend_rows)
@@ -98,13 +100,13 @@ def draw_labelling(
 
 
 def _row(
-    axes: Sequence[Axes], data: SlideLabels, organ: str, threshold: float | None, types: CellTypes, *,
-    first: bool, last: bool,
+    axes: Sequence[Axes], data: SlideLabels, organ: str, threshold: float | None, types: CellTypes, row_mm: float,
+    *, first: bool, last: bool,
 ) -> None:  # fmt: skip
-    size = map_size(data.cells, _WIDTHS_MM[0], _ROW_MM - 7)
+    size = map_size(data.cells, _WIDTHS_MM[0], row_mm - 7)
     map_panel(axes[0], data.cells, types, size[0] * size[1])
     axes[0].set_title(f"{data.slide.replace('_', ' ')}  ·  {organ}")
-    umap_by_type(axes[1], data.umap, types, _ROW_MM - 5)
+    umap_by_type(axes[1], data.umap, types, row_mm - 5)
     confidence_panel(axes[2], confidence_counts(data.cells), data.cells["status"].value_counts().to_dict(), threshold)
     if first:
         for ax, title in zip(axes[1:], ("UMAP by cell type", "Confidence", "Cells of the bundle"), strict=True):

@@ -1,0 +1,164 @@
+"""Figures of a finished run: every file is opened, and what they draw is computed again, from the predictions.
+
+A run is looked for in the repository (``make demo``, ``make full``), or where ``NUCLASS_RUN`` says. Without one these
+tests are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pypdf import PdfReader
+from sklearn.metrics import confusion_matrix, f1_score
+
+REPOSITORY = Path(__file__).parent.parent
+RUN = Path(os.environ.get("NUCLASS_RUN", REPOSITORY)) / "results"
+FIGURES = RUN / "figures"
+MODELS = ("local", "global", "gate")
+DRAWN_AS = {"local": "local", "global": "global", "gate": "fused"}
+WIDTHS_MM = (89, 183)
+pytestmark = pytest.mark.skipif(
+    not (FIGURES / "confusion.csv").is_file(), reason="there is no finished run: make demo first"
+)
+
+
+def stems(ending: str) -> list[str]:
+    return sorted(path.stem for path in FIGURES.glob(f"*.{ending}")) or ["none"]
+
+
+def predictions(model: str) -> pd.DataFrame:
+    """Return the test cells of all cohorts."""
+    files = sorted((RUN / "predictions" / model).glob("*_h.parquet"))
+    table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    for name in ("slide", "split", "label", "prediction"):
+        table[name] = table[name].astype(str)
+    return table[(table["split"] == "test") & (table["label"] != "")]
+
+
+def numbers(name: str) -> pd.DataFrame:
+    return pd.read_csv(FIGURES / f"{name}.csv", keep_default_na=False, na_values=[""])
+
+
+@pytest.mark.parametrize("name", stems("pdf"))
+def test_every_pdf_is_a_figure_of_a_journals_width_with_text_as_text(name: str) -> None:
+    reader = PdfReader(FIGURES / f"{name}.pdf")
+    assert len(reader.pages)
+    for page in reader.pages:
+        width, height = (float(side) / 72 * 25.4 for side in page.mediabox[2:])
+        assert min(abs(width - wanted) for wanted in WIDTHS_MM) < 0.5, width
+        assert 20 < height <= 242, height
+        assert len(page.extract_text().split()) >= 5
+        fonts = page["/Resources"]["/Font"]
+        assert len(fonts)
+        for font in (one.get_object() for one in fonts.values()):
+            assert font["/Subtype"] != "/Type3", "glyphs are drawings, not text"
+            inner = font.get("/DescendantFonts", [font])[0].get_object()
+            assert "/FontFile2" in inner["/FontDescriptor"], "the font is not in the file"
+
+
+@pytest.mark.parametrize("name", stems("png"))
+def test_every_png_has_300_dpi_and_nothing_cut_off(name: str) -> None:
+    with Image.open(FIGURES / f"{name}.png") as picture:
+        assert np.allclose(picture.info["dpi"], 300, atol=0.5)
+        pixels = np.asarray(picture.convert("RGB"))
+    assert min(abs(pixels.shape[1] / 300 * 25.4 - wanted) for wanted in WIDTHS_MM) < 0.5
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, "blank"
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (border == 255).all(), "something reaches beyond the edge"
+
+
+@pytest.mark.parametrize("name", stems("pdf"))
+def test_every_figure_has_its_numbers(name: str) -> None:
+    table = numbers(name)
+    assert len(table)
+    assert not table.isna().all(axis=1).any()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_confusion_counts_are_those_of_the_predictions(model: str) -> None:
+    """The figure shows the fused model; the evaluation's own files, all three."""
+    cells = predictions(model)
+    for cohort, part in cells.groupby("slide"):
+        written = pd.read_csv(RUN / "evaluation" / model / cohort / "confusion.csv").pivot_table(
+            "cells", "true", "predicted"
+        )
+        names = list(written.columns)
+        expected = confusion_matrix(part["label"], part["prediction"], labels=names)
+        assert expected.sum() == len(part)
+        assert np.array_equal(written.loc[names].to_numpy(), expected)
+        if model == "gate":
+            drawn = numbers("confusion").query("cohort == @cohort").pivot_table("cells", "true", "predicted")
+            assert np.array_equal(drawn.reindex(index=names, columns=names).fillna(0).to_numpy(), expected)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_f1_of_each_class_is_scikit_learns(model: str) -> None:
+    drawn = numbers("per_class_f1").query("metric == 'f1' and name == @DRAWN_AS[@model]")
+    cells = predictions(model)
+    compared = 0
+    for cohort, part in [*cells.groupby("slide"), ("all", cells)]:
+        rows = drawn[drawn["cohort"] == cohort].set_index("class")["value"]
+        found = f1_score(part["label"], part["prediction"], labels=list(rows.index), average=None, zero_division=0)
+        assert rows.to_numpy() == pytest.approx(found, abs=1e-9)
+        compared += len(rows)
+    assert compared >= 20
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_accuracies_of_the_branches(model: str) -> None:
+    drawn = numbers("branches").query("metric == 'accuracy' and branch == @DRAWN_AS[@model]").set_index("cohort")
+    for cohort, part in predictions(model).groupby("slide"):
+        assert drawn.loc[cohort, "value"] == pytest.approx((part["label"] == part["prediction"]).mean(), abs=1e-9)
+        assert drawn.loc[cohort, "low"] <= drawn.loc[cohort, "value"] <= drawn.loc[cohort, "high"]
+
+
+def test_one_branch_or_the_other_is_the_oracle() -> None:
+    a, b = (predictions(name).set_index(["slide", "cell_id"]) for name in ("local", "global"))
+    either = (a["prediction"] == a["label"]) | (b["prediction"] == b["label"]).reindex(a.index)
+    drawn = numbers("branches").query("metric == 'accuracy' and branch == 'oracle'").set_index("cohort")
+    for cohort, right in either.groupby("slide"):
+        assert drawn.loc[cohort, "value"] == pytest.approx(right.mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_reliability_after_calibration_is_that_of_the_predictions(model: str) -> None:
+    cells = predictions(model)
+    drawn = numbers("calibration")
+    if "kind" in drawn:
+        drawn = drawn[drawn["kind"] == "reliability"]
+    drawn = drawn[(drawn["model"] == model) & (drawn["stage"] == "after")]
+    drawn = drawn[drawn["cohort"] == "all"] if "cohort" in drawn else drawn
+    assert drawn["cells"].sum() == len(cells)
+    right = (cells["label"] == cells["prediction"]).to_numpy()
+    sure = cells["confidence"].to_numpy()
+    for row in drawn.itertuples():
+        inside = (sure > row.low) & (sure <= row.high)
+        assert inside.sum() == row.cells
+        if row.cells:
+            assert row.accuracy == pytest.approx(right[inside].mean(), abs=1e-9)
+            assert row.confidence == pytest.approx(sure[inside].mean(), abs=1e-6)
+
+
+def test_the_funnel_counts_cells_of_the_tables() -> None:
+    drawn = numbers("funnel")
+    for slide, rows in drawn.groupby("slide"):
+        cells = pd.read_parquet(RUN / "slides" / slide / "cells.parquet")
+        steps = rows["cells"].astype(int).tolist()
+        assert steps == sorted(steps, reverse=True)
+        assert steps[0] == len(cells)
+        assert steps[0] - steps[-1] == rows["dropped"].astype(int).sum()
+
+
+def test_the_composition_counts_labelled_cells() -> None:
+    """Of the cohorts, whose cells are all of the split test: slide by slide, and of each organ."""
+    drawn = numbers("dataset_composition").query("role == 'cohort' and cells > 0")
+    cells = predictions("gate")
+    for column, rows in (("slide", drawn[drawn["slide"].notna()]), ("organ", drawn[drawn["slide"].isna()])):
+        found = rows.set_index([column, "class"])["cells"].sort_index()
+        expected = cells.groupby([cells[column].astype(str), "label"]).size()
+        assert found.to_dict() == expected.to_dict()
