@@ -19,6 +19,7 @@ rule record_provenance:
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
         patches=expand("results/slides/{slide}/patches.json", slide=[s for s in ALL_SLIDES if s not in BUNDLE_SLIDES]),
         results=rules.core.input,
+        models=expand("results/models/{model}/best.ckpt", model=MODELS),
     output:
         run=report(
             "results/provenance/run.json",
@@ -38,9 +39,18 @@ rule record_provenance:
             labels={"what": "sheet of slides"},
             caption="../workflow/report/slides.rst",
         ),
+        models="results/provenance/models.yaml",
+        code=directory("results/provenance/code"),
+        crate="results/provenance/ro-crate-metadata.json",
     params:
-        code=code_hash("nuclass.core.provenance"),
+        code=code_hash("nuclass.core.provenance", "nuclass.core.crate"),
         config=json.dumps(CONFIG, sort_keys=True),
+        models=json.dumps(MODEL_CONFIG, sort_keys=True),
+        told={
+            "config": "settings of the study, defaults included",
+            "slides": "sheet of slides",
+            "models": "settings of the models, every section in full",
+        },
         slides=BUNDLE_SLIDES,
         sheet=SLIDES.to_csv(sep="\t"),
     log:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nuclass
-from nuclass.core.files import read_json, sha256
+from nuclass.core.files import atomic_path, read_json, sha256
 from nuclass.core.protocol import describe, parse_protocol
 
 PACKAGES = (
@@ -43,6 +43,7 @@ def run_record(
     bundles: Mapping[str, str | Path],
     root: str | Path = ".",
     patches: Mapping[str, str | Path] | None = None,
+    outputs: Iterable[str | Path] = (),
 ) -> dict[str, Any]:
     """Return what is needed to say later how a run came about.
 
@@ -59,6 +60,8 @@ def run_record(
     patches
         The manifest (``patches.json``) of every slide that came as patch files; size and time of change of each
         file are taken from there.
+    outputs
+        Results of the run; size and SHA-256 of each are recorded.
     """
     inventories = {slide: read_json(path) for slide, path in bundles.items()}
     return {
@@ -76,8 +79,36 @@ def run_record(
         "inputs": {str(path): sha256(path) for path in tables},
         "bundles": {slide: _bundle_summary(inventory) for slide, inventory in inventories.items()},
         "patches": {slide: _patches_summary(read_json(path)) for slide, path in (patches or {}).items()},
+        "outputs": {str(path): {"bytes": Path(path).stat().st_size, "sha256": sha256(path)} for path in outputs},
+        "seeds": seeds_of(config),
         "config": dict(config),
     }
+
+
+def seeds_of(config: Mapping[str, Any], above: str = "") -> dict[str, int]:
+    """Return every setting named ``seed`` by its dotted name, such as ``evaluation.seed``."""
+    found: dict[str, int] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= seeds_of(value, f"{above}{name}.")
+        elif name == "seed" and isinstance(value, int):
+            found[f"{above}{name}"] = value
+    return found
+
+
+def copy_workflow(root: str | Path, folder: str | Path) -> list[str]:
+    """Copy Snakefile and rules of the repository into a folder, as they stand there.
+
+    Returns
+    -------
+    Their paths from the folder's parent, the Snakefile first.
+    """
+    files = [Path("workflow/Snakefile"), *sorted(p.relative_to(root) for p in Path(root).glob("rules/*.smk"))]
+    with atomic_path(folder) as temporary:
+        for file in files:
+            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / file).write_bytes((Path(root) / file).read_bytes())
+    return [(Path(Path(folder).name) / file).as_posix() for file in files]
 
 
 def _patches_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
