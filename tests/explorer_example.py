@@ -19,14 +19,19 @@ SHEET = REPOSITORY / "resources/classes.tsv"
 SOURCES = REPOSITORY / "resources/explorer"
 CLASSES = ("B_Cell", "Endothelial", "Fibroblast", "T_Cell")
 HEIGHT, WIDTH, MPP = 1301, 1100, 0.25
-WINDOWS = {"local": 64, "global": 256}
+WINDOWS = {"local": 64, "global": 1024}
 MAPPED = (7, 23)
 
 
 def picture() -> np.ndarray:
-    """Red tells x, green tells y, each 0 to 255 over the slide."""
+    """Red tells x, green tells y: up and down by one a pixel, between 0 and 255."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    return np.stack([x * 255 // WIDTH, y * 255 // HEIGHT, np.full_like(x, 128)], axis=-1).astype(np.uint8)
+    return np.stack([wave(x), wave(y), np.full_like(x, 128)], axis=-1).astype(np.uint8)
+
+
+def wave(at: np.ndarray) -> np.ndarray:
+    """Return the colour at whole pixels of one axis."""
+    return np.minimum(np.abs(at % 512 - 256), 255)
 
 
 def write_picture(folder: Path, levels: int = 2) -> Path:

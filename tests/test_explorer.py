@@ -67,15 +67,14 @@ def test_tiles_hold_the_slide_at_every_level(tmp_path: Path, levels: int) -> Non
                 box = found[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
                 assert box.shape[:2] == (tile.height, tile.width)
                 box[:] = np.asarray(tile)
-        # The mean of a gradient over a pixel of this level is its value in the middle of it.
-        y, x = np.minimum((np.mgrid[:height, :width] + 0.5) * 2**k, np.array([HEIGHT, WIDTH])[:, None, None])
-        expected = np.stack([x * 255 / WIDTH, y * 255 / HEIGHT, np.full_like(x, 128)], axis=-1)
-        inner = np.s_[: height - 1 or 1, : width - 1 or 1]
-        if k < 8:
-            off = np.abs(found - expected)[inner]
-            # The coarser the level, the steeper the gradient, and the more of it JPEG takes away.
-            assert off.mean() < 1 + k / 2, f"level {k}"
-            assert off.max() < 8 + k, f"level {k}"
+        # Means of blocks, the last row and column repeated.
+        whole = np.pad(picture(), ((0, height * 2**k - HEIGHT), (0, width * 2**k - WIDTH), (0, 0)), mode="edge")
+        expected = whole.reshape(height, 2**k, width, 2**k, 3).mean((1, 3))
+        off = np.abs(found - expected)[: max(height - 1, 1), : max(width - 1, 1)]
+        # In coarse levels the waves are a pattern of single pixels, of which JPEG keeps but the mean.
+        if k < 6:
+            assert off.mean() < 4, f"level {k}"
+        assert np.abs((found - expected).mean((0, 1))).max() < 10, f"level {k}"
 
 
 def test_halving_takes_means_and_repeats_an_odd_edge() -> None:
@@ -181,10 +180,10 @@ def test_maps_lie_over_their_windows(written: tuple[Path, dict[str, pd.DataFrame
     folder, _ = written
     entry = received(folder / "points.js")[1]["maps"][0]
     assert [p["explains"] for p in entry["pictures"]] == ["B_Cell", "Endothelial", "Endothelial", ""]
-    for made, width in zip(entry["pictures"], (64, 64, 256, 256), strict=True):
+    for made, width in zip(entry["pictures"], (64, 64, 1024, 1024), strict=True):
         assert made["width"] == width
         with Image.open(folder / made["file"]) as image:
-            assert image.size == (width, width)
+            assert image.size == (min(width, 256),) * 2
     image = np.full((512, 512, 3), 200, np.uint8)
     cam = np.zeros((512, 512), np.float32)
     cam[:256] = 1
@@ -239,7 +238,3 @@ def test_vendored_code_is_what_its_list_says() -> None:
         for pair in re.findall(r'(?<![.\w])get\("([a-z-]+)"\)|getElementById\("([a-z-]+)"\)', path.read_text()):
             name = "".join(pair)
             assert f'id="{name}"' in html, f"{path.name}: {name}"
-
-
-def test_picture_of_the_example_is_a_gradient() -> None:
-    assert picture()[0, -1].tolist() == [254, 0, 128]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from browser import CHROMIUM, Page, chromium
-from explorer_example import CLASSES, HEIGHT, MAPPED, SHEET, WIDTH, WINDOWS, write_site
+from explorer_example import CLASSES, HEIGHT, MAPPED, SHEET, WIDTH, WINDOWS, wave, write_site
 from nuclass.figures.style import Classes
 
 pytestmark = pytest.mark.skipif(
@@ -148,7 +148,7 @@ def test_address_leads_to_slide_and_cell(browser: Page, server: str) -> None:
 
 @pytest.mark.parametrize("kind", ["WebGL", "canvas"])
 def test_points_have_the_colours_of_the_mode(browser: Page, server: str, table: pd.DataFrame, kind: str) -> None:
-    browser.open(f"{server}/index.html{'#canvas=1' if kind == 'canvas' else ''}")
+    browser.open(f"{server}/index.html#draw={kind.lower()}")
     browser.wait(READY)
     assert browser.run("NuClass.app.view.points.kind") == kind
     sheet = Classes.read(SHEET)
@@ -287,8 +287,8 @@ def test_windows_are_cut_where_the_workflow_cuts_them(page: Page, table: pd.Data
         for x, y, red, green, *_ in page.run(read):
             at = x0 + x * side, y0 + y * side
             inside = 0 <= at[0] < WIDTH and 0 <= at[1] < HEIGHT
-            wanted = (at[0] * 255 / WIDTH, at[1] * 255 / HEIGHT) if inside else (255, 255)
-            assert (red, green) == pytest.approx(wanted, abs=7), (role, x, y)
+            wanted = [int(wave(np.array(int(v)))) for v in at] if inside else [255, 255]
+            assert [red, green] == pytest.approx(wanted, abs=9), (role, x, y)
 
 
 def test_maps_are_shown_where_they_were_computed(page: Page, table: pd.DataFrame) -> None:

@@ -120,7 +120,7 @@
     get("synthetic").hidden = !study.synthetic;
     get("slide").append(...study.slides.map((slide) => new Option(`${slide.name} (${slide.organ})`, slide.name)));
     const sides = { mpp: study.mpp, windows: study.windows };
-    app.view = new NuClass.View(get("viewer"), { ...sides, plain: asked.has("canvas"), onPick: (cell) => choose(cell).catch(fail) });
+    app.view = new NuClass.View(get("viewer"), { ...sides, how: asked.get("draw"), onPick: (cell) => choose(cell).catch(fail) });
     app.controls = new NuClass.Controls({
       onColour: () => app.view.setColours(NuClass.colours.of(app.controls.mode, app.slide)),
       onFilter: () => {

@@ -1,4 +1,4 @@
-/* Draws the cells over the picture: one draw call of WebGL, or plain canvas where a browser has none. */
+/* Draws the cells over the picture: one call of WebGL, or pixels on a canvas where there is no graphics processor. */
 "use strict";
 
 (() => {
@@ -28,9 +28,10 @@
     }`;
 
   class GLPoints {
-    constructor(canvas) {
-      const gl = canvas.getContext("webgl", { alpha: true, antialias: false, premultipliedAlpha: true });
-      if (!gl) throw new Error("WebGL is not available");
+    /** `careful`: not where WebGL is made by the processor, which takes a second for what pixels below take 20 ms. */
+    constructor(canvas, careful) {
+      const gl = canvas.getContext("webgl", { alpha: true, antialias: false, premultipliedAlpha: true, failIfMajorPerformanceCaveat: careful });
+      if (!gl) throw new Error("there is no WebGL, or no graphics processor for it");
       Object.assign(this, { gl, canvas });
       this.kind = "WebGL";
       this.program = this._program();
@@ -80,26 +81,43 @@
       // Relative to the middle, so that single precision is far below a pixel on the largest slide.
       const { x, y, width, height } = slide.extent;
       this.middle = [x + width / 2, y + height / 2];
+      // Shuffled, so that the first of them, alone, are an even sample of the slide.
+      this.order = shuffled(slide.count);
       const places = new Float32Array(2 * slide.count);
-      for (let i = 0; i < slide.count; i++) {
-        places[2 * i] = slide.x[i] - this.middle[0];
-        places[2 * i + 1] = slide.y[i] - this.middle[1];
-      }
+      this.order.forEach((cell, i) => {
+        places[2 * i] = slide.x[cell] - this.middle[0];
+        places[2 * i + 1] = slide.y[cell] - this.middle[1];
+      });
       this._fill("place", places);
     }
 
     setColours(values, table) {
       const gl = this.gl;
-      this._fill("value", values);
+      this._fill("value", this._ordered(values));
       gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, 256, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, table);
     }
 
     setShown(shown) {
-      this._fill("shown", shown);
+      this._fill("shown", this._ordered(shown));
     }
 
-    /** `view`: x, y of the top-left corner in slide px, `scale` in canvas px a slide px; `size` and `rim` in canvas px. */
-    draw(view, size, opacity, rim) {
+    _ordered(values) {
+      const { order } = this;
+      const out = new Uint8Array(order.length);
+      for (let i = 0; i < order.length; i++) out[i] = values[order[i]];
+      return out;
+    }
+
+    /** Wait until all is drawn. */
+    finish() {
+      this.gl.readPixels(0, 0, 1, 1, this.gl.RGBA, this.gl.UNSIGNED_BYTE, new Uint8Array(4));
+    }
+
+    /**
+     * `view`: x, y of the top-left corner in slide px, `scale` in canvas px a slide px; `size` and `rim` in canvas px.
+     * `step`: 1 for all cells, more for every so manyth, evenly over the slide.
+     */
+    draw(view, size, opacity, rim, step = 1) {
       const { gl, uniforms } = this;
       const { width, height } = gl.canvas;
       gl.viewport(0, 0, width, height);
@@ -111,11 +129,12 @@
       gl.uniform1f(uniforms.size, size);
       gl.uniform1f(uniforms.opacity, opacity);
       gl.uniform1f(uniforms.rim, rim);
-      gl.drawArrays(gl.POINTS, 0, this.count);
+      gl.drawArrays(gl.POINTS, 0, Math.ceil(this.count / step));
     }
   }
 
-  class CanvasPoints {
+  /** Writes pixels: for each cell a small stamp, a disc with a soft edge, at a quarter of a pixel. */
+  class PixelPoints {
     constructor(canvas) {
       this.canvas = canvas;
       this.context = canvas.getContext("2d");
@@ -128,62 +147,100 @@
     }
 
     setColours(values, table) {
-      Object.assign(this, { values, styles: [] });
-      for (let i = 0; i < 256; i++) this.styles.push(`rgb(${table[4 * i]},${table[4 * i + 1]},${table[4 * i + 2]})`);
+      this.values = values;
+      this.colours = new Uint32Array(table.slice().buffer);
     }
 
     setShown(shown) {
       this.shown = shown;
     }
 
-    draw(view, size, opacity, rim) {
-      const { context, slide, values, shown } = this;
-      const { width, height } = context.canvas;
-      context.clearRect(0, 0, width, height);
-      context.globalAlpha = opacity;
-      const reach = size / view.scale;
-      const byColour = new Map();
-      this.grid.within(view.x - reach, view.y - reach, view.x + width / view.scale + reach, view.y + height / view.scale + reach, (cell) => {
-        if (!shown[cell]) return;
-        if (!byColour.has(values[cell])) byColour.set(values[cell], []);
-        byColour.get(values[cell]).push(cell);
-      });
-      for (const [value, cells] of byColour) {
-        context.fillStyle = this.styles[value];
-        if (size < 5) {
-          for (const cell of cells) {
-            context.fillRect((slide.x[cell] - view.x) * view.scale - size / 2, (slide.y[cell] - view.y) * view.scale - size / 2, size, size);
-          }
-          continue;
-        }
-        context.beginPath();
-        for (const cell of cells) {
-          const [x, y] = [(slide.x[cell] - view.x) * view.scale, (slide.y[cell] - view.y) * view.scale];
-          context.moveTo(x + size / 2, y);
-          context.arc(x, y, size / 2, 0, 2 * Math.PI);
-        }
-        context.fill();
-        if (rim) {
-          context.strokeStyle = "#fff";
-          context.lineWidth = rim;
-          context.stroke();
-        }
+    finish() {}
+
+    _pixels(width, height) {
+      if (this.image?.width !== width || this.image?.height !== height) {
+        this.image = this.context.createImageData(width, height);
+        this.pixels = new Uint32Array(this.image.data.buffer);
       }
+      this.pixels.fill(0);
+      return this.pixels;
     }
+
+    /** Sixteen stamps, for the quarters of a pixel that the centre lies in: dx, dy, alpha, white or not. */
+    _stamps(size, rim) {
+      const key = `${size},${rim}`;
+      if (this.stampsOf === key) return this.stamps;
+      this.stampsOf = key;
+      const reach = Math.ceil(size / 2) + 1;
+      this.stamps = [];
+      for (let quarter = 0; quarter < 16; quarter++) {
+        const [cx, cy] = [((quarter % 4) + 0.5) / 4, (Math.floor(quarter / 4) + 0.5) / 4];
+        const stamp = [];
+        for (let dy = -reach; dy <= reach; dy++) {
+          for (let dx = -reach; dx <= reach; dx++) {
+            const r = Math.hypot(dx + 0.5 - cx, dy + 0.5 - cy);
+            const alpha = Math.round(Math.min(Math.max(size / 2 + 0.5 - r, 0), 1) * 255);
+            if (alpha) stamp.push(dx, dy, alpha, rim && r > size / 2 - rim ? 1 : 0);
+          }
+        }
+        this.stamps.push(Int16Array.from(stamp));
+      }
+      return this.stamps;
+    }
+
+    draw(view, size, opacity, rim, step = 1) {
+      const { context, slide, values, shown, colours } = this;
+      const { width, height } = this.canvas;
+      const pixels = this._pixels(width, height);
+      const stamps = this._stamps(Math.round(size * 4) / 4, rim);
+      const reach = (size / 2 + 2) / view.scale;
+      this.canvas.style.opacity = opacity;
+      this.grid.within(view.x - reach, view.y - reach, view.x + width / view.scale + reach, view.y + height / view.scale + reach, (cell) => {
+        if (!shown[cell] || cell % step) return;
+        const x = (slide.x[cell] - view.x) * view.scale;
+        const y = (slide.y[cell] - view.y) * view.scale;
+        const column = Math.floor(x);
+        const row = Math.floor(y);
+        const stamp = stamps[Math.floor((x - column) * 4) + 4 * Math.floor((y - row) * 4)];
+        const colour = colours[values[cell]];
+        for (let at = 0; at < stamp.length; at += 4) {
+          const px = column + stamp[at];
+          const py = row + stamp[at + 1];
+          const alpha = stamp[at + 2];
+          if (px < 0 || py < 0 || px >= width || py >= height) continue;
+          const place = py * width + px;
+          // A soft edge does not eat into a neighbour.
+          if (alpha >= pixels[place] >>> 24) pixels[place] = (((stamp[at + 3] ? 0xffffff : colour) & 0xffffff) | (alpha << 24)) >>> 0;
+        }
+      });
+      context.putImageData(this.image, 0, 0);
+    }
+  }
+
+  /** The numbers below `count` in a fixed order that jumps about. */
+  function shuffled(count) {
+    const order = Uint32Array.from({ length: count }, (_, i) => i);
+    let seed = 1;
+    for (let i = count - 1; i > 0; i--) {
+      seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+      const j = Math.floor((seed / 2 ** 32) * (i + 1));
+      [order[i], order[j]] = [order[j], order[i]];
+    }
+    return order;
   }
 
   const newCanvas = () => NuClass.make("canvas", { className: "points" });
 
-  /** What draws the points, with the canvas it draws on: WebGL, or where it fails or `plain` asks for it, canvas. */
-  NuClass.makePoints = (plain) => {
-    if (!plain) {
+  /** What draws the points, with the canvas it draws on: WebGL, or where it fails or is slow, pixels. `how` overrules. */
+  NuClass.makePoints = (how) => {
+    if (how !== "canvas") {
       try {
-        return new GLPoints(newCanvas());
+        return new GLPoints(newCanvas(), how !== "webgl");
       } catch (error) {
         console.info(`Cells are drawn on canvas: ${error.message}`);
       }
     }
     // A canvas that was asked for WebGL gives nothing else, so this one is new.
-    return new CanvasPoints(newCanvas());
+    return new PixelPoints(newCanvas());
   };
 })();

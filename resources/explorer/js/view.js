@@ -1,9 +1,12 @@
 /* The slide with its cells: OpenSeadragon, a layer of points over it, marks, and a scale bar. */
 "use strict";
 
+const FRAME_MS = 24;
+
 NuClass.View = class {
-  constructor(element, { mpp, windows, plain, onPick }) {
-    Object.assign(this, { element, mpp, windows, plain, onPick });
+  constructor(element, { mpp, windows, how, onPick }) {
+    Object.assign(this, { element, mpp, windows, how, onPick });
+    this.step = 1;
     this.sizeFactor = 1;
     this.opacity = 0.85;
     this.selected = -1;
@@ -28,7 +31,9 @@ NuClass.View = class {
     this.osd.canvas.append(this.layer);
     this.bar = document.getElementById("scale-bar");
     this._makePoints();
-    for (const event of ["update-viewport", "open", "resize", "animation-finish"]) this.osd.addHandler(event, () => this.draw());
+    this.osd.addHandler("animation-start", () => (this.moving = true));
+    this.osd.addHandler("animation-finish", () => (this.moving = false));
+    for (const event of ["update-viewport", "open", "resize", "animation-finish"]) this.osd.addHandler(event, () => this._follow());
     this.osd.addHandler("canvas-click", (event) => {
       if (event.quick) this._pick(event.position);
     });
@@ -37,7 +42,7 @@ NuClass.View = class {
 
   _makePoints() {
     this.canvas?.remove();
-    this.points = NuClass.makePoints(this.plain);
+    this.points = NuClass.makePoints(this.how);
     this.canvas = this.points.canvas;
     this.layer.prepend(this.canvas);
     this.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
@@ -56,7 +61,7 @@ NuClass.View = class {
 
   /** Show another slide; resolves when it is open. */
   open(slide, colours, shown) {
-    Object.assign(this, { slide, colours, shown, selected: -1 });
+    Object.assign(this, { slide, colours, shown, selected: -1, drawnAt: null });
     this.grid = new NuClass.Grid(slide);
     this.spacing = Math.sqrt((slide.extent.width * slide.extent.height) / Math.max(slide.count, 1));
     this.osd.navigator.element.hidden = !slide.picture;
@@ -76,7 +81,10 @@ NuClass.View = class {
     // Without a picture there is nothing to ask for.
     if (!slide.picture) source.tileExists = () => false;
     return new Promise((resolve) => {
-      this.osd.addOnceHandler("open", resolve);
+      this.osd.addOnceHandler("open", () => {
+        this._measure();
+        resolve();
+      });
       this.osd.open(source);
     });
   }
@@ -113,7 +121,26 @@ NuClass.View = class {
     return Math.min(Math.max(0.45 * this.spacing * scale, 2.5), 13) * this.sizeFactor;
   }
 
-  draw() {
+  /** How many cells can be drawn in a frame while the view moves: all, or every so manyth on a slow machine. */
+  _measure() {
+    const start = performance.now();
+    this.draw();
+    this.points.finish();
+    this.step = Math.min(Math.max(Math.ceil((performance.now() - start) / FRAME_MS), 1), 256);
+  }
+
+  /** Draw where the view has moved, or come to rest; pictures that arrive meanwhile change nothing here. */
+  _follow() {
+    if (!this.slide || !this.osd.viewport || !this.osd.world.getItemCount()) return;
+    const { x, y, scale } = this.place();
+    const size = this.osd.viewport.getContainerSize();
+    const now = [x, y, scale, size.x, size.y, this.moving ? this.step : 1].join();
+    if (now === this.drawnAt) return;
+    this.draw(this.moving ? this.step : 1);
+    this.drawnAt = now;
+  }
+
+  draw(step = 1) {
     if (!this.slide || !this.osd.viewport || !this.osd.world.getItemCount()) return;
     const ratio = window.devicePixelRatio || 1;
     const size = this.osd.viewport.getContainerSize();
@@ -123,7 +150,7 @@ NuClass.View = class {
     const place = this.place();
     const points = this.pointSize(place.scale);
     const rim = points >= 6 ? ratio : 0;
-    this.points.draw({ ...place, scale: place.scale * ratio }, points * ratio, this.opacity, rim);
+    this.points.draw({ ...place, scale: place.scale * ratio }, points * ratio, this.opacity, rim, step);
     this._moveMarks(place);
     this._scaleBar(place.scale);
     this.frames = (this.frames ?? 0) + 1;
