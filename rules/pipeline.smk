@@ -5,6 +5,7 @@ SHOWN_SLIDE = next((slide for slide in TRAIN_SLIDES if slide in BUNDLE_SLIDES), 
 OF_BUNDLE = {
     "umap": f"results/labels/{SHOWN_SLIDE}/umap.parquet",
     "markers": f"results/labels/{SHOWN_SLIDE}/markers.csv",
+    "windows": windows_of(SHOWN_SLIDE),
     "bundle": f"resources/bundles/{SHOWN_SLIDE}/bundle.json",
 }
 
@@ -15,7 +16,6 @@ rule draw_pipeline:
         **(OF_BUNDLE if SHOWN_SLIDE in BUNDLE_SLIDES else {}),
         cells=f"results/slides/{SHOWN_SLIDE}/cells.parquet",
         labels=f"results/labels/{SHOWN_SLIDE}/labels.parquet",
-        windows=windows_of(SHOWN_SLIDE),
         counts="results/evaluation/composition.csv",
     output:
         pictures=drawn("pipeline", "Method", "Workflow and stages"),

@@ -103,7 +103,9 @@ def _windows(canvas: Canvas, views: Views, method: Method, top: float) -> tuple[
         canvas.text((box.x, box.y - 1.2), f"{name.capitalize()} window", fontsize=6, weight="bold")
         canvas.text((box.x, box.y + box.height + 1.2), text, fontsize=5, va="top", color=SOFT)
         if name not in views.windows:
-            canvas.placeholder(box, "No labelled cell\nto show")
+            canvas.placeholder(
+                box, "Windows of patch files\nare not shown" if views.shape is None else "No labelled cell\nto show"
+            )
             continue
         ax = canvas.picture(box)
         ax.imshow(views.windows[name], extent=(0, side, side, 0), interpolation="antialiased")

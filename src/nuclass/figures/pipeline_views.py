@@ -17,10 +17,11 @@ from nuclass.figures.labelling_panels import CellTypes
 
 if TYPE_CHECKING:
     from nuclass.slides.evidence import Change
+    from nuclass.slides.store import SlideStore
     from nuclass.xenium.reader import Bundle
 
 PATHS = ("cells", "labels", "windows", "umap", "markers", "bundle")
-"""Files that are read; the last three only where the slide has a bundle."""
+"""Files that are read; all but the first two only where the slide has a bundle."""
 _BATCH_COLUMNS = ("x_location", "y_location", "feature_name", "qv")
 _THUMBNAIL_PX, _FIELD = 600, 1.5
 """Shorter side of the slide's picture, and side of the field of transcripts over that of the local window."""
@@ -88,7 +89,7 @@ def read_views(
     slide, organ
         Its name and organ.
     paths
-        ``cells labels windows`` (store or list of patch files), and of a bundle also ``umap markers bundle``.
+        ``cells labels``, and of a slide with a bundle also ``windows`` (its store) and ``umap markers bundle``.
     windows
         Sides of the ``local`` and the ``global`` window, px of the slide.
     types
@@ -99,16 +100,17 @@ def read_views(
     cells = _cells(paths)
     if "bundle" not in paths:
         cell = choose_cell(cells, windows["global"], None)
-        return Views(slide, organ, cells, cell=cell, windows=_windows(paths["windows"], cell, windows))
+        return Views(slide, organ, cells, cell=cell)
     umap = pd.read_parquet(paths["umap"]).merge(cells[[CELL_ID, "cluster", "cell_type"]], on=CELL_ID, how="inner")
     dots = _dots(paths["markers"], cells, types)
+    side = round(_FIELD * windows["local"])
     with SlideStore(paths["windows"]) as store:
         shape = store.shape
         thumbnail = store.thumbnail(min(round(_THUMBNAIL_PX * max(shape) / min(shape)), 4 * _THUMBNAIL_PX))
-    cell = choose_cell(cells, windows["global"], shape)
-    side = round(_FIELD * windows["local"])
-    found = None if cell is None else _transcripts(paths, cells, cell, side, set(dots.get("gene", ())))
-    pictures = _windows(paths["windows"], cell, windows)
+        cell = choose_cell(cells, windows["global"], shape)
+        pictures = _cut(store, cell, {**windows, "field": side})
+    genes = set(dots.get("gene", ()))
+    found = None if cell is None else _transcripts(paths["bundle"], cells, cell, pictures.pop("field"), genes)
     return Views(slide, organ, cells, umap, dots, thumbnail, shape, cell, pictures, found)
 
 
@@ -161,7 +163,7 @@ def _cells(paths: Mapping[str, str | Path]) -> pd.DataFrame:
     labels = pd.read_parquet(paths["labels"], columns=[CELL_ID, "cluster", "cell_type", "class", "status"])
     places = pd.read_parquet(paths["cells"])
     kept = [c for c in (CELL_ID, "x_px", "y_px", "x_um", "y_um") if c in places]
-    joined = labels.merge(places[kept].assign(row=np.arange(len(places))), on=CELL_ID, validate="one_to_one")
+    joined = labels.merge(places[kept], on=CELL_ID, validate="one_to_one")
     return joined[joined["status"] != DROPPED].reset_index(drop=True)
 
 
@@ -176,27 +178,20 @@ def _dots(markers: str | Path, cells: pd.DataFrame, types: CellTypes) -> pd.Data
     return dots[dots["gene"].isin(genes)].assign(place=lambda table: table["gene"].map(genes.index))
 
 
-def _windows(source: str | Path, cell: pd.Series[Any] | None, sides: Mapping[str, int]) -> dict[str, NDArray[np.uint8]]:
-    from nuclass.patches.windows import open_windows
-
+def _cut(store: SlideStore, cell: pd.Series[Any] | None, sides: Mapping[str, int]) -> dict[str, NDArray[np.uint8]]:
     if cell is None:
         return {}
-    row, xy = np.array([cell["row"]]), np.array([[cell["x_px"], cell["y_px"]]], dtype=float)
-    opened = open_windows(source)
-    try:
-        return {name: opened.cut(row, xy, side, 0, side)[0] for name, side in sides.items()}
-    finally:
-        opened.close()
+    return {name: store.window(float(cell["x_px"]), float(cell["y_px"]), side)[0] for name, side in sides.items()}
 
 
 def _transcripts(
-    paths: Mapping[str, str | Path], cells: pd.DataFrame, cell: pd.Series[Any], side: int, genes: set[str]
+    file: str | Path, cells: pd.DataFrame, cell: pd.Series[Any], image: NDArray[np.uint8], genes: set[str]
 ) -> Transcripts:
-    """Cut the field around a cell with the nuclei and the transcripts of some genes that lie in it."""
+    """Return the field around a cell with the nuclei and the transcripts of some genes that lie in it."""
     from nuclass.slides.align import nuclei_of
     from nuclass.xenium.reader import read_bundle
 
-    bundle = read_bundle(Path(paths["bundle"]).parent)
+    bundle, side = read_bundle(Path(file).parent), len(image)
     matrix = um_to_px(cells)
     origin = np.array([cell["x_px"], cell["y_px"]], dtype=float) - side / 2
 
@@ -205,7 +200,6 @@ def _transcripts(
 
     nuclei = nuclei_of(bundle).mapped(place)
     near = np.flatnonzero(((nuclei.centre > -side / 8) & (nuclei.centre < side * 9 / 8)).all(axis=1))
-    image = _windows(paths["windows"], cell, {"field": side})["field"]
     points = _points(bundle, genes, place, side)
     return Transcripts(image, side, list(nuclei.polygons(near)), points)
 
