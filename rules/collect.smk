@@ -4,7 +4,7 @@ LABEL_TABLES = ["panels", "label_agreement", "label_confidence"]
 # What is known of bundles only is left out of a study of patch files.
 OF_BUNDLES = BUNDLE_SLIDES != []
 FIGURES = [
-    *"gradcam dataset_composition confusion per_class_f1 branches calibration funnel".split(),
+    *"branch_maps dataset_composition confusion per_class_f1 branches calibration funnel".split(),
     *(["alignment", "labelling"] if OF_BUNDLES else []),
 ]
 TABLES = [
@@ -19,7 +19,8 @@ COMPARISON_TABLES = ["holdout_comparison", "paper_comparison"]
 ABLATION_TABLES = ["film_vs_concat", "left_out", "uncertainty_guidance", "context_sizes", "seeds"]
 RECORD_FIGURES = ["training", "resources"]
 RECORD_TABLES = ["runtime", "hyperparameters"]
-MORE_FIGURES = ["pipeline", *FUSION_FIGURES, *RECORD_FIGURES, "audit"]
+MAP_FIGURES = ["umap", "spatial", "film_vs_concat"]
+MORE_FIGURES = ["pipeline", *MAP_FIGURES, *FUSION_FIGURES, *RECORD_FIGURES, "gradcam", "gradcam_controls", "audit"]
 MORE_TABLES = [*COMPARISON_TABLES, *FUSION_TABLES, *ABLATION_TABLES, *RECORD_TABLES, "audit"]
 
 

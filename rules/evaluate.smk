@@ -154,60 +154,6 @@ rule count_cells:
         "../scripts/count_cells.py"
 
 
-rule choose_cells:
-    input:
-        tables=expand("results/predictions/{model}/{slide}.parquet", model=MODELS, slide=COHORTS),
-    output:
-        cells="results/interpret/cells.csv",
-    params:
-        models=MODELS,
-        gradcam=CONFIG["figures"]["gradcam"],
-        code=code_hash("nuclass.evaluation.choose"),
-    log:
-        "logs/choose_cells/all.log",
-    benchmark:
-        "benchmarks/choose_cells/all.tsv"
-    threads: 1
-    resources:
-        mem_mb=mem(1000, 6),
-        runtime=30,
-    conda:
-        "../envs/evaluate.yaml"
-    message:
-        "Choosing the cells to show activation maps for"
-    script:
-        "../scripts/choose_cells.py"
-
-
-rule compute_gradcam:
-    input:
-        cells="results/interpret/cells.csv",
-        checkpoints=expand("results/models/{model}/best.ckpt", model=["local", "global"]),
-        windows=[windows_of(slide) for slide in COHORTS],
-        tables=expand("results/slides/{slide}/cells.parquet", slide=COHORTS),
-        context=CONTEXT_FILES,
-    output:
-        maps="results/interpret/gradcam.npz",
-    params:
-        slides=COHORTS,
-        cache_mb=CONFIG["slide_store"]["cache_mb"],
-        code=code_hash("nuclass.interpret"),
-    log:
-        "logs/compute_gradcam/all.log",
-    benchmark:
-        "benchmarks/compute_gradcam/all.tsv"
-    threads: 2
-    resources:
-        mem_mb=mem(4000),
-        runtime=60,
-    conda:
-        "../envs/train.yaml"
-    message:
-        "Computing class activation maps of the chosen cells"
-    script:
-        "../scripts/compute_gradcam.py"
-
-
 if TRUTH_KNOWN:
 
     rule score_truth:

@@ -7,35 +7,6 @@ include: "outputs.smk"
 SHEETS = {"classes": "resources/classes.tsv", "style": "resources/style/nuclass.mplstyle"}
 
 
-rule draw_gradcam:
-    input:
-        **SHEETS,
-        maps="results/interpret/gradcam.npz",
-        cells="results/interpret/cells.csv",
-    output:
-        pictures=drawn("gradcam", "Cells", "Grad-CAM"),
-        csv="results/figures/gradcam.csv",
-    params:
-        windows=[CONFIG["windows"]["local"], CONFIG["windows"]["global"]],
-        mpp=CONFIG["mpp"],
-        synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.gradcam"),
-    log:
-        "logs/draw_gradcam/all.log",
-    benchmark:
-        "benchmarks/draw_gradcam/all.tsv"
-    threads: 1
-    resources:
-        mem_mb=mem(1000),
-        runtime=10,
-    conda:
-        "../envs/figures.yaml"
-    message:
-        "Figure gradcam: where each branch looks"
-    script:
-        "../scripts/draw_gradcam.py"
-
-
 rule draw_dataset_composition:
     input:
         **SHEETS,

@@ -1,4 +1,4 @@
-"""Draw the chosen cells with the class activation maps of both branches and as the gate weighs them."""
+"""Draw the chosen cells with the activation maps of the own models and of the fine-tuned baselines."""
 
 from nuclass.core.jobs import snakemake_job
 
@@ -8,6 +8,8 @@ with snakemake_job(snakemake):
     draw_gradcam(
         snakemake.input.maps,
         snakemake.input.cells,
+        snakemake.input.baseline_maps,
+        snakemake.input.baseline_calls,
         snakemake.output.pictures,
         snakemake.output.csv,
         windows=tuple(snakemake.params.windows),

@@ -19,7 +19,8 @@ from nuclass.figures.calibration import draw_calibration
 from nuclass.figures.confusion import draw_confusion, draw_one_confusion
 from nuclass.figures.dataset_composition import draw_dataset_composition, wedge_angles
 from nuclass.figures.funnel import draw_funnel
-from nuclass.figures.gradcam import draw_gradcam
+from nuclass.figures.gradcam import draw_branch_maps, draw_gradcam
+from nuclass.figures.gradcam_controls import draw_gradcam_controls
 from nuclass.figures.per_class_f1 import draw_per_class_f1
 from nuclass.figures.style import Classes
 from nuclass.slides.overlay import Field
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 STYLE = ROOT / "resources" / "style" / "nuclass.mplstyle"
 SHEET = ROOT / "resources" / "classes.tsv"
 LOOK = {"style": STYLE, "synthetic": True}
+SIZES = {"windows": (224, 1024), "mpp": 0.25, "classes": SHEET}
 FUNNEL = ["slide", "step", "cells", "dropped", "reasons"]
 COHORTS = ["ovary_h", "lung_h", "pancreas_h", "all"]
 
@@ -215,7 +217,7 @@ def test_funnel(tmp_path: Path) -> None:
     check(tmp_path, "funnel")
 
 
-def test_gradcam_and_its_cells(study: Path, tmp_path: Path) -> None:
+def test_maps_and_their_cells(study: Path, tmp_path: Path) -> None:
     paths = {m: [study / "predictions" / m / f"{c}.parquet" for c in COHORTS[:3]] for m in ("local", "global", "gate")}
     models = read_models(paths)
     cells = choose_cells(models, per_cohort=2)
@@ -241,12 +243,62 @@ def test_gradcam_and_its_cells(study: Path, tmp_path: Path) -> None:
             global_cam=rng.random((n, 16, 16)),
             gated_cam=rng.random((n, 16, 16)),
         )
-        places = outputs(tmp_path, name)
-        draw_gradcam(
-            tmp_path / "maps.npz", tmp_path / "cells.csv", *places, windows=(224, 1024), mpp=0.25, classes=SHEET, **LOOK
-        )
-        assert places[0][1].stat().st_size > 5000
+        given, look = (tmp_path / "maps.npz", tmp_path / "cells.csv"), {**SIZES, **LOOK}
+        draw_branch_maps(*given, *outputs(tmp_path, f"{name}_own"), **look)
+        others = table[["slide", "cell_id"]].assign(plip_prediction="B_Cell", plip_probability=0.25, plip_stand_in=True)
+        np.savez(tmp_path / "others.npz", **({"plip_cam": rng.random((n, 8, 8))} if n else {}))
+        others.to_csv(tmp_path / "others.csv", index=False)
+        baselines = (tmp_path / "others.npz", tmp_path / "others.csv")
+        draw_gradcam(*given, *baselines, *outputs(tmp_path, name), **look)
+        others[["slide", "cell_id"]].to_csv(tmp_path / "others.csv", index=False)
+        draw_gradcam(*given, *baselines, *outputs(tmp_path, f"{name}_alone"), **look)
+    for name in ("some", "some_own", "some_alone"):
+        assert check(tmp_path, name)["cell_id"].tolist() == cells["cell_id"][:2].tolist()
+    text = pdf_text(tmp_path / "some.pdf")
+    assert b"stand-in" in text
+    assert b"PLIP" in text
+    assert b"PLIP" not in pdf_text(tmp_path / "some_alone.pdf")
+    assert pd.read_csv(tmp_path / "some.csv")["plip_probability"].tolist() == [0.25, 0.25]
+    others[::-1].to_csv(tmp_path / "others.csv", index=False)
+    cells[:2].to_csv(tmp_path / "cells.csv", index=False)
+    pd.DataFrame({"slide": ["a", "b"], "cell_id": ["c", "d"]}).to_csv(tmp_path / "others.csv", index=False)
+    with pytest.raises(UserError, match="other cells"):
+        draw_gradcam(*given, *baselines, *outputs(tmp_path, "mixed"), **look)
+
+
+@pytest.mark.parametrize("whose", ["local", "context", "none"])
+def test_gradcam_controls(tmp_path: Path, whose: str) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "slide": ["lung_h", "lung_h"],
+            "cell_id": ["a", "b"],
+            "label": ["B_Cell", "Ductal"],
+            "prediction": ["B_Cell", "B_Cell"],
+            "probability": [0.5, 0.6],
+            "places": 9,
+            "spearman_whole": [-0.25, np.nan],
+            "radius_px": [20.0, np.nan],
+            **{f"in_cell_{name}": [1.26, np.nan] for name in ("cam", "random", "released", "rollout")},
+            "rollout_of": whose,
+        }
+    )
+    arrays = {name: rng.random((2, 28, 28)) for name in ("cam", "random", "released")}
+    arrays["local_image"] = rng.integers(0, 255, (2, 28, 28, 3), dtype=np.uint8)
+    if whose != "none":
+        arrays |= {"rollout": rng.random((2, 32, 32)), "rollout_image": arrays["local_image"]}
+    for name, rows in (("some", table), ("none", table[:0])):
+        np.savez(tmp_path / "maps.npz", **(arrays if len(rows) else {}))
+        rows.to_csv(tmp_path / "controls.csv", index=False)
+        given = tmp_path / "maps.npz", tmp_path / "controls.csv"
+        draw_gradcam_controls(*given, *outputs(tmp_path, name), **SIZES, **LOOK)
     check(tmp_path, "some")
+    text = pdf_text(tmp_path / "some.pdf")
+    assert b"0.25" in text
+    assert b"1.3" in text
+    assert b"not known" in text
+    assert (b"No network here" in text) == (whose == "none")
+    assert b"No cell fits" in pdf_text(tmp_path / "none.pdf")
 
 
 def test_every_class_has_one_colour_and_place() -> None:

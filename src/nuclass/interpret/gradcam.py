@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from nuclass.core.errors import UserError
 from nuclass.data.augment import to_unit
+from nuclass.data.vocabulary import Vocabulary
 from nuclass.models.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -89,9 +90,14 @@ def _recorded(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def class_activation(
-    backbone: Backbone, forward: Callable[[], Tensor], target: Tensor | None = None
+    backbone: Backbone,
+    forward: Callable[[], Tensor],
+    target: Tensor | None = None,
+    *,
+    layer: nn.Module | None = None,
+    score: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return maps (B, h, w) on the network's own grid, not scaled, and the logits (B, C).
+    """Return maps (B, h, w) on the grid of a layer, not scaled, and the logits (B, C).
 
     Parameters
     ----------
@@ -101,14 +107,18 @@ def class_activation(
         Runs the whole model, this backbone included, and returns logits (B, C).
     target
         Class of each image, (B,); the predicted one by default.
+    layer
+        Its output is explained, tokens or (B, D, h, w); :func:`target_layer` by default.
+    score
+        What is explained, (B,) from logits and target; :func:`log_odds` by default.
     """
-    with torch.enable_grad(), _recorded(target_layer(backbone)) as kept:
+    with torch.enable_grad(), _recorded(layer or target_layer(backbone)) as kept:
         logits = forward()
         chosen = logits.argmax(1) if target is None else target
         activation = kept[-1]
-        (gradient,) = torch.autograd.grad(log_odds(logits, chosen).sum(), activation)
+        (gradient,) = torch.autograd.grad((score or log_odds)(logits, chosen).sum(), activation)
     grid, slope = to_grid(activation.detach(), backbone), to_grid(gradient, backbone)
-    if backbone.kind == "map":
+    if activation.ndim == 4:
         return (slope.mean((2, 3), keepdim=True) * grid).sum(1).clamp_min(0), logits.detach()
     return (slope * (grid - grid.mean((2, 3), keepdim=True))).clamp_min(0).sum(1), logits.detach()
 
@@ -122,7 +132,7 @@ def log_odds(logits: Tensor, target: Tensor) -> Tensor:
 
 def to_grid(activation: Tensor, backbone: Backbone) -> Tensor:
     """Return activations as (B, C, h, w): patch tokens on their grid, or a feature map as it is."""
-    if backbone.kind == "map":
+    if activation.ndim == 4:
         return activation
     patches = activation[:, backbone.prefix_tokens :]
     side = round(patches.shape[1] ** 0.5)
@@ -131,12 +141,17 @@ def to_grid(activation: Tensor, backbone: Backbone) -> Tensor:
     return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
 
 
+def enlarge(maps: Tensor, side: int) -> Tensor:
+    """Return maps (B, h, w) on a window's pixels, (B, side, side), bilinear; the outer edges of the grids coincide."""
+    return F.interpolate(maps[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+
+
 def to_window(maps: Tensor, side: int) -> Tensor:
     """Return maps (B, h, w) enlarged to a window's frame (B, side, side), each scaled to [0, 1].
 
-    Bilinear; the outer edges of the two grids coincide, as windows are cut. A map that is zero stays zero.
+    A map that is zero stays zero.
     """
-    large = F.interpolate(maps[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    large = enlarge(maps, side)
     low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
     return torch.where(high > low, (large - low) / (high - low).clamp_min(1e-12), torch.zeros_like(large))
 
@@ -205,7 +220,7 @@ def compute_maps(
 
     branches = Branches(Path(checkpoints["local"]), Path(checkpoints["global"]), Predict())
     reader = WindowReader(windows, cache_mb)
-    cells = cells.assign(row=_rows(cells, tables))
+    cells = with_rows(cells, tables)
     sides = branches.global_["windows"]
     maps = explain(cells, branches, reader, Path(context_folder) if context_folder else None)
     return {
@@ -218,8 +233,8 @@ def compute_maps(
     }
 
 
-def _rows(cells: pd.DataFrame, tables: Mapping[str, str | Path]) -> NDArray[np.int32]:
-    """Return the row of each cell in the table of its slide."""
+def with_rows(cells: pd.DataFrame, tables: Mapping[str, str | Path]) -> pd.DataFrame:
+    """Return cells with ``row``, the row of each in the table of its slide."""
     import pandas as pd
 
     rows = np.full(len(cells), -1, np.int32)
@@ -234,7 +249,35 @@ def _rows(cells: pd.DataFrame, tables: Mapping[str, str | Path]) -> NDArray[np.i
             found=f"{int((rows < 0).sum())} cells, the first: {first['cell_id']}",
             fix="choose the cells again",
         )
-    return rows
+    return cells.assign(row=rows)
+
+
+def read_images(
+    reader: WindowReader, cells: pd.DataFrame, size: int, level: int, out_px: int, device: torch.device
+) -> Tensor:
+    """Return windows (N, 3, out_px, out_px) in [0, 1]; parameters as in :meth:`WindowReader.read`."""
+    seen = reader.read(cells, size, level, out_px)
+    return to_unit(torch.from_numpy(seen).movedim(-1, 1)).to(device)
+
+
+def local_inputs(
+    checkpoint: dict[str, Any], cells: pd.DataFrame, reader: WindowReader, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return images (N, 3, S, S) and organs (N,) as the local model or baseline of a checkpoint reads them."""
+    source = checkpoint["input"]
+    organ = torch.from_numpy(Vocabulary.from_dict(checkpoint).encode_organs(cells["organ"])).to(device)
+    side = checkpoint["windows"]["local"]
+    return read_images(reader, cells, side, source["read_level"], source["input_px"], device), organ
+
+
+def calls(
+    logits: Tensor, target: Tensor | None, checkpoint: Mapping[str, Any]
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Return the class that is explained (the predicted one without ``target``) and its calibrated probability."""
+    index = (logits.argmax(1) if target is None else target).cpu()
+    shares = (logits.cpu().float() / float(checkpoint["temperature"])).softmax(1)
+    found: NDArray[np.float32] = shares.gather(1, index[:, None])[:, 0].numpy()
+    return [checkpoint["classes"][int(i)] for i in index], found
 
 
 def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, context_folder: Path | None = None) -> Maps:
@@ -246,12 +289,9 @@ def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, conte
     settings = from_plain(Context, branches.global_["context"], "the global checkpoint")
     folder = context_folder or branches.context_folder
     context_net = context_backbone(settings, folder).to(branches.device).eval()
-    source, sides = branches.local["input"], branches.global_["windows"]
-    device, names = branches.device, list(branches.vocabulary.classes)
-    organ = torch.from_numpy(branches.vocabulary.encode_organs(cells["organ"])).to(device)
-    seen = reader.read(cells, sides["local"], source["read_level"], source["input_px"])
-    around = reader.read(cells, sides["global"], settings.read_level, context_net.input_px)
-    images, neighbourhood = (to_unit(torch.from_numpy(x).movedim(-1, 1)).to(device) for x in (seen, around))
+    sides, device, names = branches.global_["windows"], branches.device, list(branches.vocabulary.classes)
+    images, organ = local_inputs(branches.local, cells, reader, device)
+    neighbourhood = read_images(reader, cells, sides["global"], settings.read_level, context_net.input_px, device)
     with torch.no_grad():
         context = pool_tokens(context_net.spatial(neighbourhood), context_net.prefix_tokens, settings.pooling)
     targets = {
@@ -267,22 +307,17 @@ def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, conte
     )
     local, wide = to_window(a, sides["local"]).cpu(), to_window(c, sides["global"]).cpu()
     gate = torch.tensor(cells["gate"].to_numpy(np.float32))
-    temperature = dict(zip(("local", "global"), branches.temperatures, strict=True))
-    explained = {}
-    for model, logits in (("local", logits_a), ("global", logits_b)):
-        target = targets[model]
-        explained[model] = (logits.argmax(1) if target is None else target).cpu()
-    shares = {
-        model: (logits.cpu() / temperature[model]).softmax(1).gather(1, explained[model][:, None])[:, 0].numpy()
-        for model, logits in (("local", logits_a), ("global", logits_b))
+    called = {
+        "local": calls(logits_a, targets["local"], branches.local),
+        "global": calls(logits_b, targets["global"], branches.global_),
     }
     return Maps(
         local=local.numpy(),
         global_local=to_window(b, sides["local"]).cpu().numpy(),
         global_context=wide.numpy(),
         gated=gated_map(local, wide, gate).numpy(),
-        classes={model: [names[int(i)] for i in index] for model, index in explained.items()},
-        probabilities=shares,
+        classes={model: names for model, (names, _) in called.items()},
+        probabilities={model: shares for model, (_, shares) in called.items()},
         gate=gate.numpy(),
     )
 
