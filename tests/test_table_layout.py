@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from nuclass.tables.latex import MAX_LINES, escape, prose, to_latex
 from nuclass.tables.layout import Cell, Column, Grid, Table, difference, grid, mark_best, share, to_markdown
 from table_example import check_tex, lay_out
 
+REPOSITORY = Path(__file__).parents[1]
 DATA = pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]})
 
 
@@ -271,3 +275,21 @@ def test_the_strict_reader_is_strict(right: str, wrong: str) -> None:
     assert right in LATEX
     with pytest.raises((AssertionError, IndexError)):
         check_tex(LATEX.replace(right, wrong, 1))
+
+
+def test_every_table_of_the_workflow_comes_in_three_forms() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "rules").glob("*.smk")))
+    rules = dict(re.findall(r"rule tabulate_(\w+):\n(.*?)(?=\nrule |\n    rule |\Z)", text, re.S))
+    assert len(rules) > 20
+    for name, rule in rules.items():
+        assert f'md="results/tables/{name}.md"' in rule, name
+        assert f'tex="results/tables/{name}.tex"' in rule, name
+        script = (REPOSITORY / "scripts" / f"tabulate_{name}.py").read_text(encoding="utf-8")
+        assert "save_table(table, made.csv, made.md, made.tex" in script, name
+
+
+def test_no_table_lays_out_markdown_or_latex_by_hand() -> None:
+    for path in (REPOSITORY / "src/nuclass/tables").glob("*.py"):
+        if path.name not in ("layout.py", "latex.py"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r'"\| |f?"\*\*|\\textbf', text), path.name
