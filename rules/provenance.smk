@@ -9,8 +9,43 @@ report: "../workflow/report/workflow.rst"
 
 
 localrules:
+    write_methods,
     record_provenance,
     render_report,
+
+
+rule write_methods:
+    input:
+        composition="results/evaluation/composition.csv",
+        quality="results/evaluation/label_quality.csv",
+        metrics=expand("results/models/{model}/metrics.json", model=MODELS),
+    output:
+        report(
+            "results/provenance/methods.html",
+            category="Method",
+            labels={"figure": "Methods in words"},
+            caption="../workflow/report/methods.rst",
+        ),
+    params:
+        code=code_hash("nuclass.tables.methods"),
+        config=json.dumps(CONFIG, sort_keys=True),
+        models=json.dumps(MODEL_CONFIG, sort_keys=True),
+        trained=MODELS,
+        synthetic=SYNTHETIC,
+    log:
+        "logs/write_methods/all.log",
+    benchmark:
+        "benchmarks/write_methods/all.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../envs/report.yaml"
+    message:
+        "Writing the methods of the study in words"
+    script:
+        "../scripts/write_methods.py"
 
 
 rule record_provenance:
@@ -82,11 +117,16 @@ rule render_report:
         config=rules.record_provenance.output.config,
         results=lambda wildcards: list(BOUND[wildcards.report]),
         provenance=[rules.record_provenance.output.run, rules.record_provenance.output.slides],
+        methods=rules.write_methods.output,
         captions=[os.path.relpath(path) for path in sorted((ROOT / "workflow" / "report").glob("*.rst"))],
     output:
         "results/{report}.html",
     params:
-        targets=lambda wildcards: [*REPORTS[wildcards.report], "results/provenance/run.json"],
+        targets=lambda wildcards: [
+            *REPORTS[wildcards.report],
+            "results/provenance/run.json",
+            "results/provenance/methods.html",
+        ],
     log:
         "logs/render_report/{report}.log",
     benchmark:
