@@ -17,6 +17,23 @@ def drawn(name, category, what):
     return [*[f"results/figures/{name}.{ending}" for ending in FORMATS], shown]
 
 
+def drawn_pages(name, category, what, pages):
+    """Return a figure of several pages: one PDF, in every other format a file a page; `pages` names those after the first."""
+    stems = {"": what, **{f"_{page}": f"{what}: {page}" for page in pages}}
+    documents = [f"results/figures/{name}.pdf"] if "pdf" in FORMATS else []
+    pictures = [f"results/figures/{name}{stem}.{ending}" for ending in FORMATS if ending != "pdf" for stem in stems]
+    shown = []
+    for stem, words in stems.items():
+        page = report(
+            f"results/figures/{name}{stem}.{SHOWN}",
+            caption=f"../workflow/report/{name}.rst",
+            category=category,
+            labels={"figure": words},
+        )
+        shown.append(page)
+    return [*documents, *pictures, *shown]
+
+
 def slide_pictures(name, caption, category):
     """Return the pictures of one slide's labels: in the formats asked for, and the one that goes into the report."""
     shown = report(
