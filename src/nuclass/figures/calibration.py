@@ -85,7 +85,7 @@ def draw_calibration(
     beside.set_title("Risk and coverage", pad=22)
     _risks(beside, curves, areas)
     tables += [curve.assign(panel="risk", model=model, stage="after") for model, curve in curves.items()]
-    numbers = pd.concat(tables, ignore_index=True)
+    numbers = pd.concat([table for table in tables if len(table)], ignore_index=True)
     save_figure(fig, outputs, csv, numbers.reindex(columns=_COLUMNS), synthetic=synthetic)
 
 
