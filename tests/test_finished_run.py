@@ -129,8 +129,8 @@ def test_one_branch_or_the_other_is_the_oracle() -> None:
 def test_reliability_after_calibration_is_that_of_the_predictions(model: str) -> None:
     cells = predictions(model)
     drawn = numbers("calibration")
-    if "kind" in drawn:
-        drawn = drawn[drawn["kind"] == "reliability"]
+    if "panel" in drawn:
+        drawn = drawn[drawn["panel"] == "reliability"]
     drawn = drawn[(drawn["model"] == model) & (drawn["stage"] == "after")]
     drawn = drawn[drawn["cohort"] == "all"] if "cohort" in drawn else drawn
     assert drawn["cells"].sum() == len(cells)
