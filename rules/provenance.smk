@@ -54,6 +54,7 @@ rule record_provenance:
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
         patches=expand("results/slides/{slide}/patches.json", slide=[s for s in ALL_SLIDES if s not in BUNDLE_SLIDES]),
         results=rules.core.input,
+        methods=rules.write_methods.output,
         models=expand("results/models/{model}/best.ckpt", model=MODELS),
     output:
         run=report(
@@ -86,6 +87,10 @@ rule record_provenance:
             "slides": "sheet of slides",
             "models": "settings of the models, every section in full",
         },
+        about={
+            "results/provenance/run.json": "code, packages, machine, inputs and outputs of the run, as one record",
+            "results/provenance/methods.html": "the methods in words, with the study's numbers",
+        },
         slides=BUNDLE_SLIDES,
         sheet=SLIDES.to_csv(sep="\t"),
     log:
@@ -117,7 +122,6 @@ rule render_report:
         config=rules.record_provenance.output.config,
         results=lambda wildcards: list(BOUND[wildcards.report]),
         provenance=[rules.record_provenance.output.run, rules.record_provenance.output.slides],
-        methods=rules.write_methods.output,
         captions=[os.path.relpath(path) for path in sorted((ROOT / "workflow" / "report").glob("*.rst"))],
     output:
         "results/{report}.html",

@@ -27,4 +27,5 @@ with snakemake_job(snakemake):
         path.write_text(snakemake.params.sheet, encoding="utf-8")
     names = copy_workflow(repository, snakemake.output.code)
     told = {Path(snakemake.output[name]).name: what for name, what in snakemake.params.told.items()}
-    write_json(snakemake.output.crate, run_crate(record, workflow=names, settings=told))
+    about = {Path(path).name: what for path, what in snakemake.params.about.items()}
+    write_json(snakemake.output.crate, run_crate(record, workflow=names, settings=told, made=about))

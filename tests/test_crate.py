@@ -54,7 +54,7 @@ def crate(tmp_path: Path) -> Path:
     )
     write_json(tmp_path / "run.json", record)
     workflow = copy_workflow(ROOT, tmp_path / "code")
-    write_json(tmp_path / METADATA, run_crate(record, workflow=workflow, settings=TOLD))
+    write_json(tmp_path / METADATA, run_crate(record, workflow=workflow, settings=TOLD, made={"run.json": "record"}))
     return tmp_path
 
 

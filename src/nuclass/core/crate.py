@@ -25,7 +25,9 @@ _TYPES = {".smk": "text/x-python", ".yaml": "application/yaml", ".tsv": "text/ta
 Entity = dict[str, Any]
 
 
-def run_crate(record: Mapping[str, Any], *, workflow: Sequence[str], settings: Mapping[str, str]) -> Entity:
+def run_crate(
+    record: Mapping[str, Any], *, workflow: Sequence[str], settings: Mapping[str, str], made: Mapping[str, str]
+) -> Entity:
     """Return the content of ``ro-crate-metadata.json``.
 
     Parameters
@@ -35,12 +37,14 @@ def run_crate(record: Mapping[str, Any], *, workflow: Sequence[str], settings: M
     workflow
         Files of the workflow in the crate's folder, by their paths from there; the first is the main one.
     settings
-        Files of the crate's folder that tell what the run was given: path to what it is. ``run.json`` is added.
+        Files of the crate's folder that tell what the run was given: path to what it is.
+    made
+        Files of the crate's folder that the run wrote about itself, likewise.
     """
     parameters, seeds = [*_parameters(record, settings)], [*_seeds(record.get("seeds", {}))]
     inputs, outputs = [*_inputs(record)], [*_hashed(record.get("outputs", {}))]
     files = [_file(path, text, exampleOfWork=_ref(f"#parameter-{path}")) for path, text in settings.items()]
-    told = _file("run.json", "code, packages, machine, inputs and outputs of the run, as one record")
+    about = [_file(path, text) for path, text in made.items()]
     software = [*_software(record["packages"])]
     main, *rules = _workflow(record, workflow)
     main |= {"input": _refs(parameters), "softwareRequirements": _refs(software)}
@@ -52,7 +56,7 @@ def run_crate(record: Mapping[str, Any], *, workflow: Sequence[str], settings: M
         "endTime": record["made"],
         "instrument": _ref(main["@id"]),
         "object": _refs([*files, *seeds, *inputs]),
-        "result": _refs([told, *outputs]),
+        "result": _refs([*about, *outputs]),
     }
     root = {
         "@id": "./",
@@ -64,9 +68,9 @@ def run_crate(record: Mapping[str, Any], *, workflow: Sequence[str], settings: M
         "conformsTo": [_ref(profile) for profile in PROFILES],
         "mainEntity": _ref(main["@id"]),
         "mentions": [_ref("#run")],
-        "hasPart": _refs([main, *rules, *files, told]),
+        "hasPart": _refs([main, *rules, *files, *about]),
     }
-    known = [_descriptor(), root, main, *rules, *files, told, action, *parameters, *seeds]
+    known = [_descriptor(), root, main, *rules, *files, *about, action, *parameters, *seeds]
     return {"@context": CONTEXT, "@graph": [*known, *inputs, *outputs, *software, *_fixed(record)]}
 
 
