@@ -214,6 +214,14 @@ def test_a_history_of_another_run(trainings: tuple[dict[str, Path], dict[str, Pa
         read_curve(metrics["local"], histories["gate"])
 
 
+def test_the_kept_state_is_one_of_its_phase(tmp_path: Path) -> None:
+    rows = pd.concat([history(step=[5, 10]).assign(phase=phase) for phase in ("gate", "joint")])
+    rows.to_csv(tmp_path / "h.csv", index=False)
+    for phase, place in (("gate", 1), ("joint", 3)):
+        write_json(tmp_path / "m.json", {"best": {"phase": phase, "step": 10}})
+        assert read_curve(tmp_path / "m.json", tmp_path / "h.csv").chosen == place
+
+
 def test_costs_of_training(trainings: tuple[dict[str, Path], dict[str, Path]]) -> None:
     costs = training_costs(*trainings).set_index("model")
     assert costs["epochs"].to_dict() == {"context": 2, "local": 3, "gate": 4}
