@@ -19,10 +19,11 @@ TOTAL = "total"
 _WALL, _CPU, _INK = "#1F4E79", "#9DBAD5", "#333333"
 _NONE = "not measured"
 _COLUMNS = ["stage", "rule", "job", "jobs", "seconds", "cpu_seconds", "peak_mib"]
-_DAY, _HOUR, _MINUTE = 86400, 3600, 60
-_TIMES = {
-    **{0.1: "0.1 s", 1: "1 s", 10: "10 s", _MINUTE: "1 min", 10 * _MINUTE: "10 min"},
-    **{_HOUR: "1 h", 10 * _HOUR: "10 h", 4 * _DAY: "4 d", 40 * _DAY: "40 d"},
+_DAY, _HOUR, _MINUTE = 86400.0, 3600.0, 60.0
+_TIMES: dict[float, str] = {
+    **dict(zip((0.1, 1.0, 10.0), ("0.1 s", "1 s", "10 s"), strict=True)),
+    **dict(zip((_MINUTE, 10 * _MINUTE), ("1 min", "10 min"), strict=True)),
+    **dict(zip((_HOUR, 10 * _HOUR, 4 * _DAY, 40 * _DAY), ("1 h", "10 h", "4 d", "40 d"), strict=True)),
 }
 _GIB = {step * 10.0**power: f"{step * 10.0**power:,g}" for power in range(-3, 5) for step in (1, 2, 5)}
 
@@ -77,7 +78,7 @@ def _totals(ax: Axes, rows: pd.DataFrame) -> None:
         for place, end, value in zip(places[ran], ends[ran], values[ran], strict=True):
             _note(ax, end, place, duration(value) if value == value else _NONE)
     for place in np.flatnonzero(~ran):
-        _nothing(ax, place)
+        _nothing(ax, float(place))
     ax.set_title("All jobs of a stage")
     ax.set(xlabel=f"Time, summed over jobs ({unit})", xlim=(0, 1.3 * top / scale or 1))
     ax.tick_params(axis="y", length=0)
