@@ -82,7 +82,7 @@ def test_numbers_are_those_of_the_study(study: dict[str, Any], tmp_path: Path) -
         "fitted to 150 cells of validation and stopped by 50 others",
         "1,234 labelled cells of 1 cohort are reported on",
         "labels 6, splits 5, evaluation 42, local model 42, global model 43, gate model 44",
-        "Slides of it are generated",
+        "Synthetic slides are among them",
     ):
         assert words in re.sub(r"\s+", " ", text), words
     assert re.search(r"local\s+4\s+1\.5\s+1,500\s+0\.700\s+0\.800", text)
@@ -95,7 +95,7 @@ def test_a_study_without_labels_or_cohorts(study: dict[str, Any], tmp_path: Path
     pd.read_csv(study["quality"]).iloc[:0].to_csv(study["quality"], index=False)
     text = written(study | {"synthetic": False}, tmp_path)
     assert "0 training slides (0 organs: none)" in text
-    assert "generated" not in text
+    assert "Synthetic" not in text
 
 
 def test_a_table_without_its_columns_is_told(study: dict[str, Any], tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _slides(counts: pd.DataFrame, synthetic: bool) -> str:
         told.append(f"{_number(slides, name)} ({_number(part['organ'].nunique(), 'organ')}: {organs or 'none'})")
     text = f"The study has {told[0]} and {told[1]}, with {_number(counts['class'].nunique(), 'class', 'classes')}."
     if synthetic:
-        text += " Slides of it are generated: results on them show that the method works as designed, no more."
+        text += " Synthetic slides are among them: results on these show that the method works as designed, no more."
     return text
 
 
