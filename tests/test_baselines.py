@@ -117,6 +117,46 @@ def test_a_baseline_is_four_files_that_evaluation_can_read(checkpoints):
         assert data["baseline"] == {"name": name.split("_")[0], "stand_in": True}
 
 
+def test_maps_explain_what_the_tables_say(study, checkpoints, tmp_path):
+    from nuclass.interpret.baselines import compute_baseline_maps
+
+    tuned = {name: checkpoints[f"{name}_finetuned"] for name in NAMES}
+    outputs = predicted(study, {f"{name}_finetuned": path for name, path in tuned.items()}, tmp_path)
+    slides = {slide: one_slide(study, slide) for slide in HELD}
+    files = {
+        "windows": {slide: part.source(slide) for slide, part in slides.items()},
+        "tables": {slide: study.results / "slides" / slide / "cells.parquet" for slide in HELD},
+    }
+    tables = {name: pd.concat(map(pd.read_parquet, outputs[f"{name}_finetuned"].values())) for name in NAMES}
+    cells = tables["plip"].iloc[[0, 3, -1]].reset_index(drop=True)
+    maps, found = compute_baseline_maps(cells, checkpoints=tuned, **files)
+    assert list(maps) == ["plip_cam", "musk_cam"]
+    for name in NAMES:
+        told = tables[name].set_index(["slide", "cell_id"]).loc[pd.MultiIndex.from_frame(cells[["slide", "cell_id"]])]
+        assert found[f"{name}_prediction"].tolist() == told["prediction"].tolist()
+        assert np.allclose(found[f"{name}_probability"], told["confidence"], atol=1e-4)
+        assert found[f"{name}_stand_in"].all()
+        assert maps[f"{name}_cam"].shape == (3, 32, 32)
+        assert 0 <= maps[f"{name}_cam"].min() <= maps[f"{name}_cam"].max() <= 1
+    assert (maps["musk_cam"].max((1, 2)) == 1).all()
+    nothing, alone = compute_baseline_maps(cells, checkpoints={}, **files)
+    assert nothing == {}
+    assert list(alone) == ["slide", "cell_id"]
+    nothing, none = compute_baseline_maps(cells[:0], checkpoints=tuned, **files)
+    assert nothing == {}
+    assert len(none) == 0
+
+
+def test_a_baseline_that_is_not_configured_is_told(caplog):
+    from nuclass.interpret.baselines import tell_left_out
+
+    tell_left_out(["plip", "loki"], ["plip", "loki"])
+    assert not caplog.records
+    tell_left_out(["plip", "loki", "musk"], ["loki"])
+    assert "plip, musk" in caplog.text
+    assert "loki" not in caplog.records[0].args[0]
+
+
 def test_the_toy_is_learned(checkpoints):
     for name, path in checkpoints.items():
         metrics = read_json(path.parent / "metrics.json")

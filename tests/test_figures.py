@@ -52,6 +52,12 @@ def outputs(folder: Path, name: str) -> tuple[list[Path], Path]:
     return [folder / f"{name}.pdf", folder / f"{name}.png"], folder / f"{name}.csv"
 
 
+def with_svg(folder: Path, name: str) -> tuple[list[Path], Path]:
+    """The outputs, and an SVG, whose words can be read."""
+    files, csv = outputs(folder, name)
+    return [*files, folder / f"{name}.svg"], csv
+
+
 def pdf_text(path: Path) -> bytes:
     """All streams of a PDF, unpacked."""
     data = path.read_bytes()
@@ -245,21 +251,22 @@ def test_maps_and_their_cells(study: Path, tmp_path: Path) -> None:
         )
         given, look = (tmp_path / "maps.npz", tmp_path / "cells.csv"), {**SIZES, **LOOK}
         draw_branch_maps(*given, *outputs(tmp_path, f"{name}_own"), **look)
-        others = table[["slide", "cell_id"]].assign(plip_prediction="B_Cell", plip_probability=0.25, plip_stand_in=True)
+        others = table[["slide", "cell_id"]]
+        if n:
+            others = others.assign(plip_prediction="B_Cell", plip_probability=0.25, plip_stand_in=True)
         np.savez(tmp_path / "others.npz", **({"plip_cam": rng.random((n, 8, 8))} if n else {}))
         others.to_csv(tmp_path / "others.csv", index=False)
         baselines = (tmp_path / "others.npz", tmp_path / "others.csv")
-        draw_gradcam(*given, *baselines, *outputs(tmp_path, name), **look)
+        draw_gradcam(*given, *baselines, *with_svg(tmp_path, name), **look)
         others[["slide", "cell_id"]].to_csv(tmp_path / "others.csv", index=False)
-        draw_gradcam(*given, *baselines, *outputs(tmp_path, f"{name}_alone"), **look)
+        draw_gradcam(*given, *baselines, *with_svg(tmp_path, f"{name}_alone"), **look)
     for name in ("some", "some_own", "some_alone"):
         assert check(tmp_path, name)["cell_id"].tolist() == cells["cell_id"][:2].tolist()
-    text = pdf_text(tmp_path / "some.pdf")
-    assert b"stand-in" in text
-    assert b"PLIP" in text
-    assert b"PLIP" not in pdf_text(tmp_path / "some_alone.pdf")
+    text = (tmp_path / "some.svg").read_text(encoding="utf-8")
+    assert "(stand-in)" in text
+    assert ">PLIP<" in text
+    assert "PLIP" not in (tmp_path / "some_alone.svg").read_text(encoding="utf-8")
     assert pd.read_csv(tmp_path / "some.csv")["plip_probability"].tolist() == [0.25, 0.25]
-    others[::-1].to_csv(tmp_path / "others.csv", index=False)
     cells[:2].to_csv(tmp_path / "cells.csv", index=False)
     pd.DataFrame({"slide": ["a", "b"], "cell_id": ["c", "d"]}).to_csv(tmp_path / "others.csv", index=False)
     with pytest.raises(UserError, match="other cells"):
@@ -289,16 +296,16 @@ def test_gradcam_controls(tmp_path: Path, whose: str) -> None:
         arrays |= {"rollout": rng.random((2, 32, 32)), "rollout_image": arrays["local_image"]}
     for name, rows in (("some", table), ("none", table[:0])):
         np.savez(tmp_path / "maps.npz", **(arrays if len(rows) else {}))
-        rows.to_csv(tmp_path / "controls.csv", index=False)
+        rows[list(rows)[: None if len(rows) else 3]].to_csv(tmp_path / "controls.csv", index=False)
         given = tmp_path / "maps.npz", tmp_path / "controls.csv"
-        draw_gradcam_controls(*given, *outputs(tmp_path, name), **SIZES, **LOOK)
+        draw_gradcam_controls(*given, *with_svg(tmp_path, name), **SIZES, **LOOK)
     check(tmp_path, "some")
-    text = pdf_text(tmp_path / "some.pdf")
-    assert b"0.25" in text
-    assert b"1.3" in text
-    assert b"not known" in text
-    assert (b"No network here" in text) == (whose == "none")
-    assert b"No cell fits" in pdf_text(tmp_path / "none.pdf")
+    text = (tmp_path / "some.svg").read_text(encoding="utf-8")
+    assert "rank correlation \N{MINUS SIGN}0.25" in text
+    assert "1.3 × chance in the cell" in text
+    assert "rank correlation not known" in text
+    assert ("No network here" in text) == (whose == "none")
+    assert "No cell fits" in (tmp_path / "none.svg").read_text(encoding="utf-8")
 
 
 def test_every_class_has_one_colour_and_place() -> None:

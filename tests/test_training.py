@@ -167,6 +167,34 @@ def test_maps_of_trained_models_lie_in_their_windows(trained, study, tmp_path):
     assert maps["global_cam"].max() == 1
 
 
+def test_controls_of_trained_models(trained, study, tmp_path):
+    from nuclass.interpret.controls import STAGES, compute_controls
+
+    outputs = {name: tmp_path / f"{name}.parquet" for name in trained}
+    predict_slide(MODELS, one_slide(study, "lung_h"), trained, outputs)
+    files = {
+        "windows": {"lung_h": one_slide(study, "lung_h").source("lung_h")},
+        "tables": {"lung_h": study.results / "slides" / "lung_h" / "cells.parquet"},
+        "checkpoints": trained,
+    }
+    cells, own = pd.read_parquet(outputs["gate"]), pd.read_parquet(outputs["local"])
+    maps, table = compute_controls(cells.iloc[:3], draws=2, **files)
+    assert table["prediction"].tolist() == own["prediction"].iloc[:3].tolist()
+    assert np.allclose(table["probability"], own["confidence"].iloc[:3], atol=1e-4)
+    assert (table["rollout_of"] == "context").all()
+    assert maps["cam"].shape == maps["random"].shape == maps["released"].shape == (3, 32, 32)
+    assert maps["rollout"].shape == (3, 128, 128)
+    assert maps["rollout_image"].shape == (3, 128, 128, 3)
+    assert not np.allclose(maps["cam"], maps["random"])
+    for stage in STAGES:
+        assert table[f"spearman_{stage}"].dropna().between(-1, 1).all()
+    again, _ = compute_controls(cells.iloc[:3], draws=1, **files)
+    assert np.array_equal(again["random"], maps["random"])
+    nothing, none = compute_controls(cells.iloc[:0], draws=1, **files)
+    assert nothing == {}
+    assert len(none) == 0
+
+
 def test_the_backbone_rests_in_the_first_epochs():
     from nuclass.models.local import LocalModel
     from nuclass.training.modules import LocalModule

@@ -104,7 +104,8 @@ def test_lint_is_clean() -> None:
         (["--configfile", "config/paper.yaml"], {"fetch_bundle": 11, "build_slide": 11, "label_cells": 11}),
         (["labels"], {"simulate_bundle": 8, "label_cells": 8}),
         (["panels"], {"simulate_bundle": 8, "check_panel": 8, "tabulate_panels": 1, "total": 18}),
-        (["results/figures/gradcam.pdf"], {"train_gate": 1}),
+        (["results/figures/branch_maps.pdf"], {"train_gate": 1, "train_baseline_finetuned": None}),
+        (["results/figures/gradcam.pdf"], {"train_gate": 1, "train_baseline_finetuned": 3, "compute_gradcam": 1}),
     ],
 )
 def test_dry_run_resolves(copy: Path, arguments: list[str], jobs: dict[str, int]) -> None:

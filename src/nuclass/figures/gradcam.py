@@ -128,7 +128,7 @@ def draw_gradcam(
 
 
 def _named(name: str, table: pd.DataFrame) -> str:
-    stand_in = len(table) > 0 and bool(table[f"{name}_stand_in"].all())
+    stand_in = bool(table[f"{name}_stand_in"].all())
     return f"{title(name)}\n(stand-in)" if stand_in else title(name)
 
 

@@ -46,12 +46,15 @@ def compute_baseline_maps(
     -------
     ``<name>_cam`` (N, S, S) in [0, 1] on the local window, float32; and ``slide cell_id`` with, for each name,
     ``<name>_prediction``, its calibrated ``<name>_probability`` and whether it is a stand-in, ``<name>_stand_in``.
+    Without a cell there are neither maps nor these columns.
     """
+    found = cells[["slide", "cell_id"]].copy()
+    if not len(cells):
+        return {}, found
     device = choose_device()
     reader = WindowReader(windows, cache_mb)
     placed = with_rows(cells, tables)
     arrays: dict[str, NDArray[Any]] = {}
-    found = cells[["slide", "cell_id"]].copy()
     for name, path in checkpoints.items():
         data = load_checkpoint(Path(path), LOCAL)
         model = restore_local(data).to(device).requires_grad_(False)

@@ -74,8 +74,11 @@ def compute_controls(
     ``slide cell_id label prediction probability``; ``spearman_<stage>``, see :data:`STAGES`, the rank correlation with
     the map of the trained network over the ``places`` of its grid; ``radius_px`` of a circle of the cell's area;
     ``in_cell_<map>``, the share of the map that lies in this circle, divided by the circle's share of the window;
-    ``rollout_of``: ``local``, ``context`` or ``none``.
+    ``rollout_of``: ``local``, ``context`` or ``none``. Without a cell there are no arrays and no measures.
     """
+    table = cells[["slide", "cell_id", "label"]].copy()
+    if not len(cells):
+        return {}, table
     reader = WindowReader(windows, cache_mb)
     placed = with_rows(cells, tables)
     data = load_checkpoint(Path(checkpoints["local"]), LOCAL)
@@ -87,9 +90,8 @@ def compute_controls(
     drawn, correlations = _drawn_anew(model, data, images, organ, target, cam, draws, seed)
     maps = {"cam": cam, "random": drawn, "released": released_maps(model, images, organ)}
     arrays: dict[str, NDArray[Any]] = {"local_image": reader.read(placed, side, 0, side)}
-    table = cells[["slide", "cell_id", "label"]].copy()
     table["prediction"], table["probability"] = calls(logits, target, data)
-    table["places"] = cam[0].numel()
+    table["places"] = cam.shape[1] * cam.shape[2]
     for stage, found in correlations.items():
         table[f"spearman_{stage}"] = found
     radius = cell_radius(placed, tables, data["mpp"])
@@ -103,7 +105,7 @@ def compute_controls(
     if attention is not None and seen is not None:
         arrays |= {"rollout": to_window(attention, width).cpu().numpy(), "rollout_image": seen}
         table["in_cell_rollout"] = in_cell(attention, width, radius)
-    _log.info("mean rank correlation: %s", ", ".join(f"{k} {np.mean(v):.2f}" for k, v in correlations.items()))
+    _log.info("mean rank correlation: %s", ", ".join(f"{k} {table[f'spearman_{k}'].mean():.2f}" for k in STAGES))
     return arrays, table
 
 
@@ -206,8 +208,9 @@ def cell_radius(cells: pd.DataFrame, tables: Mapping[str, str | Path], mpp: floa
 
     area = np.full(len(cells), np.nan)
     for slide, part in cells.reset_index(drop=True).groupby("slide"):
-        known = pd.read_parquet(tables[str(slide)], columns=["cell_area"])["cell_area"]
-        area[part.index] = known.iloc[part["row"]].to_numpy(np.float64)
+        known = pd.read_parquet(tables[str(slide)])
+        if "cell_area" in known:
+            area[part.index] = known["cell_area"].iloc[part["row"]].to_numpy(np.float64)
     return np.sqrt(area / np.pi) / mpp
 
 

@@ -138,7 +138,7 @@ def to_grid(activation: Tensor, backbone: Backbone) -> Tensor:
     side = round(patches.shape[1] ** 0.5)
     if side * side != patches.shape[1]:
         raise ValueError(f"{patches.shape[1]} patch tokens are not a square grid")
-    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+    return patches.transpose(1, 2).reshape(len(patches), patches.shape[2], side, side)
 
 
 def enlarge(maps: Tensor, side: int) -> Tensor:
