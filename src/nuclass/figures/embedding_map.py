@@ -132,7 +132,7 @@ def _page(cells: pd.DataFrame, ways: Sequence[Colouring], style: str | Path, foo
     for column, way in enumerate(ways):
         left = _LEFT_MM + column * (side + _GAP_MM)
         text_mm(fig, left, 1.5, way.heading, fontsize=7, weight="bold")
-        draw_legend(fig, way, left, _TOP_MM + rows * (side + _GAP_MM) + 0.5, side, legend)
+        draw_legend(fig, way, left, _TOP_MM + rows * (side + _GAP_MM) + 0.5, 0.92 * side, legend)
     return fig
 
 
