@@ -59,7 +59,7 @@ def test_times_and_memory_as_text() -> None:
     seconds = [0.44, 9.96, 12.3, 59.6, 119.7, 185, 3599.6, 7620, 48 * 3600 + 5, 273600]
     shown = ["0.4 s", "10 s", "12 s", "1 min 00 s", "2 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 07 min"]
     assert [duration(value) for value in seconds] == [*shown, "2 d 00 h", "3 d 04 h"]
-    assert [memory(value) for value in (584.4, 1024, 1639)] == ["584 MiB", "1.0 GiB", "1.6 GiB"]
+    assert [memory(value) for value in (584.4, 1024, 5000)] == ["584 MiB", "1.0 GiB", "4.9 GiB"]
     assert duration(math.nan) == memory(math.nan) == "–"
     assert [time_scale(value)[1] for value in (100, 500, 8000, 3e5)] == ["s", "min", "h", "days"]
 
@@ -260,6 +260,12 @@ def test_runtime_table_without_history(
 def settings() -> dict[str, Any]:
     models = {name: read_complete(ROOT / "config" / "models" / f"{name}.yaml", SCHEMA) for name in ("demo", "paper")}
     return {"config": load_settings(["config/config.yaml"], ROOT), **models}
+
+
+def test_a_fault_of_the_real_study_s_models_is_told(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text("local: {optimizer: {lr_heads: 1}}")
+    with pytest.raises(UserError, match="lr_heads"):
+        read_complete(tmp_path / "models.yaml", SCHEMA)
 
 
 def laid(settings: dict[str, Any], models: str) -> Any:
