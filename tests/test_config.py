@@ -71,6 +71,15 @@ def test_the_demo_study_is_sound(study: Path) -> None:
     assert loaded.cohorts == ["ovary_h", "lung_h", "pancreas_h"]
 
 
+def test_slides_of_the_explorer_are_those_of_the_sheet(study: Path) -> None:
+    settings = merge_files([CONFIG], study)
+    settings["figures"]["explorer"]["slides"] = ["ovary_h", "lung_1"]
+    assert load_study(settings, study, [CONFIG]).config["figures"]["explorer"]["slides"] == ["ovary_h", "lung_1"]
+    settings["figures"]["explorer"]["slides"] = ["ovary_x"]
+    with pytest.raises(UserError, match=r"ovary_x\. Did you mean 'ovary_"):
+        load_study(settings, study, [CONFIG])
+
+
 def test_the_paper_study_is_sound(study: Path) -> None:
     names = [CONFIG, Path("config/paper.yaml")]
     loaded = load_study(merge_files(names, study), study, names)

@@ -139,6 +139,12 @@ def test_opens_without_a_complaint_and_asks_only_its_own_files(
     assert [a for a in browser.requested if not a.startswith((base, "data:", "about:"))] == []
 
 
+def test_without_a_graphics_processor_pixels_are_written(browser: Page, server: str) -> None:
+    browser.open(f"{server}/index.html")
+    browser.wait(READY)
+    assert browser.run("NuClass.app.view.points.kind") == "canvas"
+
+
 def test_address_leads_to_slide_and_cell(browser: Page, server: str) -> None:
     browser.open(f"{server}/index.html#slide=patch_h&cell=patch_h-0017")
     browser.wait(READY)

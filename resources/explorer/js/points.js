@@ -32,6 +32,11 @@
     constructor(canvas, careful) {
       const gl = canvas.getContext("webgl", { alpha: true, antialias: false, premultipliedAlpha: true, failIfMajorPerformanceCaveat: careful });
       if (!gl) throw new Error("there is no WebGL, or no graphics processor for it");
+      const about = gl.getExtension("WEBGL_debug_renderer_info");
+      const renderer = about ? gl.getParameter(about.UNMASKED_RENDERER_WEBGL) : "";
+      if (careful && /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer)) {
+        throw new Error(`WebGL is made by the processor (${renderer})`);
+      }
       Object.assign(this, { gl, canvas });
       this.kind = "WebGL";
       this.program = this._program();

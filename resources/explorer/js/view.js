@@ -2,6 +2,7 @@
 "use strict";
 
 const FRAME_MS = 24;
+const SLOW_MS = 500;
 
 NuClass.View = class {
   constructor(element, { mpp, windows, how, onPick }) {
@@ -126,7 +127,13 @@ NuClass.View = class {
     const start = performance.now();
     this.draw();
     this.points.finish();
-    this.step = Math.min(Math.max(Math.ceil((performance.now() - start) / FRAME_MS), 1), 256);
+    const took = performance.now() - start;
+    if (this.points.gl && took > SLOW_MS && !this.how) {
+      this.how = "canvas";
+      this._makePoints();
+      this._fillPoints();
+    }
+    this.step = Math.min(Math.max(Math.ceil(took / FRAME_MS), 1), 256);
   }
 
   /** Draw where the view has moved, or come to rest; pictures that arrive meanwhile change nothing here. */
