@@ -12,8 +12,7 @@ from nuclass.core.files import write_json, write_parquet
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, KEPT
 from nuclass.core.patch_rows import find_patches
-from nuclass.patches.patch_windows import FORMAT
-from nuclass.patches.states import file_state
+from nuclass.patches.states import FORMAT, file_state
 from nuclass.patches.trio import ROLES, Part, Trio, open_trio
 
 if TYPE_CHECKING:

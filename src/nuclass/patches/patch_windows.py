@@ -12,13 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
 from nuclass.core.names import CELL_ID
-from nuclass.patches.states import file_state
+from nuclass.patches.states import FORMAT, file_state
 from nuclass.patches.windows import CHUNK_BYTES, Image, shrink
 
 if TYPE_CHECKING:
     from nuclass.patches.patch_file import PatchFile
 
-FORMAT = 1
 PER_KEY = "per_key"
 _AGAIN = "start snakemake again, which takes the files in anew; without it, run nuclass patches import"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+FORMAT = 1
+"""Of the manifest ``patches.json``."""
 SLIDE_FILE = "slide.h5"
 """The slide that virtual windows of an export point into; beside them, or above ``train/`` and ``test/``."""
 
