@@ -181,6 +181,8 @@ def test_points_have_the_colours_of_the_mode(browser: Page, server: str, table: 
             found = colour_at(browser, cell)
             assert found[3] > 250, (mode, name)
             assert np.abs(np.array(found[:3]) - colour).max() <= 3, (mode, name)
+    browser.run("document.getElementById('none').click()")
+    assert colour_at(browser, cell)[3] == 0, "a cell that is filtered out is not drawn"
     assert browser.problems == []
 
 
@@ -322,6 +324,7 @@ def test_slide_without_a_picture_has_points_only(page: Page) -> None:
     page.wait("document.getElementById('cell-title').textContent === 'Cell patch_h-0031'")
     assert page.run("document.getElementById('cell-windows').hidden")
     assert page.run("!document.getElementById('cell-no-picture').hidden")
+    assert page.run("document.getElementById('cell-problem').hidden")
     assert not any(".jpeg" in address or "tiles.js" in address for address in page.requested)
 
 
