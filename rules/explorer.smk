@@ -2,7 +2,9 @@
 
 EXPLORED = CONFIG["figures"]["explorer"]["slides"] or COHORTS
 EXPLORER_SOURCES = ROOT / "resources/explorer"
-EXPLORER_FILES = sorted(str(path) for path in EXPLORER_SOURCES.rglob("*") if path.is_file() and path.suffix != ".md")
+EXPLORER_FILES = sorted(
+    os.path.relpath(path) for path in EXPLORER_SOURCES.rglob("*") if path.is_file() and path.suffix != ".md"
+)
 EXPLORER_SLIDES = [
     {"name": slide, **slide_row(slide, "organ", "role"), "picture": slide in BUNDLE_SLIDES} for slide in EXPLORED
 ]
@@ -64,6 +66,7 @@ rule write_explorer_cells:
 
 rule make_explorer:
     input:
+        page=os.path.relpath(EXPLORER_SOURCES / "index.html"),
         sources=EXPLORER_FILES,
         cells=expand("results/explorer/slides/{slide}/cells", slide=EXPLORED),
         tiles=[f"results/explorer/slides/{slide}/tiles" for slide in EXPLORED if slide in BUNDLE_SLIDES],
@@ -72,7 +75,6 @@ rule make_explorer:
         study="results/explorer/study.js",
         assets=directory("results/explorer/assets"),
     params:
-        sources=str(EXPLORER_SOURCES),
         study=CONFIG["study"],
         slides=EXPLORER_SLIDES,
         windows=CONFIG["windows"],

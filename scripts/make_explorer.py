@@ -3,11 +3,13 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from pathlib import Path
+
     from nuclass.explorer.page import write_page
 
     made = snakemake.output
     write_page(
-        snakemake.params.sources,
+        Path(snakemake.input.page).parent,
         made.index,
         made.assets,
         made.study,
