@@ -10,12 +10,30 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 HIDDEN = {"all", "report", "demo"}
-GATHERED = {"draw_": "figures", "tabulate_": "tables", "record_": "report_html", "render_": "report_html"}
+GATHERED = {
+    "draw_": "figures",
+    "tabulate_": "tables",
+    "record_": "report_html",
+    "render_": "report_html",
+    "write_methods": "report_html",
+}
 
 
 def rule_graph() -> list[tuple[str, str]]:
-    """Return the edges between rules, as Snakemake sees them for the default goal."""
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--forceall", "--rulegraph", "dot", "--quiet", "all"]
+    """Return the edges between rules, as Snakemake sees them for the goal ``demo``."""
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--nolock",
+        "--forceall",
+        "--rulegraph",
+        "dot",
+        "--quiet",
+        "all",
+        "--",
+        "demo",
+    ]
     dot = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = dict(re.findall(r'^\s*(\d+)\s*\[\s*label = "([^"]+)"', dot, re.MULTILINE))
     edges = [(names[a], names[b]) for a, b in re.findall(r"^\s*(\d+) -> (\d+)", dot, re.MULTILINE)]
