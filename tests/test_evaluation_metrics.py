@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
 
 from nuclass.core.errors import UserError
 from nuclass.evaluation import ece, metrics, paired_bootstrap, per_class, reliability, spatial_blocks
-from nuclass.evaluation.metrics import check_probabilities, closed_set
+from nuclass.evaluation.metrics import check_probabilities, closed_set, equal_width_bin
 from nuclass.evaluation.priors import frequencies, majority, organ_prior, read_composition
 from nuclass.evaluation.regions import by_region
 from nuclass.evaluation.risk import risk_coverage, risk_summary, selective_risk
@@ -113,6 +113,15 @@ def test_calibration_error_agrees_with_torchmetrics(case, bins):
         assert (filled["low"] - 1e-12 <= filled["confidence"]).all()
         assert (filled["confidence"] <= filled["high"] + 1e-12).all()
     assert table["cells"].max() - table["cells"].min() <= 1
+
+
+@pytest.mark.parametrize("bins", [10, 15])
+def test_an_edge_belongs_to_the_bin_below_whatever_the_last_bit(bins):
+    edges = np.arange(1, bins + 1) / bins
+    for near in (edges, np.nextafter(edges, 2), np.nextafter(edges, 0)):
+        assert equal_width_bin(near, bins).tolist() == list(range(bins))
+    assert equal_width_bin(edges[:-1] + 1e-9, bins).tolist() == list(range(1, bins))
+    assert equal_width_bin(np.array([0.0, 1e-15]), bins).tolist() == [0, 0]
 
 
 @quick

@@ -261,8 +261,11 @@ def reliability(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass:
 
 
 def equal_width_bin(confidence: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin (N,) of each confidence: bins of equal width on [0, 1], each with its upper edge."""
-    place = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1
+    """Return the bin (N,) of each confidence: bins of equal width on [0, 1], each with its upper edge.
+
+    What lies above an edge by no more than rounding, 1e-12, is on it.
+    """
+    place = np.searchsorted(np.linspace(0, 1, bins + 1) + 1e-12, confidence, side="left") - 1
     return np.asarray(np.clip(place, 0, bins - 1), dtype=np.int64)
 
 
