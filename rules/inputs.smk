@@ -84,6 +84,11 @@ def train_base():
     return 24000 if is_large("local") else 2500
 
 
+def model_base(small=3000):
+    """Return the memory in MB of a job that runs the trained models: libraries, weights; ``small`` for small networks."""
+    return 12000 if is_large("local") else small
+
+
 def train_mem(name):
     """Return a memory request in MB for training: a base, features, and for each process windows and readers.
 

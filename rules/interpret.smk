@@ -53,7 +53,7 @@ rule compute_gradcam:
         "benchmarks/compute_gradcam/all.tsv"
     threads: 2
     resources:
-        mem_mb=mem(4000),
+        mem_mb=mem(model_base(4000)),
         runtime=60,
     conda:
         "../envs/train.yaml"
@@ -110,7 +110,7 @@ rule compute_controls:
         "benchmarks/compute_controls/all.tsv"
     threads: 2
     resources:
-        mem_mb=mem(6000),
+        mem_mb=mem(model_base(6000)),
         runtime=120,
     conda:
         "../envs/train.yaml"

@@ -234,7 +234,7 @@ rule predict:
         "benchmarks/predict/{slide}.tsv"
     threads: 1
     resources:
-        mem_mb=mem(3000),
+        mem_mb=mem(model_base()),
         runtime=240,
         gpu=wants_gpu("local"),
     conda:

@@ -192,6 +192,17 @@ def test_the_audit_is_laid_out(tmp_path):
     assert "| – | – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]
 
 
+def test_an_audit_without_an_idle_flaw_has_its_differences(tmp_path):
+    """The column ``idle`` is then empty in the file."""
+    table = audit_table()
+    write_csv(tmp_path / "in.csv", table[table["idle"].fillna("") == ""])
+    lay_out(audit(tmp_path / "in.csv", short=""), tmp_path / "a", synthetic=False)
+    assert "idle" not in (tmp_path / "a.md").read_text(encoding="utf-8")
+    worse = lines(tmp_path / "a.md", "| `inverted_mpp`")
+    assert "| **-0.200 (-0.220 to -0.180)** |" in worse[0]
+    assert not worse[1].endswith("| – |")
+
+
 def test_the_audit_is_drawn_with_its_numbers(tmp_path):
     write_csv(tmp_path / "in.csv", audit_table())
     outputs = [tmp_path / f"a.{ending}" for ending in ("pdf", "png", "svg")]

@@ -273,6 +273,23 @@ def test_maps_and_their_cells(study: Path, tmp_path: Path) -> None:
         draw_gradcam(*given, *baselines, *outputs(tmp_path, "mixed"), **look)
 
 
+def test_many_cells_with_numbers_for_names_make_a_long_figure(tmp_path: Path) -> None:
+    n, rng = 30, np.random.default_rng(0)
+    table = pd.DataFrame({"slide": "lung_h", "cell_id": [f"{i:05d}" for i in range(n)], "label": "B_Cell", "gate": 0.5})
+    for model in ("local", "global", "gate"):
+        table[f"{model}_prediction"], table[f"{model}_probability"] = "B_Cell", 0.5
+    table.to_csv(tmp_path / "cells.csv", index=False)
+    image = rng.integers(0, 255, (n, 8, 8, 3), dtype=np.uint8)
+    cams = {f"{name}_cam": rng.random((n, 8, 8)) for name in ("local", "global_local", "global", "gated")}
+    np.savez(tmp_path / "maps.npz", local_image=image, global_image=image, **cams)
+    draw_branch_maps(
+        tmp_path / "maps.npz", tmp_path / "cells.csv", [tmp_path / "a.png"], tmp_path / "a.csv", **SIZES, **LOOK
+    )
+    assert pd.read_csv(tmp_path / "a.csv", dtype=str)["cell_id"].tolist() == table["cell_id"].tolist()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.height / picture.info["dpi"][1] * 25.4 > n * 12
+
+
 @pytest.mark.parametrize("whose", ["local", "context", "none"])
 def test_gradcam_controls(tmp_path: Path, whose: str) -> None:
     rng = np.random.default_rng(0)

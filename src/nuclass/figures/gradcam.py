@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CMAP = "inferno"
 _ALPHA = 0.6
 _PAGE_MM = 240.0
-_LEFT_MM, _FOOT_MM = 24.0, 7.0
+_LEFT_MM, _FOOT_MM, _LEAST_MM = 24.0, 7.0, 12.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def draw_branch_maps(
     windows
         Sides of the local and the global window in pixels of ``mpp``.
     """
-    table = pd.read_csv(cells)
+    table = pd.read_csv(cells, dtype={"cell_id": str})
     columns = (CELL, *OWN, ON_CELL, *AROUND)
     arrays = read_maps(maps, columns) if len(table) else {}
     fig = _grid(table, columns, arrays, windows, mpp, Classes.read(classes), style)
@@ -114,7 +114,7 @@ def draw_gradcam(
 
     Others as for :func:`draw_branch_maps`.
     """
-    table, others = pd.read_csv(cells), pd.read_csv(baseline_calls)
+    table, others = (pd.read_csv(path, dtype={"cell_id": str}) for path in (cells, baseline_calls))
     keys = ["slide", "cell_id"]
     if not table[keys].astype(str).equals(others[keys].astype(str)):
         raise UserError("The baselines' maps are of other cells", where=baseline_calls, fix="make them again")
@@ -147,6 +147,8 @@ def read_maps(path: str | Path, columns: Sequence[Column]) -> dict[str, np.ndarr
 def new_grid(style: str | Path, rows: int, titles: Sequence[str], foot_mm: float = _FOOT_MM) -> tuple[Any, Any]:
     """Return a figure and its axes: a column for words, then one of square panels a title; no row is one that says so.
 
+    The figure fits a page as long as panels are not below 12 mm; with more cells it is longer.
+
     Parameters
     ----------
     foot_mm
@@ -155,7 +157,7 @@ def new_grid(style: str | Path, rows: int, titles: Sequence[str], foot_mm: float
     n, k = max(rows, 1), len(titles)
     top = 6.0 + 3.0 * any("\n" in text for text in titles)
     gaps = 2.0 * k
-    side = min((DOUBLE_MM - _LEFT_MM - gaps) / k, (_PAGE_MM - top - 4) / n - foot_mm)
+    side = min((DOUBLE_MM - _LEFT_MM - gaps) / k, max((_PAGE_MM - top - 4) / n - foot_mm, _LEAST_MM))
     fig = new_figure(style, k * side + gaps + _LEFT_MM, n * (side + foot_mm) + top + 4)
     axes = fig.subplots(n, k + 1, squeeze=False, width_ratios=[_LEFT_MM / side, *[1] * k])
     if not rows:

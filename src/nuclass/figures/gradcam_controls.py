@@ -48,7 +48,7 @@ def draw_gradcam_controls(
     windows
         Sides of the local and the global window in pixels of ``mpp``.
     """
-    sheet, table = Classes.read(classes), pd.read_csv(controls)
+    sheet, table = Classes.read(classes), pd.read_csv(controls, dtype={"cell_id": str})
     whose = str(table["rollout_of"].iloc[0]) if len(table) else "none"
     columns = [*_LOCAL, _ROLLOUT] if whose in _WHOSE else list(_LOCAL)
     arrays = {}

@@ -79,7 +79,7 @@ def draw_pipeline(
 def _draw_labels(canvas: Canvas, views: Views, types: CellTypes, mpp: float) -> list[pd.DataFrame]:
     name = views.slide.replace("_", " ")
     canvas.text((_LEFT, 3.2), "a", fontsize=9, weight="bold", va="center")
-    heading = f"Labels from the transcripts of each slide, here {name} ({views.organ})"
+    heading = f"{_labels_of(views.cells)} each slide, here {name} ({views.organ})"
     canvas.text((_LEFT + 4, 3.2), heading, fontsize=7, weight="bold", va="center")
     boxes = [Box(_LEFT + k * (_SIDE + _GAP), _TOP, _SIDE, _SIDE) for k in range(5)]
     for first, second in pairwise(boxes):
@@ -98,9 +98,9 @@ def _draw_labels(canvas: Canvas, views: Views, types: CellTypes, mpp: float) -> 
     points = _transcripts(canvas, boxes[1], views, types, mpp)
     _caption(canvas, boxes[1], f"outlines of nuclei and\n{len(points):,} transcripts of markers")
     n_clusters = _umap(canvas, boxes[2], views)
-    _caption(canvas, boxes[2], f"Leiden, {n_clusters} clusters\nof {len(views.umap):,} cells (UMAP)")
+    _caption(canvas, boxes[2], f"Leiden, {n_clusters} clusters;\nUMAP of {len(views.umap):,} cells")
     _dots(canvas, boxes[3], views, types)
-    _caption(canvas, boxes[3], "size: share of cells that have\nthe gene; colour: mean count")
+    _caption(canvas, boxes[3], "size: share of cells that have\nthe gene; colour: mean, of its largest")
     classed = _overlay(canvas.picture(boxes[4]), views, types)
     share = 100 * len(classed) / max(cells, 1)
     _caption(canvas, boxes[4], f"{len(classed):,} of {cells:,} cells ({share:.0f} %)\nhave a class of the study")
@@ -233,17 +233,37 @@ def _overlay(ax: Axes, views: Views, types: CellTypes) -> pd.Series[Any]:
     return cells["class"]
 
 
+def _number(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
+def _labels_of(cells: pd.DataFrame) -> str:
+    """Return the words for where the labels of a slide come from."""
+    sources = set(cells["source"].astype(str)) if "source" in cells else set()
+    if {"markers", "given"} <= sources:
+        return "Labels given and from the transcripts of"
+    return {"markers": "Labels from the transcripts of", "given": "Labels given for"}.get(
+        next(iter(sources & {"markers", "given"}), ""), "Labels of"
+    )
+
+
 def _draw_study(canvas: Canvas, counts: Mapping[str, int], top: float) -> None:
     canvas.text((_LEFT, top), "c", fontsize=9, weight="bold", va="center")
     canvas.text((_LEFT + 4, top), "What each part of the study is used for", fontsize=7, weight="bold", va="center")
     n = counts
-    slides = "slide" if n["training_slides"] == 1 else "slides"
+    trained, cohorts = _number(n["training_slides"], "slide"), _number(n["cohorts"], "slide")
     test = f"\nand {n['test_cells']:,} test cells" if n["test_cells"] else ""
     texts = (
-        ("Training slides", f"{n['training_slides']} {slides} of {n['organs']} organs,\n{n['classes']} classes"),
+        (
+            "Training slides",
+            f"{trained} of {_number(n['organs'], 'organ')},\n{n['classes']} classes",
+        ),
         ("Cut in space", f"{n['train_cells']:,} cells train the local\nand the global model{test}"),
         ("Validation", f"{n['val_cells']:,} cells choose, calibrate\nand fit the gate"),
-        ("Cohorts, held out", f"{n['cohorts']} slides of other donors,\n{n['cohort_cells']:,} cells, only reported on"),
+        (
+            "Cohorts, held out",
+            f"{cohorts} not trained on,\n{n['cohort_cells']:,} cells, only reported on",
+        ),
     )
     gap = 6.5
     width = (DOUBLE_MM - 2 * _LEFT - 3 * gap) / 4

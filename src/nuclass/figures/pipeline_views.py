@@ -48,7 +48,7 @@ class Views:
     slide, organ
         Its name and organ.
     cells
-        ``cell_id x_px y_px cluster cell_type class status`` of its cells.
+        ``cell_id x_px y_px cluster cell_type class status source`` of its cells.
     umap
         ``umap_1 umap_2 cluster cell_type``.
     dots
@@ -160,7 +160,7 @@ def study_counts(composition: str | Path) -> dict[str, int]:
 
 
 def _cells(paths: Mapping[str, str | Path]) -> pd.DataFrame:
-    labels = pd.read_parquet(paths["labels"], columns=[CELL_ID, "cluster", "cell_type", "class", "status"])
+    labels = pd.read_parquet(paths["labels"], columns=[CELL_ID, "cluster", "cell_type", "class", "status", "source"])
     places = pd.read_parquet(paths["cells"])
     kept = [c for c in (CELL_ID, "x_px", "y_px", "x_um", "y_um") if c in places]
     joined = labels.merge(places[kept], on=CELL_ID, validate="one_to_one")

@@ -314,8 +314,6 @@ def _panel(ax: Axes, one: SlideMap, panel: str, sheet: Classes, side: float, *, 
         )
         ax.set(xlim=(left, right), ylim=(bottom, top))
     order = random_order(len(one.cells))
-    if panel == ERRORS:
-        order = order[np.argsort(~one.cells["right"].to_numpy()[order], kind="stable")]
     size = point_size(len(one.cells), side**2 * one.aspect, _FILL, _POINTS_PT2)
     x, y = (one.cells[name].to_numpy(float)[order] for name in ("x_um", "y_um"))
     # Smooth edges mix colours by the thousand; without them the picture in the PDF takes a third of the bytes.

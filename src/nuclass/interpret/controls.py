@@ -250,7 +250,7 @@ def _rollout(
         return LOCAL, reader.read(cells, local, 0, local), rollout_map(model.backbone, images), local
     settings = from_plain(Context, data["context"], "the global checkpoint")
     folder = context_folder or data["context_folder"]
-    net = context_backbone(settings, Path(folder) if folder else None).to(images.device).eval()
+    net = context_backbone(settings, Path(folder) if folder else None).to(images.device).eval().requires_grad_(False)
     if not has_attention(net):
         return NO_ATTENTION, None, None, wide
     around = read_images(reader, cells, wide, settings.read_level, net.input_px, images.device)

@@ -288,7 +288,7 @@ def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, conte
 
     settings = from_plain(Context, branches.global_["context"], "the global checkpoint")
     folder = context_folder or branches.context_folder
-    context_net = context_backbone(settings, folder).to(branches.device).eval()
+    context_net = context_backbone(settings, folder).to(branches.device).eval().requires_grad_(False)
     sides, device, names = branches.global_["windows"], branches.device, list(branches.vocabulary.classes)
     images, organ = local_inputs(branches.local, cells, reader, device)
     neighbourhood = read_images(reader, cells, sides["global"], settings.read_level, context_net.input_px, device)

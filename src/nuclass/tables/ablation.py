@@ -173,6 +173,7 @@ def left_out(results: Sequence[str | Path], *, short: str = "") -> Table:
     return Table("An organ that was never seen", pd.DataFrame(records), [grid(rows, left=2, empty=empty)], notes)
 
 
+_AUDIT_TEXTS = ["expected", "expected_on", "why", "verdict", "idle"]
 _FILM_MINUS = "FiLM minus this, macro-F1"
 _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
@@ -189,8 +190,8 @@ def _pair(joined: str, names: Mapping[str, Any]) -> tuple[str, str]:
 def audit(source: str | Path, *, short: str) -> Table:
     """Lay out the effect of each flaw of the original; see :func:`nuclass.evaluation.audit.audit`."""
     data = pd.read_csv(source, keep_default_na=True)
-    text = data.select_dtypes(exclude="number").columns
-    data[text] = data[text].fillna("")
+    # A column without any text is read as numbers.
+    data[_AUDIT_TEXTS] = data[_AUDIT_TEXTS].astype(object).fillna("")
     rows, theory = [], []
     for row in data.to_dict("records"):
         flaw = bool(row["expected"])
