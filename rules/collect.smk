@@ -29,6 +29,7 @@ rule alignment:
         "results/alignment.html",
         "results/tables/alignment.csv",
         "results/tables/alignment.md",
+        "results/tables/alignment.tex",
 
 
 rule patches:

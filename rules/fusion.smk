@@ -1,6 +1,7 @@
 """The gate under scrutiny: against other ways to fuse, branch against branch, its behaviour; and the published numbers."""
 
-GATE_PARTS = "by_class by_truth reliability by_uncertainty map".split()
+from nuclass.core.readings import GATE_PARTS
+
 GATE_TABLES = {part: f"results/evaluation/gate_behaviour/{part}.csv" for part in GATE_PARTS}
 
 

@@ -293,3 +293,9 @@ def test_no_table_lays_out_markdown_or_latex_by_hand() -> None:
         if path.name not in ("layout.py", "latex.py"):
             text = path.read_text(encoding="utf-8")
             assert not re.search(r'"\| |f?"\*\*|\\textbf', text), path.name
+
+
+@pytest.mark.parametrize("name", ["[x] a", "* a"])
+def test_a_row_does_not_begin_with_what_the_break_before_it_would_take(name: str) -> None:
+    text = to_latex(Table("Odd", DATA, [grid([{"n": "a", "why": "b"}, {"n": name, "why": "b"}])]), "odd")
+    assert f"{{}}{name} & b" in text

@@ -10,7 +10,7 @@ from nuclass.core.files import read_json, write_json
 from nuclass.evaluation import compare_cohorts, count_cells
 from nuclass.evaluation.truth import score_study
 from nuclass.tables import study as tables
-from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE, number, with_interval
+from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE, Cell, number
 from table_example import lay_out, rows
 
 
@@ -44,8 +44,8 @@ def test_numbers_as_text() -> None:
     assert number(1234) == "1,234"
     assert number(0.12345) == "0.123"
     assert number(float("nan")) == number(None) == EMPTY
-    assert with_interval(0.5, 0.4, 0.6) == "0.500 (0.400 to 0.600)"
-    assert with_interval(0.5, float("nan"), float("nan")) == "0.500"
+    assert Cell(0.5, 0.4, 0.6).text == "0.500 (0.400 to 0.600)"
+    assert Cell(0.5, float("nan"), float("nan")).text == "0.500"
 
 
 def test_holdout_comparison(study: Path, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_holdout_comparison(study: Path, tmp_path: Path) -> None:
     part = data[(data["metric"] == "macro_f1") & (data["cohort"] == "ovary_h") & ~data["name"].str.contains("-|oracle")]
     best = part.loc[part["value"].idxmax()]
     bold = [row[1] for row in found[2:6] if row[1].startswith("**")]
-    assert bold == [f"**{with_interval(best['value'], best['low'], best['high'])}**"]
+    assert bold == [f"**{Cell(best['value'], best['low'], best['high']).text}**"]
 
 
 def test_branches(study: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_branches(study: Path, tmp_path: Path) -> None:
     scores = read_json(study / "c.json")["cohorts"]["lung_h"]
     found = next(row for row in rows(tmp_path / "t.md") if row[0] == "lung_h")
     ends = scores["models"]["local"]["accuracy"]
-    assert with_interval(scores["branches"]["scores"]["local"]["accuracy"], ends["low"], ends["high"]) in found[1]
+    assert Cell(scores["branches"]["scores"]["local"]["accuracy"], ends["low"], ends["high"]).text in found[1]
     assert not found[5].startswith("**"), "the oracle is no model"
     assert sum(cell.startswith("**") for cell in found[1:5]) >= 1
     assert SYNTHETIC_NOTE not in (tmp_path / "t.md").read_text()

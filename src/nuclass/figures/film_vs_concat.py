@@ -282,7 +282,7 @@ def _confusion(found: Comparison, sheet: Classes, style: str | Path) -> Figure:
             ax.set_title(f"{_title(name)}  (n = {int(own[name]['cells'].sum()):,})")
         else:
             change = _difference_panel(ax, table[table["name"] == pair], names, sheet)
-            ax.set_title(f"{_title(first)} minus {_title(others[0]).lower()}, points")
+            ax.set_title(f"{_title(first)} minus {_title(others[0]).lower()}")
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     outer_dots(axes, names, sheet)

@@ -246,7 +246,7 @@ def _overview(slides: Sequence[SlideMap], sheet: Classes, style: str | Path, foo
 
 def _page(one: SlideMap, sheet: Classes, style: str | Path, foot: float) -> Figure:
     entries = _class_entries([one], sheet, counts=True)
-    columns, side = _best_grid(one.aspect, foot, len(entries))
+    columns, side = _best_grid(one.aspect, foot)
     rows = -(-(len(PANELS) + 1) // columns)
     cell = _TITLE_MM + side * one.aspect + _KEY_MM
     below = max(0.0, _ROW_MM * (len(entries) + 2) - cell)
@@ -267,7 +267,7 @@ def _page(one: SlideMap, sheet: Classes, style: str | Path, foot: float) -> Figu
     return fig
 
 
-def _best_grid(aspect: float, foot: float, entries: int) -> tuple[int, float]:
+def _best_grid(aspect: float, foot: float) -> tuple[int, float]:
     """Return the columns of a page's panels, two or three, and their width in mm, for the largest panels."""
     found = []
     for columns in (2, 3):

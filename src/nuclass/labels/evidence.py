@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MARKER_COLUMNS = ("cell_type", "gene", "listed", "rank", "mean", "fraction", "log2_fold", "score")
-UMAP_COLUMNS = (CELL_ID, "umap_1", "umap_2")
 
 _CHUNK = 50_000
 _FLOOR = 0.01

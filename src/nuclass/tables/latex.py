@@ -164,6 +164,9 @@ def _cell(cell: Cell, *, wraps: bool) -> str:
     text = f"\\textbf{{{text}}}" if cell.bold else text
     # The mark takes no width, so that numbers stay below each other.
     text += r"\rlap{$^{\dagger}$}" if cell.near else ""
+    if text.startswith(("[", "*")):
+        # At the start of a row these would be taken as arguments of the break before it.
+        text = f"{{}}{text}"
     return f"{{\\raggedright {text}\\par}}" if wraps else text
 
 

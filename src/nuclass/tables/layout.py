@@ -38,11 +38,6 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{float(value):.{digits}f}"
 
 
-def with_interval(value: Any, low: Any, high: Any, digits: int = 3) -> str:
-    """Return ``value (low to high)``, or the value alone where there is no interval."""
-    return Cell(value, low, high, digits=digits).text
-
-
 def _missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
