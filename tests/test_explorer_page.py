@@ -14,8 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import explorer_example as example
 from browser import CHROMIUM, Page, chromium
 from explorer_example import CLASSES, HEIGHT, MAPPED, SHEET, WIDTH, WINDOWS, wave, write_site
+from nuclass.core.errors import UserError
+from nuclass.core.names import MODELS
+from nuclass.explorer.cells import write_cells
 from nuclass.figures.style import Classes
 
 pytestmark = pytest.mark.skipif(
@@ -23,6 +27,10 @@ pytestmark = pytest.mark.skipif(
 )
 READY = "typeof NuClass !== 'undefined' && NuClass.app?.ready"
 VERDICTS = ["#009E73", "#D55E00", "#8C8C8C"]
+CELLS = 433
+"""Cells of slide ovary_h, of which 300 have a prediction."""
+Site = tuple[Path, dict[str, pd.DataFrame]]
+PAUSE = "new Promise((go) => setTimeout(go, 150))"
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -31,13 +39,24 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, pd.DataFrame]]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("explorer")
-    return folder / "site", write_site(folder)
+    tables = write_site(folder)
+    pd.DataFrame({"cell_id": [f"c{i}" for i in range(CELLS)]}).to_parquet(folder / "cells.parquet")
+    write_cells(
+        "ovary_h",
+        {model: folder / f"predictions/{model}/ovary_h.parquet" for model in MODELS},
+        folder / "site/slides/ovary_h/cells",
+        classes=SHEET,
+        chosen=folder / "cells.csv",
+        maps=folder / "maps.npz",
+        cells=folder / "cells.parquet",
+    )
+    return folder / "site", tables
 
 
 @pytest.fixture(scope="module")
-def server(site: tuple[Path, dict[str, pd.DataFrame]]) -> Iterator[str]:
+def server(site: Site) -> Iterator[str]:
     handler = functools.partial(Quiet, directory=str(site[0]))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
@@ -57,13 +76,15 @@ def page(browser: Page, server: str) -> Iterator[Page]:
     """The page on its first slide, from a web server; at the end it must have complained of nothing."""
     browser.open(f"{server}/index.html")
     browser.wait(READY)
+    # On a busy machine a press and its release lie further apart than a quick click of a hand.
+    browser.run("NuClass.app.view.osd.innerTracker.clickTimeThreshold = 1e5")
     yield browser
     browser.run("1")
     assert browser.problems == []
 
 
 @pytest.fixture(scope="module")
-def table(site: tuple[Path, dict[str, pd.DataFrame]]) -> pd.DataFrame:
+def table(site: Site) -> pd.DataFrame:
     return site[1]["ovary_h"].set_index("cell_id")
 
 
@@ -79,6 +100,32 @@ def set_value(page: Page, name: str, value: object, event: str = "change") -> No
 
 def tick(page: Page, group: str, value: int) -> None:
     page.run(f"document.querySelector('#{group} input[value=\"{value}\"]').click()")
+
+
+def text_of(name: str) -> str:
+    return f"document.getElementById({name!r}).textContent"
+
+
+def choose_slide(page: Page, name: str) -> None:
+    """Choose another slide and wait until it is open."""
+    set_value(page, "slide", name)
+    page.wait(f"{text_of('status')}.startsWith('Slide {name}:')")
+
+
+def hold(page: Page, owner: str, method: str, when: str = "true") -> None:
+    """Hold a method's calls (of whose arguments ``args`` the condition is true) back until :func:`let_go`."""
+    page.run(
+        f"""{{const owner = {owner}, kept = owner.{method}.bind(owner); window.held = [];
+        owner.{method} = async (...args) => {{
+            if ({when}) await new Promise((go) => window.held.push(go));
+            return kept(...args);
+        }}}}"""
+    )
+
+
+def let_go(page: Page) -> None:
+    """Let the calls that are held back go on, and give them time to do what they must not."""
+    page.run(f"window.held.splice(0).forEach((go) => go()); {PAUSE}")
 
 
 def settle(page: Page) -> None:
@@ -119,7 +166,7 @@ def rgb(colour: str) -> np.ndarray:
 
 @pytest.mark.parametrize("how", ["file", "http"])
 def test_opens_without_a_complaint_and_asks_only_its_own_files(
-    how: str, browser: Page, server: str, site: tuple[Path, dict[str, pd.DataFrame]]
+    how: str, browser: Page, server: str, site: Site
 ) -> None:
     base = server if how == "http" else site[0].as_uri()
     browser.open(f"{base}/index.html")
@@ -132,8 +179,8 @@ def test_opens_without_a_complaint_and_asks_only_its_own_files(
     browser.wait("document.getElementById('cell-local').turn > 0")
     assert browser.run("NuClass.app.cell") == cell
     assert browser.run("NuClass.app.drawn") == 300
-    assert browser.run("document.getElementById('count').textContent") == "300 of 300 cells drawn"
-    assert browser.run("location.hash") == "#slide=ovary_h&cell=ovary_h-0040"
+    assert browser.run("document.getElementById('count').textContent") == "300 of 300 predicted cells drawn"
+    browser.wait("location.hash === '#slide=ovary_h&cell=ovary_h-0040'")
     assert browser.problems == []
     assert any(".jpeg" in address for address in browser.requested)
     assert [a for a in browser.requested if not a.startswith((base, "data:", "about:"))] == []
@@ -200,7 +247,7 @@ def test_zoom_and_pan(page: Page) -> None:
     page.drag((700, 450), (600, 450))
     page.wait(f"{centre} > {place} + 0.01")
     settle(page)
-    assert page.run("NuClass.app.view.frames") > before + 5
+    assert page.run("NuClass.app.view.frames") >= before + 3
     # The layer moves with the picture: a cell lies where OpenSeadragon says its pixel lies.
     x, y = page.run(
         f"""{{const v = NuClass.app.view, b = v.element.getBoundingClientRect();
@@ -250,16 +297,17 @@ def test_filters_leave_the_cells_they_say(page: Page, table: pd.DataFrame) -> No
     hidden = next(name for name in table.index[20:] if table.loc[name, "confidence"] > 0.9)
     cell = cell_of(page, hidden)
     assert colour_at(page, cell)[3] == 0
+    page.run("{const view = NuClass.app.view, pick = view.onPick; view.onPick = (cell) => pick(view.picked = cell)}")
     page.click(*screen(page, cell))
-    page.run("1")
-    assert page.run("NuClass.app.cell ?? -1") == -1
+    page.wait("NuClass.app.view.picked === -1")
+    assert page.run("NuClass.app.cell") == -1
 
 
 def test_click_shows_the_cell_under_the_pointer(page: Page, table: pd.DataFrame) -> None:
     for name in ("ovary_h-0000", "ovary_h-0006", "ovary_h-0123", "ovary_h-0250"):
         row = table.loc[name]
         page.click(*screen(page, cell_of(page, name)))
-        page.wait(f"document.getElementById('cell-title').textContent === 'Cell {name}'", 5)
+        page.wait(f"document.getElementById('cell-title').textContent === 'Cell {name}'")
         bars = page.run(
             "[...document.querySelectorAll('#cell-bars li')].map(e => [e.dataset.class, Number(e.dataset.value), "
             "e.querySelector('.number').textContent])"
@@ -275,7 +323,7 @@ def test_click_shows_the_cell_under_the_pointer(page: Page, table: pd.DataFrame)
         fused = page.run("document.querySelector('#cell-models tr.gate .number').textContent")
         assert fused == f"{row['confidence']:.3f}"
         assert "No map was computed for this cell" in page.run("document.getElementById('cell-maps').textContent")
-        assert name in page.run("document.getElementById('status').textContent")
+        page.wait(f"{text_of('status')}.startsWith('Cell {name}.')")
     page.press("Escape")
     page.wait("document.getElementById('cell-body').hidden && NuClass.app.cell === -1")
 
@@ -314,8 +362,7 @@ def test_maps_are_shown_where_they_were_computed(page: Page, table: pd.DataFrame
 def test_slide_without_a_picture_has_points_only(page: Page) -> None:
     page.wait("NuClass.app.view.osd.world.getItemAt(0).getFullyLoaded()")
     page.requested.clear()
-    set_value(page, "slide", "patch_h")
-    page.wait("NuClass.app.slide.name === 'patch_h' && NuClass.app.view.slide.name === 'patch_h'")
+    choose_slide(page, "patch_h")
     assert page.run("!document.getElementById('no-picture').hidden")
     cell = cell_of(page, "patch_h-0031")
     page.wait("NuClass.app.view.osd.world.getItemCount() === 1")
@@ -331,9 +378,13 @@ def test_slide_without_a_picture_has_points_only(page: Page) -> None:
 def test_keys_step_through_the_cells_that_are_drawn(page: Page) -> None:
     tick(page, "verdicts", 0)
     shown = page.run("Array.from(NuClass.app.shown.keys()).filter(i => NuClass.app.shown[i])")
+    page.press("p")
+    page.wait(f"NuClass.app.cell === {shown[-1]}")
+    page.press("Escape")
+    page.wait("NuClass.app.cell === -1")
     for key, cell in (("n", shown[0]), ("n", shown[1]), ("p", shown[0]), ("p", shown[-1])):
         page.press(key)
-        page.wait(f"NuClass.app.cell === {cell}", 5)
+        page.wait(f"NuClass.app.cell === {cell}")
     page.run("document.getElementById('find').value = 'nothing'")
     page.run("document.querySelector('#find-form button').click()")
     page.wait("!document.getElementById('not-found').hidden")
@@ -345,15 +396,157 @@ def test_keys_step_through_the_cells_that_are_drawn(page: Page) -> None:
     assert nameless == []
 
 
-def test_missing_file_is_told(browser: Page, server: str, site: tuple[Path, dict[str, pd.DataFrame]]) -> None:
-    part = site[0] / "slides/ovary_h/cells/details/0.js"
-    kept = part.read_bytes()
+def test_picture_is_never_turned_or_mirrored(page: Page) -> None:
+    turned = "(({viewport: v}) => [v.getFlip(), v.getRotation(), v.getRotation(true)])(NuClass.app.view.osd)"
+    zoom = "NuClass.app.view.osd.viewport.getZoom()"
+    home = page.run(zoom)
+    page.run("NuClass.app.view.zoomBy(3); NuClass.app.view.osd.canvas.focus()")
+
+    def press(key: str, modifiers: int = 0) -> None:
+        facts: dict[str, Any] = {
+            "key": key,
+            "code": f"Key{key.upper()}" if key != "0" else "Digit0",
+            "modifiers": modifiers,
+        }
+        code = ord(key.upper())
+        page.call("Input.dispatchKeyEvent", type="keyDown", text=key, windowsVirtualKeyCode=code, **facts)
+        page.call("Input.dispatchKeyEvent", type="keyUp", windowsVirtualKeyCode=code, **facts)
+
+    shift = 8
+    for key, modifiers in (("f", 0), ("r", 0), ("F", shift), ("R", shift), ("r", 0)):
+        press(key, modifiers)
+        assert page.run(turned) == [False, 0, 0], key
+    # The slide had the focus, and its other keys work.
+    press("0")
+    page.wait(f"Math.abs({zoom} - {home}) < 1e-6 * {home}")
+    assert page.run(turned) == [False, 0, 0]
+
+
+def test_page_says_which_cells_it_does_not_show(page: Page) -> None:
+    why = "of the slide without a prediction (no label, or failed quality control)."
+    of_training = why.replace(
+        "or failed quality control", "failed quality control, or in the training part or its buffer"
+    )
+    assert page.run(text_of("count")) == "300 of 300 predicted cells drawn"
+    assert page.run(text_of("unplaced")) == f"Not shown: {CELLS - 300} cells {why}"
+    assert page.run("document.getElementById('unplaced').checkVisibility()")
+    verdicts = page.run("[...document.querySelectorAll('#verdicts .name')].map((e) => e.textContent)")
+    assert verdicts == ["Right", "Wrong", "Not judged: label unknown to the model"]
+    for change, expected in (
+        ("{unpredicted: 1}", f"Not shown: 1 cell {why}"),
+        ("{unpredicted: 12345, unplaced: 2}", f"Not shown: 12,345 cells {why} 2 predicted cells have no place"),
+        ("{unpredicted: 2, about: {role: 'train'}}", f"Not shown: 2 cells {of_training}"),
+        ("{unpredicted: 0, unplaced: 0}", ""),
+    ):
+        page.run(f"NuClass.app.controls.setSlide(Object.assign(NuClass.app.slide, {change}))")
+        assert page.run(text_of("unplaced")).startswith(expected)
+        assert page.run("document.getElementById('unplaced').hidden") == (expected == "")
+    # Of the other slide the number was not written.
+    choose_slide(page, "patch_h")
+    assert page.run(text_of("unplaced")) == f"Not shown: cells {why}"
+
+
+def test_number_of_cells_not_shown_is_that_of_the_table(tmp_path: Path) -> None:
+    tables = example.write_tables(tmp_path, "s", example.predictions("s"))
+    cells = tmp_path / "cells.parquet"
+    for rows, expected in ((300, 0), (301, 1)):
+        pd.DataFrame({"cell_id": range(rows)}).to_parquet(cells)
+        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=cells)
+        assert f'"unpredicted":{expected},' in (tmp_path / "cells/points.js").read_text()
+    pd.DataFrame({"cell_id": range(299)}).to_parquet(cells)
+    with pytest.raises(UserError, match="fewer cells than predictions"):
+        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=cells)
+    with pytest.raises(UserError, match="table of cells is missing"):
+        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=tmp_path / "no.parquet")
+
+
+def test_maps_of_cells_that_are_not_shown_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = example.predictions("s")
+    chosen, maps = example.write_maps(tmp_path, "s", made["gate"])
+    paths = example.write_tables(tmp_path, "s", made)
+    with caplog.at_level("WARNING", "nuclass"):
+        write_cells("s", paths, tmp_path / "all", classes=SHEET, chosen=chosen, maps=maps)
+        assert "activation maps" not in caplog.text
+        fewer = {model: table.drop(index=MAPPED[0]) for model, table in made.items()}
+        paths = example.write_tables(tmp_path, "s", fewer)
+        write_cells("s", paths, tmp_path / "fewer", classes=SHEET, chosen=chosen, maps=maps)
+    assert "s: 1 of 2 cells named for activation maps are not among the cells shown" in caplog.text
+    assert len(list((tmp_path / "fewer/maps").iterdir())) == 4
+
+
+def test_cell_that_was_let_go_does_not_come_back(page: Page) -> None:
+    hold(page, "NuClass.app.slide", "details")
+    page.press("n")
+    page.wait("window.held.length === 1")
+    page.press("Escape")
+    page.wait("NuClass.app.cell === -1")
+    let_go(page)
+    assert page.run("document.getElementById('cell-body').hidden")
+    assert page.run("location.hash") == "#slide=ovary_h"
+    assert not page.run(text_of("status")).startswith("Cell")
+
+
+def test_slow_windows_do_not_undo_a_later_choice(page: Page) -> None:
+    hold(page, "NuClass.windows", "draw", "args[1] === NuClass.app.slide && args[2] === 0")
+    page.press("n")
+    page.wait("window.held.length === 2")
+    page.press("n")
+    name = page.run("NuClass.app.slide.details(1).then((details) => details.id)")
+    page.wait(f"location.hash === '#slide=ovary_h&cell={name}'")
+    let_go(page)
+    assert page.run("location.hash") == f"#slide=ovary_h&cell={name}"
+    assert page.run(text_of("status")).startswith(f"Cell {name}.")
+
+
+def test_slow_slide_does_not_replace_a_later_choice(page: Page) -> None:
+    hold(page, "NuClass.Slide", "load", "args[0].name === 'patch_h'")
+    set_value(page, "slide", "patch_h")
+    page.wait("window.held.length === 1")
+    assert page.run("!document.getElementById('loading').hidden")
+    set_value(page, "slide", "ovary_h")
+    page.wait(f"document.getElementById('loading').hidden && {text_of('status')}.startsWith('Slide ovary_h')")
+    page.press("n")
+    page.wait("location.hash.includes('cell=')")
+    let_go(page)
+    shown = page.run("[NuClass.app.slide.name, NuClass.app.view.slide.name, document.getElementById('slide').value]")
+    assert shown == ["ovary_h"] * 3
+    assert page.run("NuClass.app.cell") == 0
+    assert page.run("document.getElementById('no-picture').hidden && document.getElementById('loading').hidden")
+
+
+def test_cell_of_the_slide_before_is_not_shown_on_the_next(page: Page) -> None:
+    hold(page, "NuClass.app.slide", "find")
+    page.run("document.getElementById('find').value = 'ovary_h-0040'")
+    page.run("document.querySelector('#find-form button').click()")
+    page.wait("window.held.length === 1")
+    choose_slide(page, "patch_h")
+    let_go(page)
+    assert page.run("[NuClass.app.cell, location.hash]") == [-1, "#slide=patch_h"]
+    assert page.run("document.getElementById('cell-body').hidden")
+
+
+@pytest.mark.parametrize("name", ["ovary_h/cells/details/0.js", "patch_h/cells/points.js"])
+def test_missing_file_is_told_until_it_is_there(browser: Page, server: str, site: Site, name: str) -> None:
+    missing = site[0] / "slides" / name
+    kept = missing.read_bytes()
     browser.open(f"{server}/index.html")
     browser.wait(READY)
-    part.unlink()
+    missing.unlink()
     try:
-        browser.press("n")
+        if "details" in name:
+            browser.press("n")
+        else:
+            set_value(browser, "slide", "patch_h")
         browser.wait("!document.getElementById('problem').hidden")
-        assert "details/0.js cannot be read" in browser.run("document.getElementById('problem').textContent")
+        assert f"{name} cannot be read" in browser.run(text_of("problem"))
+        assert browser.run("['loading', 'cell-body'].every((id) => document.getElementById(id).hidden)")
+        # The slide is the one before, and the list says so.
+        assert browser.run("[NuClass.app.slide.name, document.getElementById('slide').value]") == ["ovary_h"] * 2
     finally:
-        part.write_bytes(kept)
+        missing.write_bytes(kept)
+    if "details" in name:
+        browser.press("n")
+        browser.wait(f"{text_of('status')}.startsWith('Cell')")
+    else:
+        choose_slide(browser, "patch_h")
+    assert browser.run("document.getElementById('problem').hidden && document.getElementById('loading').hidden")

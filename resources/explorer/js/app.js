@@ -12,28 +12,52 @@
     console.error(error);
   };
 
-  const app = (NuClass.app = { slide: null, shown: null, drawn: 0 });
+  const succeeded = () => {
+    get("problem").hidden = true;
+  };
 
+  const app = (NuClass.app = { slide: null, shown: null, drawn: 0, cell: -1, id: null });
+  // What is asked for last counts, in whatever order the files come.
+  let slideTurn = 0;
+  let cellTurn = 0;
+
+  /** Show a slide; resolves to whether it is still the one that is wanted. */
   async function openSlide(name) {
+    const turn = ++slideTurn;
     const about = app.study.slides.find((slide) => slide.name === name) ?? app.study.slides[0];
     get("slide").value = about.name;
     get("loading").hidden = false;
-    const slide = await NuClass.Slide.load(about);
-    app.slide = slide;
+    let slide;
+    try {
+      slide = await NuClass.Slide.load(about);
+    } catch (error) {
+      if (turn !== slideTurn) return false;
+      if (app.slide) get("slide").value = app.slide.name;
+      throw error;
+    } finally {
+      if (turn === slideTurn) get("loading").hidden = true;
+    }
+    if (turn !== slideTurn) return false;
+    cellTurn++;
+    Object.assign(app, { slide, cell: -1, id: null });
     app.shown = new Uint8Array(slide.count);
     app.controls.setSlide(slide);
     app.drawn = app.controls.filter(app.shown);
     app.card.clear();
     get("no-picture").hidden = Boolean(slide.picture);
-    get("loading").hidden = true;
-    await app.view.open(slide, NuClass.colours.of(app.controls.mode, slide), app.shown);
+    get("not-found").hidden = true;
     mapLinks(slide);
     remember();
-    say(`Slide ${about.name}: ${slide.count.toLocaleString("en")} cells`);
+    succeeded();
+    await app.view.open(slide, NuClass.colours.of(app.controls.mode, slide), app.shown);
+    if (turn !== slideTurn) return false;
+    if (app.cell < 0) say(`Slide ${about.name}: ${slide.count.toLocaleString("en")} predicted cells`);
+    return true;
   }
 
   async function choose(cell, { go = false } = {}) {
-    app.cell = cell;
+    cellTurn++;
+    Object.assign(app, { cell, id: null });
     app.view.select(cell);
     remember();
     if (cell < 0) {
@@ -46,15 +70,16 @@
     if (!details) return;
     app.id = details.id;
     remember();
+    succeeded();
     const name = (code) => (code === NuClass.NONE ? "none" : slide.classes[code].full);
     say(`Cell ${details.id}. Label ${name(slide.label[cell])}, prediction ${name(slide.prediction[cell])}, confidence ${details.models.gate.confidence.toFixed(2)}`);
   }
 
-  /** The next or previous cell that is drawn, from the chosen one, around the end. */
+  /** The next or previous cell that is drawn, from the chosen one, around the end; without one the first or the last. */
   function step(by) {
     const { shown, slide } = app;
     if (!app.drawn) return;
-    let cell = app.cell ?? -1;
+    let cell = app.cell >= 0 ? app.cell : Math.min(-by, 0);
     do cell = (cell + by + slide.count) % slide.count;
     while (!shown[cell]);
     choose(cell, { go: true }).catch(fail);
@@ -81,18 +106,17 @@
   async function find(event) {
     event.preventDefault();
     const id = get("find").value.trim();
-    if (!id) return;
+    if (!id || !app.slide) return;
+    const turn = ++cellTurn;
     const cell = await app.slide.find(id);
+    if (turn !== cellTurn) return;
     get("not-found").hidden = cell >= 0;
     if (cell < 0) say(`No cell ${id} on this slide`);
     else await choose(cell, { go: true });
   }
 
   function wire() {
-    get("slide").addEventListener("change", (event) => {
-      Object.assign(app, { cell: -1, id: null });
-      openSlide(event.target.value).catch(fail);
-    });
+    get("slide").addEventListener("change", (event) => openSlide(event.target.value).catch(fail));
     get("find-form").addEventListener("submit", (event) => find(event).catch(fail));
     get("zoom-in").addEventListener("click", () => app.view.zoomBy(1.6));
     get("zoom-out").addEventListener("click", () => app.view.zoomBy(1 / 1.6));
@@ -135,9 +159,12 @@
       onCentre: () => app.cell >= 0 && app.view.goTo(app.cell),
     });
     wire();
-    await openSlide(asked.get("slide"));
-    const cell = asked.has("cell") ? await app.slide.find(asked.get("cell")) : -1;
-    if (cell >= 0) await choose(cell, { go: true });
+    const opened = await openSlide(asked.get("slide"));
+    if (opened && asked.has("cell")) {
+      const turn = ++cellTurn;
+      const cell = await app.slide.find(asked.get("cell"));
+      if (cell >= 0 && turn === cellTurn) await choose(cell, { go: true });
+    }
     app.ready = true;
   } catch (error) {
     fail(error);

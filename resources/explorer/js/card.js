@@ -3,7 +3,7 @@
 
 NuClass.Card = class {
   constructor(element, { mpp, windows, onStep, onClose, onCentre }) {
-    Object.assign(this, { element, mpp, windows });
+    Object.assign(this, { element, mpp, windows, turn: 0 });
     const get = (id) => document.getElementById(id);
     this.parts = Object.fromEntries(
       ["cell-title", "cell-facts", "cell-local", "cell-global", "cell-windows", "cell-no-picture", "cell-models", "cell-gate", "cell-bars", "cell-maps", "cell-empty", "cell-body", "cell-problem"].map((id) => [id, get(id)]),
@@ -18,15 +18,25 @@ NuClass.Card = class {
   }
 
   clear() {
+    // A cell that is still being read must not come back.
+    this.turn++;
     this.shown = null;
     this.parts["cell-body"].hidden = true;
     this.parts["cell-empty"].hidden = false;
   }
 
+  /** Show a cell; resolves to its details, or to null when another one, or none, was asked for meanwhile. */
   async show(slide, cell) {
-    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const turn = ++this.turn;
     const { parts } = this;
-    const details = await slide.details(cell);
+    let details;
+    try {
+      details = await slide.details(cell);
+    } catch (error) {
+      if (turn !== this.turn) return null;
+      this.clear();
+      throw error;
+    }
     if (turn !== this.turn) return null;
     this.shown = details;
     parts["cell-empty"].hidden = true;
@@ -38,8 +48,8 @@ NuClass.Card = class {
     this._gate(details.gate);
     this._bars(slide, details);
     this._maps(slide, cell);
-    await this._windows(slide, cell);
-    return details;
+    await this._windows(slide, cell, turn);
+    return turn === this.turn ? details : null;
   }
 
   _className(slide, code) {
@@ -134,7 +144,7 @@ NuClass.Card = class {
     this.parts["cell-maps"].replaceChildren(make("div", { className: "maps" }, ...figures));
   }
 
-  async _windows(slide, cell) {
+  async _windows(slide, cell, turn) {
     const { parts, windows } = this;
     parts["cell-windows"].hidden = !slide.picture;
     parts["cell-no-picture"].hidden = Boolean(slide.picture);
@@ -145,7 +155,7 @@ NuClass.Card = class {
         NuClass.windows.draw(parts["cell-global"], slide, cell, windows.global, windows.local),
       ]);
     } catch (error) {
-      this.problem(error.message);
+      if (turn === this.turn) this.problem(error.message);
     }
   }
 

@@ -10,7 +10,7 @@ NuClass.colours = (() => {
   const VERDICTS = [
     { name: "Right", colour: "#009E73" },
     { name: "Wrong", colour: "#D55E00" },
-    { name: "Not judged", colour: "#8C8C8C" },
+    { name: "Not judged: label unknown to the model", colour: "#8C8C8C" },
   ];
   const NO_CLASS = "#8C8C8C";
 

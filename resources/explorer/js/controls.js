@@ -14,6 +14,14 @@ NuClass.make = (tag, properties = {}, ...children) => {
   return element;
 };
 
+/** Which cells of a slide have no prediction, so that nobody takes the points for all cells. */
+const leftOut = ({ unpredicted, about }) => {
+  if (unpredicted === 0) return "";
+  const cells = unpredicted === null ? "cells" : unpredicted === 1 ? "1 cell" : `${unpredicted.toLocaleString("en")} cells`;
+  const why = about.role === "cohort" ? "no label, or failed quality control" : "no label, failed quality control, or in the training part or its buffer";
+  return `Not shown: ${cells} of the slide without a prediction (${why}).`;
+};
+
 NuClass.Controls = class {
   constructor({ onColour, onFilter }) {
     Object.assign(this, { onColour, onFilter });
@@ -57,9 +65,9 @@ NuClass.Controls = class {
     this.parts.most.value = 100;
     this.parts["only-maps"].checked = false;
     this.parts["only-maps-row"].hidden = !slide.maps.size;
-    const lost = slide.unplaced;
-    this.parts.unplaced.hidden = !lost;
-    this.parts.unplaced.textContent = lost ? `${lost.toLocaleString("en")} cells have no place and are not drawn.` : "";
+    const left = [leftOut(slide), slide.unplaced ? `${slide.unplaced.toLocaleString("en")} predicted cells have no place and are not drawn.` : ""].filter(Boolean);
+    this.parts.unplaced.hidden = !left.length;
+    this.parts.unplaced.textContent = left.join(" ");
     this._classes();
     this._verdicts();
     this._legend();
@@ -145,7 +153,7 @@ NuClass.Controls = class {
       for (const cell of kept) shown[cell] = 1;
       number = kept.length;
     }
-    parts.count.textContent = `${number.toLocaleString("en")} of ${count.toLocaleString("en")} cells drawn`;
+    parts.count.textContent = `${number.toLocaleString("en")} of ${count.toLocaleString("en")} predicted cells drawn`;
     return number;
   }
 };

@@ -63,6 +63,8 @@ NuClass.Slide = class {
     this.folder = `slides/${about.name}`;
     this.count = points.cells;
     this.unplaced = points.unplaced;
+    // Cells of the slide without a prediction; null where the number was not written.
+    this.unpredicted = points.unpredicted;
     this.part = points.part;
     this.classes = points.classes;
     this.scored = points.scored;
@@ -87,7 +89,7 @@ NuClass.Slide = class {
     return slide;
   }
 
-  /** For each cell: 0 right, 1 wrong, 2 not judged (no label, or one that the model does not know). */
+  /** For each cell: 0 right, 1 wrong, 2 not judged (a label that the model does not know, or an empty one). */
   _judge() {
     const verdict = new Uint8Array(this.count);
     for (let i = 0; i < this.count; i++) {

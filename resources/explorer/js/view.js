@@ -3,6 +3,7 @@
 
 const FRAME_MS = 24;
 const SLOW_MS = 500;
+const TURNING_KEYS = [..."FR"].map((letter) => letter.charCodeAt(0));
 
 NuClass.View = class {
   constructor(element, { mpp, windows, how, onPick }) {
@@ -37,6 +38,10 @@ NuClass.View = class {
     for (const event of ["update-viewport", "open", "resize", "animation-finish"]) this.osd.addHandler(event, () => this._follow());
     this.osd.addHandler("canvas-click", (event) => {
       if (event.quick) this._pick(event.position);
+    });
+    // The points know no turned or mirrored picture, so OpenSeadragon's keys for these (f, r) do nothing.
+    this.osd.addHandler("canvas-key", (event) => {
+      if (TURNING_KEYS.includes(event.originalEvent.keyCode)) event.preventDefaultAction = true;
     });
     new ResizeObserver(() => this.redraw()).observe(element);
   }

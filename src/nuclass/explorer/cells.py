@@ -20,7 +20,7 @@ from nuclass.slides.store import morton
 
 _log = get_logger(__name__)
 NONE = 255
-"""Number of a class that is not there: a cell without a label."""
+"""Number of a class that is not there: a branch without a prediction of the cell, or an empty label."""
 PART = 4096
 """Cells in one file of details."""
 _COLUMNS = (CELL_ID, "x_px", "y_px", "label", "prediction", "confidence")
@@ -35,11 +35,14 @@ def write_cells(
     classes: str | Path,
     chosen: str | Path | None = None,
     maps: str | Path | None = None,
+    cells: str | Path | None = None,
 ) -> None:
     """Write ``points.js``, ``details/{part}.js``, ``ids.js`` and the pictures of activation maps into a new folder.
 
     Cells stand in the order of a Morton curve over the slide, so that a part of the details is a patch of tissue.
-    Cells without a place are left out, and counted in ``points.js`` as ``unplaced``.
+    The cells are those of the fused model's table: of a slide, the labelled ones of the splits val and test. Those
+    without a place are left out, and counted in ``points.js`` as ``unplaced``; how many of the slide have no prediction
+    stands there as ``unpredicted``.
 
     Parameters
     ----------
@@ -54,6 +57,9 @@ def write_cells(
         The sheet of the classes: names, order, colours.
     chosen, maps
         Cells with activation maps, and the maps in the same order, as rule compute_gradcam writes them.
+    cells
+        The slide's table of all cells, ``cells.parquet``; without it ``unpredicted`` is null, and the page tells no
+        number.
     """
     frames = {model: _read(path) for model, path in tables.items()}
     if "gate" not in frames[GATE]:
@@ -66,30 +72,53 @@ def write_cells(
     names = sheet.ordered(scored)
     names += sheet.ordered((set(table["label"]) | set(table["prediction"])) - {""} - set(names))
     if len(names) >= NONE:
-        raise UserError(
-            "There are too many classes to show", where=tables[GATE], found=len(names), expected="below 255"
-        )
+        raise UserError("There are too many classes to show", where=tables[GATE], found=len(names), expected="< 255")
+    head = {
+        "cells": len(table),
+        "unplaced": unplaced,
+        "unpredicted": None if cells is None else _unpredicted(cells, len(frames[GATE])),
+        "part": PART,
+        "classes": [_about(sheet, name) for name in names],
+        "scored": len(scored),
+        **_packed(table, names),
+    }
     with atomic_path(folder) as root:
         root.mkdir()
         shown = [] if maps is None or chosen is None else write_maps(slide, chosen, maps, root / "maps", ids)
-        head = {
-            "cells": len(table),
-            "unplaced": unplaced,
-            "part": PART,
-            "classes": [_about(sheet, name) for name in names],
-            "scored": len(scored),
-            "maps": shown,
-            "x": pack(table["x_px"].to_numpy(), "f4"),
-            "y": pack(table["y_px"].to_numpy(), "f4"),
-            "label": pack(_codes(table["label"], names), "u1"),
-            "prediction": pack(_codes(table["prediction"], names), "u1"),
-            "confidence": pack(share_bytes(table["confidence"].to_numpy(np.float64)), "u1"),
-            "gate": pack(share_bytes(table["gate"].to_numpy(np.float64)), "u1"),
-        }
-        write_chunk(root / "points.js", f"{slide}/points", head)
+        write_chunk(root / "points.js", f"{slide}/points", {**head, "maps": shown})
         write_chunk(root / "ids.js", f"{slide}/ids", "\n".join(ids))
         _write_details(slide, root / "details", table, {m: frames[m] for m in (LOCAL, GLOBAL) if m in frames}, names)
     _log.info("%s: %d cells, %d with activation maps", slide, len(table), len(shown))
+
+
+def _unpredicted(cells: str | Path, predicted: int) -> int:
+    """Return how many cells of a slide's table have no prediction."""
+    import pyarrow.parquet as pq
+
+    if not Path(cells).is_file():
+        raise UserError("A table of cells is missing", where=cells, fix="run the rule that writes this slide's cells")
+    rows = int(pq.read_metadata(cells).num_rows)
+    if rows < predicted:
+        raise UserError(
+            "A slide has fewer cells than predictions",
+            where=cells,
+            found=f"{rows} cells",
+            expected=f"at least {predicted}",
+            fix="predict the slide again",
+        )
+    return rows - predicted
+
+
+def _packed(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """Return the columns that are read at once: places (slide-store px), classes, confidence and gate."""
+    return {
+        "x": pack(table["x_px"].to_numpy(), "f4"),
+        "y": pack(table["y_px"].to_numpy(), "f4"),
+        "label": pack(_codes(table["label"], names), "u1"),
+        "prediction": pack(_codes(table["prediction"], names), "u1"),
+        "confidence": pack(share_bytes(table["confidence"].to_numpy(np.float64)), "u1"),
+        "gate": pack(share_bytes(table["gate"].to_numpy(np.float64)), "u1"),
+    }
 
 
 def _read(path: str | Path) -> pd.DataFrame:

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
+from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_log = get_logger(__name__)
 SIDE = 256
 """Largest side of a picture, px."""
 KINDS = {
@@ -33,7 +35,7 @@ def write_maps(slide: str, chosen: str | Path, maps: str | Path, folder: Path, i
     Parameters
     ----------
     slide
-        Cells of other slides are passed over.
+        Cells of other slides are passed over; how many of its own are not in ``ids`` is logged.
     chosen
         Cells with maps: ``slide cell_id local_prediction global_prediction``.
     maps
@@ -51,6 +53,12 @@ def write_maps(slide: str, chosen: str | Path, maps: str | Path, folder: Path, i
     if not len(rows):
         return []
     places = ids.get_indexer(pd.Index(table[CELL_ID].iloc[rows]))
+    absent = int((places < 0).sum())
+    if absent:
+        _log.warning(
+            "%s: %d of %d cells named for activation maps are not among the cells shown, so their maps are left out",
+            slide, absent, len(rows),
+        )  # fmt: skip
     folder.mkdir(parents=True)
     entries = []
     with np.load(maps) as stored:
