@@ -2,7 +2,10 @@
 
 import json
 
-OWN_MARKERS = [CONFIG["labels"]["extra_markers"]] if CONFIG["labels"]["extra_markers"] else []
+from nuclass.core.models_file import read_models_file
+
+MODEL_FILES = [CONFIG["models"], *map(str, read_models_file(CONFIG["models"])[1].values())]
+GIVEN_FILES = [str(parse_given(text).path) for text in SLIDES["given"] if text not in ("", "none")]
 
 
 report: "../workflow/report/workflow.rst"
@@ -19,6 +22,8 @@ rule write_methods:
         composition="results/evaluation/composition.csv",
         quality="results/evaluation/label_quality.csv",
         metrics=expand("results/models/{model}/metrics.json", model=MODELS),
+        checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
+        splits=expand("results/splits/{slide}.json", slide=TRAIN_SLIDES),
     output:
         report(
             "results/provenance/methods.html",
@@ -27,11 +32,11 @@ rule write_methods:
             caption="../workflow/report/methods.rst",
         ),
     params:
-        code=code_hash("nuclass.tables.methods"),
+        code=code_hash("nuclass.tables.methods", "nuclass.core.provenance"),
         config=json.dumps(CONFIG, sort_keys=True),
         models=json.dumps(MODEL_CONFIG, sort_keys=True),
         trained=MODELS,
-        synthetic=SYNTHETIC,
+        slides=SLIDES[["role", "organ", "source", "align", "labels"]].to_dict("index"),
     log:
         "logs/write_methods/all.log",
     benchmark:
@@ -50,7 +55,7 @@ rule write_methods:
 
 rule record_provenance:
     input:
-        tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], *OWN_MARKERS, CONFIG["models"]],
+        tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], *OWN_MARKERS, *GIVEN_FILES, *MODEL_FILES],
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
         patches=expand("results/slides/{slide}/patches.json", slide=[s for s in ALL_SLIDES if s not in BUNDLE_SLIDES]),
         results=rules.core.input,
@@ -60,7 +65,7 @@ rule record_provenance:
         run=report(
             "results/provenance/run.json",
             category="Provenance",
-            labels={"what": "code, packages, machine, inputs"},
+            labels={"what": "code, packages, machine, files"},
             caption="../workflow/report/provenance.rst",
         ),
         config=report(

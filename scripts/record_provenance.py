@@ -18,7 +18,15 @@ with snakemake_job(snakemake):
     repository = Path(snakemake.scriptdir).parent
     models = json.loads(snakemake.params.models)
     made = sorted({*snakemake.input.results, *snakemake.input.models})
-    record = run_record(settings | {"models": models}, snakemake.input.tables, bundles, repository, patches, made)
+    record = run_record(
+        settings | {"models": models},
+        list(dict.fromkeys(snakemake.input.tables)),
+        bundles,
+        repository,
+        patches,
+        made,
+        snakemake.input.models,
+    )
     write_json(snakemake.output.run, record | {"config": settings})
     for path, content in ((snakemake.output.config, settings), (snakemake.output.models, models)):
         with atomic_path(path) as temporary:

@@ -5,19 +5,19 @@ import json
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
-    from nuclass.core.protocol import describe, parse_protocol
-    from nuclass.core.provenance import package_versions
+    from nuclass.core.provenance import checkpoint_versions, package_versions
     from nuclass.tables.methods import write_methods
 
-    found, config = snakemake.input, json.loads(snakemake.params.config)
+    found, names = snakemake.input, snakemake.params.trained
     write_methods(
         snakemake.output[0],
-        config=config,
+        config=json.loads(snakemake.params.config),
         models=json.loads(snakemake.params.models),
         composition=found.composition,
         quality=found.quality,
-        metrics=dict(zip(snakemake.params.trained, found.metrics, strict=True)),
-        protocol=describe(parse_protocol(config.get("protocol"))),
+        metrics=dict(zip(names, found.metrics, strict=True)),
+        slides=snakemake.params.slides,
+        splits=found.splits,
+        checkpoints={name: checkpoint_versions(path) for name, path in zip(names, found.checkpoints, strict=True)},
         packages=package_versions(),
-        synthetic=snakemake.params.synthetic,
     )

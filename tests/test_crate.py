@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 TOLD = {"config.yaml": "settings", "slides.tsv": "slides"}
 # The validator asks the network for both contexts; these are the terms that our crates use, as they stand there.
 SCHEMA = """
-about additionalType contentSize CreateAction CreativeWork ComputerLanguage Dataset datePublished
+about additionalType contentSize CreateAction CreativeWork ComputerLanguage Dataset dateModified datePublished
 description encodingFormat endTime exampleOfWork hasPart identifier instrument license mainEntity mentions name object
 programmingLanguage PropertyValue result SoftwareApplication softwareRequirements SoftwareSourceCode softwareVersion url
 value version workExample""".split()
@@ -34,28 +36,45 @@ TERMS = {
 
 
 @pytest.fixture
-def crate(tmp_path: Path) -> Path:
+def crate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the record of a run that read a bundle and patch files, and made one table."""
+    monkeypatch.chdir(ROOT)
     for name in TOLD:
         (tmp_path / name).write_text("a", encoding="utf-8")
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "t.csv").write_bytes(b"x,y\n")
     bundle = {"source": "local", "files": {"outs/cells.parquet": {"sha256": "ab" * 32, "bytes": 3}}}
-    file = {"path": "/data/a/patches_224x224.h5", "size": 12, "mtime_ns": 5, "side": 224}
     write_json(tmp_path / "bundle.json", bundle)
-    write_json(tmp_path / "patches.json", {"mpp": 1, "windows": {}, "parts": [{"files": {"local": file}}]})
+    parts = [
+        {
+            "folder": f"/data/a/{split}",
+            "annotations": {"path": f"/data/a/{split}/annotations.json", "size": size + 1, "mtime_ns": 10**18},
+            "files": {"local": {"path": f"/data/a/{split}/patches_224x224.h5", "size": size, "mtime_ns": 10**18}},
+        }
+        for split, size in (("train", 12), ("test", 7))
+    ]
+    write_json(tmp_path / "patches.json", {"mpp": 1, "windows": {}, "parts": parts})
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "slides.tsv").write_bytes(b"another")
+    write_checkpoint(tmp_path / "made" / "m.ckpt", {"format": 2, "versions": {"nuclass": "0.1", "torch": "9.8+cu1"}})
     record = run_record(
         {"study": "mine", "evaluation": {"seed": 7}, "seeds": 3},
-        [tmp_path / "slides.tsv"],
+        [tmp_path / "slides.tsv", tmp_path / "more" / "slides.tsv", Path("pyproject.toml")],
         {"b": tmp_path / "bundle.json"},
         tmp_path,
         {"p": tmp_path / "patches.json"},
         [tmp_path / "made" / "t.csv"],
+        [tmp_path / "made" / "m.ckpt"],
     )
     write_json(tmp_path / "run.json", record)
     workflow = copy_workflow(ROOT, tmp_path / "code")
     write_json(tmp_path / METADATA, run_crate(record, workflow=workflow, settings=TOLD, made={"run.json": "record"}))
     return tmp_path
+
+
+def write_checkpoint(path: Path, data: dict[str, Any]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(data, protocol=2))
 
 
 def entities(folder: Path) -> dict[str, dict[str, Any]]:
@@ -87,17 +106,22 @@ def test_every_reference_leads_somewhere(crate: Path) -> None:
 
 def test_inputs_outputs_seeds_and_code_are_those_of_the_run(crate: Path) -> None:
     known = entities(crate)
-    made = crate / "made" / "t.csv"
-    assert known[f"#{made}"]["sha256"] == hashlib.sha256(b"x,y\n").hexdigest()
-    assert known[f"#{made}"]["contentSize"] == "4"
+    assert known["#t.csv"]["sha256"] == hashlib.sha256(b"x,y\n").hexdigest()
+    assert known["#t.csv"]["contentSize"] == "4"
     assert known["#bundles/b/outs/cells.parquet"]["sha256"] == "ab" * 32
-    assert known["#patches/p/patches_224x224.h5"]["contentSize"] == "12"
+    assert known["#bundles/b/outs/cells.parquet"]["contentSize"] == "3"
+    assert known["#pyproject.toml"]["contentSize"] == str((ROOT / "pyproject.toml").stat().st_size)
     assert known["#seed-evaluation.seed"]["value"] == 7
     run = known["#run"]
-    assert {"@id": f"#{made}"} in run["result"]
+    assert {"@id": "#t.csv"} in run["result"]
     for name in (
         "#bundles/b/outs/cells.parquet",
-        "#patches/p/patches_224x224.h5",
+        "#pyproject.toml",
+        "#slides.tsv",
+        "#2/slides.tsv",
+        "#patches/p/train/patches_224x224.h5",
+        "#patches/p/test/patches_224x224.h5",
+        "#patches/p/test/annotations.json",
         "#seed-evaluation.seed",
         "config.yaml",
     ):
@@ -106,6 +130,32 @@ def test_inputs_outputs_seeds_and_code_are_those_of_the_run(crate: Path) -> None
     assert run["instrument"] == {"@id": main["@id"]}
     assert known["#package-numpy"]["softwareVersion"] == __import__("numpy").__version__
     assert (crate / main["@id"]).read_bytes() == (ROOT / "workflow" / "Snakefile").read_bytes()
+
+
+def test_patch_files_of_train_and_test_stay_apart(crate: Path) -> None:
+    known = entities(crate)
+    sizes = {name: entity["contentSize"] for name, entity in known.items() if name.startswith("#patches/")}
+    assert sizes == {
+        "#patches/p/train/patches_224x224.h5": "12",
+        "#patches/p/train/annotations.json": "13",
+        "#patches/p/test/patches_224x224.h5": "7",
+        "#patches/p/test/annotations.json": "8",
+    }
+    assert known["#patches/p/test/annotations.json"]["dateModified"] == "2001-09-09T01:46:40+00:00"
+
+
+def test_it_names_no_folder_of_the_machine(crate: Path) -> None:
+    text = (crate / METADATA).read_text(encoding="utf-8")
+    assert str(crate) not in text
+    assert "/data/a" not in text
+    another = hashlib.sha256(b"another").hexdigest()
+    assert entities(crate)["#2/slides.tsv"]["sha256"] == another
+
+
+def test_what_trained_stands_beside_what_recorded(crate: Path) -> None:
+    trained = entities(crate)["#training-torch-9.8%2Bcu1"]
+    assert (trained["name"], trained["softwareVersion"]) == ("torch", "9.8+cu1")
+    assert {"@id": trained["@id"]} in entities(crate)["code/workflow/Snakefile"]["softwareRequirements"]
 
 
 def test_seeds_are_found_at_any_depth() -> None:

@@ -2,29 +2,99 @@
 
 from __future__ import annotations
 
-from nuclass.core.files import write_json
-from nuclass.core.provenance import run_record
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nuclass.core.errors import UserError
+from nuclass.core.files import sha256, write_json
+from nuclass.core.provenance import checkpoint_versions, places, run_record
 
 
-def test_slides_of_patch_files_are_recorded_by_their_files(tmp_path):
-    file = {"path": "/data/a/patches_224x224.h5", "size": 12, "mtime_ns": 5, "side": 224}
-    manifest = {"mpp": 0.25, "windows": {"local": 224}, "parts": [{"folder": "/data/a", "files": {"local": file}}]}
-    write_json(tmp_path / "patches.json", manifest)
-    write_json(tmp_path / "bundle.json", {"source": "local", "files": {"x": {"sha256": "ab", "bytes": 3}}})
-    (tmp_path / "sheet.tsv").write_text("slide\n")
-    record = run_record(
+def stated(path: str, **more: Any) -> dict[str, Any]:
+    return {"path": path, "size": 12, "mtime_ns": 5, **more}
+
+
+def recorded(folder: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    write_json(folder / "patches.json", {"mpp": 0.25, "windows": {"local": 224}, "parts": parts})
+    write_json(folder / "bundle.json", {"source": "local", "files": {"x": {"sha256": "ab", "bytes": 3}}})
+    (folder / "sheet.tsv").write_text("slide\n")
+    return run_record(
         {"study": "mine"},
-        [tmp_path / "sheet.tsv"],
-        {"b": tmp_path / "bundle.json"},
-        tmp_path,
-        {"a": tmp_path / "patches.json"},
+        [folder / "sheet.tsv"],
+        {"b": folder / "bundle.json"},
+        folder,
+        {"a": folder / "patches.json"},
     )
+
+
+def test_slides_of_patch_files_are_recorded_by_their_files(tmp_path: Path) -> None:
+    local = stated("/data/a/patches_224x224.h5", side=224, sources=[stated("/data/a/slide.h5"), stated("/b/slide.h5")])
+    part = {"folder": "/data/a", "annotations": stated("/data/a/annotations.json"), "files": {"local": local}}
+    record = recorded(tmp_path, [part])
+    facts = {"bytes": 12, "mtime_ns": 5}
+    names = ("annotations.json", "patches_224x224.h5", "slide.h5", "2/slide.h5")
     assert record["patches"] == {
-        "a": {
-            "mpp": 0.25,
-            "windows": {"local": 224},
-            "files": {"/data/a/patches_224x224.h5": {"bytes": 12, "mtime_ns": 5}},
-        }
+        "a": {"mpp": 0.25, "windows": {"local": 224}, "folder": "/data/a", "files": dict.fromkeys(names, facts)}
     }
+    assert record["bundles"]["b"]["files"] == {"x": {"sha256": "ab", "bytes": 3}}
     assert record["bundles"]["b"]["bytes"] == 3
+    sheet = tmp_path / "sheet.tsv"
+    assert record["inputs"] == {str(sheet): {"bytes": 6, "sha256": sha256(sheet)}}
     assert record["code"]["commit"] is None
+
+
+def test_files_of_train_and_test_are_all_recorded(tmp_path: Path) -> None:
+    parts = [
+        {
+            "folder": f"/data/a/{name}",
+            "annotations": stated(f"/data/a/{name}/annotations.json"),
+            "files": {role: stated(f"/data/a/{name}/{role}.h5") for role in ("local", "global")},
+        }
+        for name in ("train", "test")
+    ]
+    found = recorded(tmp_path, parts)["patches"]["a"]
+    assert found["folder"] == "/data/a"
+    files = ("annotations.json", "local.h5", "global.h5")
+    assert set(found["files"]) == {f"{part}/{name}" for part in ("train", "test") for name in files}
+
+
+def test_places_tell_no_folder_and_are_never_the_same() -> None:
+    paths = ["config/a.tsv", "/x/a.tsv", "/y/a.tsv", "a.tsv", "/in/b/c"]
+    assert places(paths, "/in") == {
+        "config/a.tsv": "config/a.tsv",
+        "/x/a.tsv": "2/a.tsv",
+        "/y/a.tsv": "3/a.tsv",
+        "a.tsv": "a.tsv",
+        "/in/b/c": "b/c",
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_versions_are_those_in_the_checkpoint(tmp_path: Path, protocol: int) -> None:
+    versions = {"nuclass": "0.1", "torch": "9.8", "python": "9.8"}
+    versions["python"] = versions["torch"]
+    for data, expected in (
+        ({"format": 2, "versions": versions, "classes": ["versions"]}, versions),
+        ({"format": 1, "model": "local", "config": {}}, {}),
+    ):
+        with zipfile.ZipFile(tmp_path / "best.ckpt", "w") as archive:
+            archive.writestr("best/data.pkl", pickle.dumps(data, protocol))
+        assert checkpoint_versions(tmp_path / "best.ckpt") == expected
+
+
+def test_versions_are_those_that_a_real_checkpoint_was_written_with(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from nuclass.training.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path / "best.ckpt", {"model": "local"}, {"weight": torch.zeros(2)})
+    assert checkpoint_versions(tmp_path / "best.ckpt")["torch"] == str(torch.__version__)
+
+
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").write_text("no")
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint_versions(tmp_path / "best.ckpt")

@@ -1,16 +1,20 @@
 """The record of a run as RO-Crate: JSON-LD after the profile Workflow Run Crate 0.5 of RO-Crate 1.1.
 
 The profile: https://w3id.org/ro/wfrun/workflow/0.5. Files of the crate's folder are its data entities. What the run
-read and made elsewhere is named by its path in the study behind a ``#``, with size and SHA-256, so that the crate holds
-no place of a machine and stays true when it is moved.
+read and made elsewhere is named behind a ``#`` by its place in the study, or in its slide's folder, with what is known
+of size, SHA-256 and time; so this file names no folder of a machine. The run's own record and settings beside it do.
 """
 
 from __future__ import annotations
 
+import datetime
 import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from nuclass.core.provenance import places
 
 METADATA = "ro-crate-metadata.json"
 CONTEXT = ["https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/terms/workflow-run/context"]
@@ -42,10 +46,12 @@ def run_crate(
         Files of the crate's folder that the run wrote about itself, likewise.
     """
     parameters, seeds = [*_parameters(record, settings)], [*_seeds(record.get("seeds", {}))]
-    inputs, outputs = [*_inputs(record)], [*_hashed(record.get("outputs", {}))]
+    shown = places([*record["inputs"], *record.get("outputs", {})])
+    inputs = [*_hashed({shown[path]: facts for path, facts in record["inputs"].items()}), *_slides(record)]
+    outputs = [*_hashed({shown[path]: facts for path, facts in record.get("outputs", {}).items()})]
     files = [_file(path, text, exampleOfWork=_ref(f"#parameter-{path}")) for path, text in settings.items()]
     about = [_file(path, text) for path, text in made.items()]
-    software = [*_software(record["packages"])]
+    software = [*_software(record["packages"]), *_trained_with(record.get("checkpoints", {}))]
     main, *rules = _workflow(record, workflow)
     main |= {"input": _refs(parameters), "softwareRequirements": _refs(software)}
     action = {
@@ -131,24 +137,24 @@ def _encoding(path: str) -> str:
 
 
 def _hashed(files: Mapping[str, Mapping[str, Any]]) -> Iterable[Entity]:
-    """Yield an entity for each file outside the crate: path to ``sha256 bytes``, either of which may be unknown."""
+    """Yield an entity for each file outside the crate: place to ``sha256 bytes mtime_ns``, each as far as known."""
     for path, facts in files.items():
-        entity = {"@id": f"#{path}", "@type": "File", "name": path, "encodingFormat": _encoding(path)}
+        entity = {"@id": f"#{quote(path)}", "@type": "File", "name": path, "encodingFormat": _encoding(path)}
         if facts.get("sha256"):
             entity["sha256"] = facts["sha256"]
         if facts.get("bytes") is not None:
             entity["contentSize"] = str(facts["bytes"])
+        if facts.get("mtime_ns") is not None:
+            changed = datetime.datetime.fromtimestamp(facts["mtime_ns"] // 10**9, datetime.UTC)
+            entity["dateModified"] = changed.isoformat()
         yield entity
 
 
-def _inputs(record: Mapping[str, Any]) -> Iterable[Entity]:
-    """Yield the small tables, and the files of every slide."""
-    yield from _hashed({path: {"sha256": digest} for path, digest in record["inputs"].items()})
-    for slide, bundle in record["bundles"].items():
-        yield from _hashed({f"bundles/{slide}/{name}": {"sha256": value} for name, value in bundle["files"].items()})
-    for slide, patches in record["patches"].items():
-        names = {f"patches/{slide}/{Path(path).name}": facts for path, facts in patches["files"].items()}
-        yield from _hashed(names)
+def _slides(record: Mapping[str, Any]) -> Iterable[Entity]:
+    """Yield the files of every slide."""
+    for kind in ("bundles", "patches"):
+        for slide, found in record[kind].items():
+            yield from _hashed({f"{kind}/{slide}/{place}": facts for place, facts in found["files"].items()})
 
 
 def _parameters(record: Mapping[str, Any], settings: Mapping[str, str]) -> Iterable[Entity]:
@@ -172,7 +178,15 @@ def _seeds(seeds: Mapping[str, int]) -> Iterable[Entity]:
 def _software(packages: Mapping[str, str | None]) -> Iterable[Entity]:
     for name, version in packages.items():
         if version:
-            yield {"@id": f"#package-{name}", "@type": "SoftwareApplication", "name": name, "softwareVersion": version}
+            yield {"@id": f"#package-{name}", "@type": "SoftwareApplication", "name": name, "softwareVersion": version,
+                   "description": "in the environment that wrote this record"}  # fmt: skip
+
+
+def _trained_with(checkpoints: Mapping[str, Mapping[str, str]]) -> Iterable[Entity]:
+    """Yield what the checkpoints say that they were written with, each version once."""
+    for name, version in dict.fromkeys(pair for versions in checkpoints.values() for pair in versions.items()):
+        yield {"@id": f"#training-{name}-{quote(version)}", "@type": "SoftwareApplication", "name": name,
+               "softwareVersion": version, "description": "what checkpoints were written with"}  # fmt: skip
 
 
 def _fixed(record: Mapping[str, Any]) -> Iterable[Entity]:

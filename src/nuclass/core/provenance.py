@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime
 import os
+import pickletools
 import platform
 import subprocess
+import zipfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nuclass
+from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, read_json, sha256
 from nuclass.core.protocol import describe, parse_protocol
 
@@ -44,6 +47,7 @@ def run_record(
     root: str | Path = ".",
     patches: Mapping[str, str | Path] | None = None,
     outputs: Iterable[str | Path] = (),
+    checkpoints: Iterable[str | Path] = (),
 ) -> dict[str, Any]:
     """Return what is needed to say later how a run came about.
 
@@ -52,16 +56,19 @@ def run_record(
     config
         The settings in force.
     tables
-        Small input files: sheets, ontology, markers, model settings. Their SHA-256 is recorded.
+        Small input files: sheets, ontology, markers, given labels, model settings. Size and SHA-256 are recorded.
     bundles
-        The inventory (``bundle.json``) of every slide; the SHA-256 of each of its files is taken from there.
+        The inventory (``bundle.json``) of every slide; size and SHA-256 of each of its files are taken from there.
     root
         The repository, for the state of its version control.
     patches
         The manifest (``patches.json``) of every slide that came as patch files; size and time of change of each
-        file are taken from there.
+        file are taken from there, and its place in the slide's folder.
     outputs
         Results of the run; size and SHA-256 of each are recorded.
+    checkpoints
+        The trained models; the versions that each was written with are taken from it. ``packages`` are those of the
+        environment that this runs in, which need not be the one that trained.
     """
     inventories = {slide: read_json(path) for slide, path in bundles.items()}
     return {
@@ -76,10 +83,11 @@ def run_record(
             "cores": os.cpu_count(),
         },
         "packages": package_versions(),
-        "inputs": {str(path): sha256(path) for path in tables},
+        "checkpoints": {str(path): checkpoint_versions(path) for path in checkpoints},
+        "inputs": {str(path): _state(path) for path in tables},
         "bundles": {slide: _bundle_summary(inventory) for slide, inventory in inventories.items()},
         "patches": {slide: _patches_summary(read_json(path)) for slide, path in (patches or {}).items()},
-        "outputs": {str(path): {"bytes": Path(path).stat().st_size, "sha256": sha256(path)} for path in outputs},
+        "outputs": {str(path): _state(path) for path in outputs},
         "seeds": seeds_of(config),
         "config": dict(config),
     }
@@ -111,12 +119,92 @@ def copy_workflow(root: str | Path, folder: str | Path) -> list[str]:
     return [(Path(Path(folder).name) / file).as_posix() for file in files]
 
 
+def places(paths: Iterable[str], folder: str | Path | None = None) -> dict[str, str]:
+    """Return for each path a name of its own that tells no folder of the machine.
+
+    A path in ``folder`` is named by its place from there, a relative one as it is, and any other by its bare name, with
+    a number before it where that is taken.
+    """
+    names: dict[str, str] = {}
+    elsewhere = []
+    for path in dict.fromkeys(paths):
+        if folder is not None and Path(path).is_relative_to(folder):
+            names[path] = Path(path).relative_to(folder).as_posix()
+        elif Path(path).is_absolute():
+            elsewhere.append(path)
+        else:
+            names[path] = path
+    taken = set(names.values())
+    for path in elsewhere:
+        name, number = Path(path).name, 1
+        while (shown := name if number == 1 else f"{number}/{name}") in taken:
+            number += 1
+        taken.add(shown)
+        names[path] = shown
+    return names
+
+
+def checkpoint_versions(path: str | Path) -> dict[str, str]:
+    """Return the versions (``nuclass``, ``torch``, ``python``) that a checkpoint says it was written with.
+
+    Only the beginning of the file's table of contents is read, and nothing is loaded: this needs no torch.
+
+    Raises
+    ------
+    UserError
+        The file is no checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as stream:
+                return _versions(stream)
+    except (zipfile.BadZipFile, StopIteration, ValueError) as error:
+        fix = "train the model again, or take it in with 'nuclass import-checkpoint'"
+        raise UserError("A file is no checkpoint, or was cut off", where=path, found=str(error), fix=fix) from error
+
+
+def _versions(stream: IO[bytes]) -> dict[str, str]:
+    """Return the dictionary of texts that stands under ``versions`` of a pickled dictionary, empty where none does."""
+    memo: dict[int, Any] = {}
+    last: Any = None
+    texts: list[str] | None = None
+    for code, value, _ in pickletools.genops(stream):
+        if "PUT" in code.name:
+            memo[int(value or 0)] = last
+            continue
+        if code.name == "MEMOIZE":
+            memo[len(memo)] = last
+            continue
+        last = memo.get(int(value or 0)) if "GET" in code.name else value
+        if texts is None:
+            texts = [] if last == "versions" else None
+        elif code.name == "SETITEMS":
+            return dict(zip(texts[::2], texts[1::2], strict=True))
+        elif isinstance(last, str):
+            texts.append(last)
+    return {}
+
+
+def _state(path: str | Path) -> dict[str, Any]:
+    return {"bytes": Path(path).stat().st_size, "sha256": sha256(path)}
+
+
 def _patches_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    files = [entry for part in manifest["parts"] for entry in part["files"].values()]
+    files: dict[str, Mapping[str, Any]] = {}
+    for part in manifest["parts"]:
+        for entry in (part["annotations"], *part["files"].values()):
+            # Virtual windows point into further files.
+            files |= {found["path"]: found for found in (entry, *entry.get("sources", []))}
+    folder = os.path.commonpath([part["folder"] for part in manifest["parts"]])
     return {
         "mpp": manifest["mpp"],
         "windows": manifest["windows"],
-        "files": {entry["path"]: {"bytes": entry["size"], "mtime_ns": entry["mtime_ns"]} for entry in files},
+        "folder": folder,
+        "files": {
+            name: {"bytes": files[path]["size"], "mtime_ns": files[path]["mtime_ns"]}
+            for path, name in places(files, folder).items()
+        },
     }
 
 
@@ -125,7 +213,7 @@ def _bundle_summary(inventory: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "source": inventory.get("source"),
         "xoa_version": inventory.get("xoa_version"),
-        "files": {name: entry.get("sha256") for name, entry in files.items()},
+        "files": {name: {key: entry.get(key) for key in ("bytes", "sha256")} for name, entry in files.items()},
         "bytes": sum(int(entry.get("bytes", 0)) for entry in files.values()),
     }
 
