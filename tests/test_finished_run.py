@@ -6,6 +6,7 @@ tests are left out.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 from pypdf import PdfReader
 from sklearn.metrics import confusion_matrix, f1_score
+
+from browser import CHROMIUM, chromium
 
 REPOSITORY = Path(__file__).parent.parent
 RUN = Path(os.environ.get("NUCLASS_RUN", REPOSITORY)) / "results"
@@ -156,9 +159,31 @@ def test_the_funnel_counts_cells_of_the_tables() -> None:
 
 def test_the_composition_counts_labelled_cells() -> None:
     """Of the cohorts, whose cells are all of the split test: slide by slide, and of each organ."""
-    drawn = numbers("dataset_composition").query("role == 'cohort' and cells > 0")
+    drawn = numbers("dataset_composition").query("role == 'cohort' and cells > 0").dropna(subset="class")
     cells = predictions("gate")
     for column, rows in (("slide", drawn[drawn["slide"].notna()]), ("organ", drawn[drawn["slide"].isna()])):
         found = rows.set_index([column, "class"])["cells"].sort_index()
         expected = cells.groupby([cells[column].astype(str), "label"]).size()
         assert found.to_dict() == expected.to_dict()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize(("name", "whole"), [("overview", False), ("report", True)])
+def test_the_report_opens_and_holds_every_figure_and_table(name: str, whole: bool, tmp_path: Path) -> None:
+    file = RUN / f"{name}.html"
+    if not file.is_file():
+        pytest.skip(f"the run has no {name}.html")
+    with chromium(tmp_path) as page:
+        page.open(file.resolve().as_uri())
+        page.wait("document.readyState == 'complete' && document.body.innerText.includes('NuClass')")
+        shown = json.loads(page.run("JSON.stringify(Object.fromEntries(Object.entries(results).map("
+                                    "([key, one]) => [key, [one.caption.length, one.data_uri.length]])))"))  # fmt: skip
+        assert not [text for text in page.problems if "tailwindcss" not in text]
+    for caption, content in shown.values():
+        assert caption > 40
+        assert content > 100
+    made = {f"results/figures/{path.name}" for path in FIGURES.glob("*.jpg")}
+    made |= {f"results/tables/{path.name}" for path in (RUN / "tables").glob("*.csv")}
+    found = {key for key in shown if key.startswith(("results/figures/", "results/tables/"))}
+    assert len(found) >= 15
+    assert found == made if whole else found <= made
