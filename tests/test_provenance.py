@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 from nuclass.core.errors import UserError
 from nuclass.core.files import sha256, write_json
 from nuclass.core.provenance import checkpoint_versions, places, run_record
+from test_workflow import snakemake
+
+ROOT = Path(__file__).parents[1]
 
 
 def stated(path: str, **more: Any) -> dict[str, Any]:
@@ -98,3 +102,25 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").write_text("no")
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint_versions(tmp_path / "best.ckpt")
+
+
+@pytest.mark.workflow
+def test_given_labels_and_files_of_sections_are_inputs_of_the_record(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "resources", tmp_path / "resources", ignore=shutil.ignore_patterns("bundles", "truth"))
+    sheet = (tmp_path / "config/slides.tsv").read_text(encoding="utf-8")
+    plain = "ovary_1\tovary\ttrain\tovary_donor_1\tsynthetic" + "\t" * 7
+    own = "ovary_1\tovary\ttrain\tovary_donor_1\tlocal\t\touts\t\tgrid\t\t\town.csv::cell_id,cell_type"
+    assert plain in sheet
+    (tmp_path / "config/slides.tsv").write_text(sheet.replace(plain, own), encoding="utf-8")
+    (tmp_path / "outs").mkdir()
+    for name in ("experiment.xenium", "cells.parquet", "cell_feature_matrix.h5", "nucleus_boundaries.parquet",
+                 "X_he_image.ome.tif"):  # fmt: skip
+        (tmp_path / "outs" / name).touch()
+    (tmp_path / "own.csv").write_text("cell_id,cell_type\na,T Cells\n", encoding="utf-8")
+    told = ("--snakefile", str(ROOT / "workflow/Snakefile"), "--cores", "1", "--filegraph")
+    done = snakemake(*told, "--", "results/provenance/run.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    node = done.stdout.split("record_provenance", 1)[1].split("</table>", 1)[0]
+    missing = [name for name in ("own.csv", "slides.tsv", "models/demo.yaml", "demo_short.yaml") if name not in node]
+    assert not missing, node
