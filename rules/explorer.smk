@@ -41,6 +41,7 @@ rule write_explorer_cells:
     input:
         tables=expand("results/predictions/{model}/{{slide}}.parquet", model=MODELS),
         classes="resources/classes.tsv",
+        all_cells="results/slides/{slide}/cells.parquet",
         chosen="results/interpret/cells.csv",
         maps="results/interpret/gradcam.npz",
     output:

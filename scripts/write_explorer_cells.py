@@ -13,4 +13,5 @@ with snakemake_job(snakemake):
         classes=found.classes,
         chosen=found.chosen,
         maps=found.maps,
+        cells=found.all_cells,
     )

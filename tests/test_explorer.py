@@ -237,3 +237,31 @@ def test_vendored_code_is_what_its_list_says() -> None:
         for pair in re.findall(r'(?<![.\w])get\("([a-z-]+)"\)|getElementById\("([a-z-]+)"\)', path.read_text()):
             name = "".join(pair)
             assert f'id="{name}"' in html, f"{path.name}: {name}"
+
+
+def test_number_of_cells_not_shown_is_that_of_the_table(tmp_path: Path) -> None:
+    tables = write_tables(tmp_path, "s", predictions("s"))
+    cells = tmp_path / "cells.parquet"
+    for rows, expected in ((300, 0), (301, 1)):
+        pd.DataFrame({"cell_id": range(rows)}).to_parquet(cells)
+        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=cells)
+        assert f'"unpredicted":{expected},' in (tmp_path / "cells/points.js").read_text()
+    pd.DataFrame({"cell_id": range(299)}).to_parquet(cells)
+    with pytest.raises(UserError, match="fewer cells than predictions"):
+        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=cells)
+    with pytest.raises(UserError, match="table of cells is missing"):
+        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=tmp_path / "no.parquet")
+
+
+def test_maps_of_cells_that_are_not_shown_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = predictions("s")
+    chosen, maps = write_maps(tmp_path, "s", made["gate"])
+    paths = write_tables(tmp_path, "s", made)
+    with caplog.at_level("WARNING", "nuclass"):
+        write_cells("s", paths, tmp_path / "all", classes=SHEET, chosen=chosen, maps=maps)
+        assert "activation maps" not in caplog.text
+        fewer = {model: table.drop(index=MAPPED[0]) for model, table in made.items()}
+        paths = write_tables(tmp_path, "s", fewer)
+        write_cells("s", paths, tmp_path / "fewer", classes=SHEET, chosen=chosen, maps=maps)
+    assert "s: 1 of 2 cells named for activation maps are not among the cells shown" in caplog.text
+    assert len(list((tmp_path / "fewer/maps").iterdir())) == 4

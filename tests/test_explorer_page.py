@@ -14,10 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import explorer_example as example
 from browser import CHROMIUM, Page, chromium
 from explorer_example import CLASSES, HEIGHT, MAPPED, SHEET, WIDTH, WINDOWS, wave, write_site
-from nuclass.core.errors import UserError
 from nuclass.core.names import MODELS
 from nuclass.explorer.cells import write_cells
 from nuclass.figures.style import Classes
@@ -445,85 +443,6 @@ def test_page_says_which_cells_it_does_not_show(page: Page) -> None:
     # Of the other slide the number was not written.
     choose_slide(page, "patch_h")
     assert page.run(text_of("unplaced")) == f"Not shown: cells {why}"
-
-
-def test_number_of_cells_not_shown_is_that_of_the_table(tmp_path: Path) -> None:
-    tables = example.write_tables(tmp_path, "s", example.predictions("s"))
-    cells = tmp_path / "cells.parquet"
-    for rows, expected in ((300, 0), (301, 1)):
-        pd.DataFrame({"cell_id": range(rows)}).to_parquet(cells)
-        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=cells)
-        assert f'"unpredicted":{expected},' in (tmp_path / "cells/points.js").read_text()
-    pd.DataFrame({"cell_id": range(299)}).to_parquet(cells)
-    with pytest.raises(UserError, match="fewer cells than predictions"):
-        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=cells)
-    with pytest.raises(UserError, match="table of cells is missing"):
-        write_cells("s", tables, tmp_path / "cells", classes=SHEET, cells=tmp_path / "no.parquet")
-
-
-def test_maps_of_cells_that_are_not_shown_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    made = example.predictions("s")
-    chosen, maps = example.write_maps(tmp_path, "s", made["gate"])
-    paths = example.write_tables(tmp_path, "s", made)
-    with caplog.at_level("WARNING", "nuclass"):
-        write_cells("s", paths, tmp_path / "all", classes=SHEET, chosen=chosen, maps=maps)
-        assert "activation maps" not in caplog.text
-        fewer = {model: table.drop(index=MAPPED[0]) for model, table in made.items()}
-        paths = example.write_tables(tmp_path, "s", fewer)
-        write_cells("s", paths, tmp_path / "fewer", classes=SHEET, chosen=chosen, maps=maps)
-    assert "s: 1 of 2 cells named for activation maps are not among the cells shown" in caplog.text
-    assert len(list((tmp_path / "fewer/maps").iterdir())) == 4
-
-
-def test_cell_that_was_let_go_does_not_come_back(page: Page) -> None:
-    hold(page, "NuClass.app.slide", "details")
-    page.press("n")
-    page.wait("window.held.length === 1")
-    page.press("Escape")
-    page.wait("NuClass.app.cell === -1")
-    let_go(page)
-    assert page.run("document.getElementById('cell-body').hidden")
-    assert page.run("location.hash") == "#slide=ovary_h"
-    assert not page.run(text_of("status")).startswith("Cell")
-
-
-def test_slow_windows_do_not_undo_a_later_choice(page: Page) -> None:
-    hold(page, "NuClass.windows", "draw", "args[1] === NuClass.app.slide && args[2] === 0")
-    page.press("n")
-    page.wait("window.held.length === 2")
-    page.press("n")
-    name = page.run("NuClass.app.slide.details(1).then((details) => details.id)")
-    page.wait(f"location.hash === '#slide=ovary_h&cell={name}'")
-    let_go(page)
-    assert page.run("location.hash") == f"#slide=ovary_h&cell={name}"
-    assert page.run(text_of("status")).startswith(f"Cell {name}.")
-
-
-def test_slow_slide_does_not_replace_a_later_choice(page: Page) -> None:
-    hold(page, "NuClass.Slide", "load", "args[0].name === 'patch_h'")
-    set_value(page, "slide", "patch_h")
-    page.wait("window.held.length === 1")
-    assert page.run("!document.getElementById('loading').hidden")
-    set_value(page, "slide", "ovary_h")
-    page.wait(f"document.getElementById('loading').hidden && {text_of('status')}.startsWith('Slide ovary_h')")
-    page.press("n")
-    page.wait("location.hash.includes('cell=')")
-    let_go(page)
-    shown = page.run("[NuClass.app.slide.name, NuClass.app.view.slide.name, document.getElementById('slide').value]")
-    assert shown == ["ovary_h"] * 3
-    assert page.run("NuClass.app.cell") == 0
-    assert page.run("document.getElementById('no-picture').hidden && document.getElementById('loading').hidden")
-
-
-def test_cell_of_the_slide_before_is_not_shown_on_the_next(page: Page) -> None:
-    hold(page, "NuClass.app.slide", "find")
-    page.run("document.getElementById('find').value = 'ovary_h-0040'")
-    page.run("document.querySelector('#find-form button').click()")
-    page.wait("window.held.length === 1")
-    choose_slide(page, "patch_h")
-    let_go(page)
-    assert page.run("[NuClass.app.cell, location.hash]") == [-1, "#slide=patch_h"]
-    assert page.run("document.getElementById('cell-body').hidden")
 
 
 @pytest.mark.parametrize("name", ["ovary_h/cells/details/0.js", "patch_h/cells/points.js"])
