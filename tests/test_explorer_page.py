@@ -395,6 +395,23 @@ def test_keys_step_through_the_cells_that_are_drawn(page: Page) -> None:
     assert nameless == []
 
 
+def test_the_chosen_cell_comes_to_the_middle(page: Page) -> None:
+    """From afar, where the view comes nearer on the way, and from cell to cell."""
+    page.run("(({viewport: v}) => void v.zoomTo(v.imageToViewportZoom(0.2), null, true))(NuClass.app.view.osd)")
+    settle(page)
+    middle = "(({viewport: v}) => [v.getContainerSize().x / 2, v.getContainerSize().y / 2])(NuClass.app.view.osd)"
+    zoom = "NuClass.app.view.osd.viewport.getZoom(true)"
+    before = page.run(zoom)
+    for cell in range(2):
+        page.press("n")
+        page.wait(f"NuClass.app.cell === {cell}")
+        settle(page)
+        left, top = page.run("(({left, top}) => [left, top])(NuClass.app.view.osd.element.getBoundingClientRect())")
+        x, y = page.run(middle)
+        assert screen(page, cell) == pytest.approx((left + x, top + y), abs=2)
+    assert page.run(zoom) > 1.2 * before
+
+
 def test_picture_is_never_turned_or_mirrored(page: Page) -> None:
     turned = "(({viewport: v}) => [v.getFlip(), v.getRotation(), v.getRotation(true)])(NuClass.app.view.osd)"
     zoom = "NuClass.app.view.osd.viewport.getZoom()"

@@ -227,9 +227,9 @@ NuClass.View = class {
     const { extent, x, y } = this.slide;
     const point = new OpenSeadragon.Point((x[cell] - extent.x) / extent.width, (y[cell] - extent.y) / extent.width);
     const viewport = this.osd.viewport;
-    viewport.panTo(point);
     const near = viewport.imageToViewportZoom(0.6);
-    if (viewport.getZoom() < near) viewport.zoomTo(near, point);
+    if (viewport.getZoom() < near) viewport.zoomTo(near);
+    viewport.panTo(point);
   }
 
   zoomBy(factor) {
