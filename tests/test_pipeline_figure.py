@@ -17,7 +17,7 @@ from PIL import Image
 from bundle_example import example
 from nuclass.core.files import write_parquet
 from nuclass.figures.labelling_panels import CellTypes
-from nuclass.figures.pipeline import draw_pipeline
+from nuclass.figures.pipeline import draw_pipeline, labels_of
 from nuclass.figures.pipeline_method import Method
 from nuclass.figures.pipeline_views import choose_cell, read_views, study_counts, um_to_px
 from nuclass.figures.style import Classes
@@ -54,6 +54,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     labels["class"] = labels["cell_type"].map(KINDS)
     labels["status"] = "labelled"
     labels.loc[:2, "status"] = "dropped"
+    labels["source"] = "markers"
     umap = labels[["cell_id"]].assign(umap_1=cells["x_um"], umap_2=cells["y_um"])
     genes = [("T_Cell", "GENE0"), ("T_Cell", "GENE1"), ("T_Cell", "GENE2"), ("Fibroblast", "GENE3")]
     rows = [
@@ -193,3 +194,17 @@ def test_places_and_counts_by_hand(slide: dict[str, Path]) -> None:
         "cohorts": 1,
         "cohort_cells": 11,
     }
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (["markers", "", "markers"], "Labels from the transcripts of"),
+        (["given", "given", ""], "Labels given for"),
+        (["given", "markers", ""], "Labels given and from the transcripts of"),
+        (["", "", ""], "Labels of"),
+    ],
+)
+def test_the_heading_says_where_the_labels_come_from(sources: list[str], words: str) -> None:
+    assert labels_of(pd.DataFrame({"source": sources})) == words
+    assert labels_of(pd.DataFrame()) == "Labels of"

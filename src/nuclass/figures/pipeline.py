@@ -79,7 +79,7 @@ def draw_pipeline(
 def _draw_labels(canvas: Canvas, views: Views, types: CellTypes, mpp: float) -> list[pd.DataFrame]:
     name = views.slide.replace("_", " ")
     canvas.text((_LEFT, 3.2), "a", fontsize=9, weight="bold", va="center")
-    heading = f"{_labels_of(views.cells)} each slide, here {name} ({views.organ})"
+    heading = f"{labels_of(views.cells)} each slide, here {name} ({views.organ})"
     canvas.text((_LEFT + 4, 3.2), heading, fontsize=7, weight="bold", va="center")
     boxes = [Box(_LEFT + k * (_SIDE + _GAP), _TOP, _SIDE, _SIDE) for k in range(5)]
     for first, second in pairwise(boxes):
@@ -237,7 +237,7 @@ def _number(n: int, what: str) -> str:
     return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
-def _labels_of(cells: pd.DataFrame) -> str:
+def labels_of(cells: pd.DataFrame) -> str:
     """Return the words for where the labels of a slide come from."""
     sources = set(cells["source"].astype(str)) if "source" in cells else set()
     if {"markers", "given"} <= sources:
