@@ -17,6 +17,7 @@ rule simulate_bundle:
         "logs/simulate_bundle/{slide}.log",
     benchmark:
         "benchmarks/simulate_bundle/{slide}.tsv"
+    priority: 1
     threads: 1
     resources:
         mem_mb=mem(2000),
@@ -43,6 +44,7 @@ rule fetch_bundle:
         "logs/fetch_bundle/{slide}.log",
     benchmark:
         "benchmarks/fetch_bundle/{slide}.tsv"
+    priority: 1
     retries: 0
     threads: 1
     resources:

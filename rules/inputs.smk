@@ -74,9 +74,14 @@ def train_gpus(name):
     return 0 if on_cpu or not is_large("local") else processes(name)
 
 
-def train_threads(name, own=1):
-    """Return the threads of a training: ``own`` and those of the reading processes, for each process."""
-    return processes(name) * (own + MODEL_CONFIG[name]["trainer"]["workers"])
+def own_threads():
+    """Return the threads of a training beside its readers: small ones go side by side instead."""
+    return 2 if is_large("local") else 1
+
+
+def train_threads(name):
+    """Return the threads of a training: its own and those of the reading processes, for each process."""
+    return processes(name) * (own_threads() + MODEL_CONFIG[name]["trainer"]["workers"])
 
 
 def train_base():

@@ -62,6 +62,7 @@ rule label_cells:
         "logs/label_cells/{slide}.log",
     benchmark:
         "benchmarks/label_cells/{slide}.tsv"
+    priority: 1
     threads: 1
     resources:
         mem_mb=mem(2000, 10),

@@ -17,6 +17,7 @@ rule align_slide:
         "logs/align_slide/{slide}.log",
     benchmark:
         "benchmarks/align_slide/{slide}.tsv"
+    priority: 1
     threads: 1
     resources:
         mem_mb=slide_mem,
@@ -45,6 +46,7 @@ rule check_alignment:
         "logs/check_alignment/{slide}.log",
     benchmark:
         "benchmarks/check_alignment/{slide}.tsv"
+    priority: 1
     threads: 1
     resources:
         mem_mb=slide_mem,
@@ -80,6 +82,7 @@ rule build_slide:
         "logs/build_slide/{slide}.log",
     benchmark:
         "benchmarks/build_slide/{slide}.tsv"
+    priority: 1
     threads: slide_threads
     resources:
         mem_mb=slide_mem,

@@ -22,6 +22,7 @@ rule split_cells:
         "logs/split_cells/{slide}.log",
     benchmark:
         "benchmarks/split_cells/{slide}.tsv"
+    priority: 1
     threads: 1
     resources:
         mem_mb=mem(1000, 10),

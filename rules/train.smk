@@ -23,6 +23,7 @@ if OWN_CONTEXT:
             "logs/pretrain_context/all.log",
         benchmark:
             "benchmarks/pretrain_context/all.tsv"
+        priority: 1
         threads: 1
         resources:
             mem_mb=mem(3000),
@@ -57,6 +58,7 @@ rule embed_context:
         "logs/embed_context/{slide}.log",
     benchmark:
         "benchmarks/embed_context/{slide}.tsv"
+    priority: 1
     threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
         mem_mb=mem(3000 + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
@@ -123,6 +125,7 @@ rule train_local:
         "logs/train_local/all.log",
     benchmark:
         "benchmarks/train_local/all.tsv"
+    priority: 1
     threads: train_threads("local")
     resources:
         mem_mb=train_mem("local"),
@@ -159,7 +162,8 @@ rule train_global:
         "logs/train_global/all.log",
     benchmark:
         "benchmarks/train_global/all.tsv"
-    threads: train_threads("global", own=2)
+    priority: 1
+    threads: train_threads("global")
     resources:
         mem_mb=train_mem("global"),
         runtime=7200,
@@ -196,7 +200,8 @@ rule train_gate:
         "logs/train_gate/all.log",
     benchmark:
         "benchmarks/train_gate/all.tsv"
-    threads: 2
+    priority: 1
+    threads: own_threads()
     resources:
         mem_mb=mem(train_base(), 4),
         runtime=480,
@@ -232,6 +237,7 @@ rule predict:
         "logs/predict/{slide}.log",
     benchmark:
         "benchmarks/predict/{slide}.tsv"
+    priority: 1
     threads: 1
     resources:
         mem_mb=mem(model_base()),

@@ -167,8 +167,6 @@ use rule train_global as train_global_variant with:
         "logs/train_global_variant/{variant}.log",
     benchmark:
         "benchmarks/train_global_variant/{variant}.tsv"
-    # One thread: small runs go side by side, large ones compute on a GPU.
-    threads: train_threads("global")
     message:
         "{wildcards.variant}: training the global model"
 
@@ -195,8 +193,6 @@ use rule train_gate as train_gate_variant with:
         "logs/train_gate_variant/{variant}.log",
     benchmark:
         "benchmarks/train_gate_variant/{variant}.tsv"
-    # One thread: small runs go side by side, large ones compute on a GPU.
-    threads: 1
     message:
         "{wildcards.variant}: training the gate"
 
