@@ -187,7 +187,7 @@ def _map(ax: Axes, part: pd.DataFrame, colours: Colormap, scale: Normalize) -> N
     bar = _round(0.3 * (right - left))
     foot = bottom + 0.05 * (bottom - top)
     ax.plot([left, left + bar], [foot, foot], color="#333333", lw=1.2, solid_capstyle="butt")
-    length = f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} um"
+    length = f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} µm"
     ax.text(left + bar + 0.02 * (right - left), foot, length, va="center", ha="left", fontsize=5.5)
     ax.set(xlim=(left, right), ylim=(foot + 0.06 * (bottom - top), top), aspect="equal", anchor="W")
     ax.set_axis_off()
