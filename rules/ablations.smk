@@ -18,7 +18,7 @@ rule compare_runs:
     params:
         runs=lambda wildcards: compared(wildcards.comparison),
         options=INTERVALS,
-        code=code_hash("nuclass.evaluation.ablation"),
+        code=code_hash("compare_runs"),
     log:
         "logs/compare_runs/{comparison}.log",
     benchmark:
@@ -43,7 +43,7 @@ rule judge_left_out:
     params:
         runs=lambda wildcards: without(wildcards.organ),
         options=INTERVALS,
-        code=code_hash("nuclass.evaluation.ablation"),
+        code=code_hash("judge_left_out"),
     log:
         "logs/judge_left_out/{organ}.log",
     benchmark:
@@ -71,7 +71,7 @@ rule compare_embeddings:
             "subset": CONFIG["ablations"]["subset"],
             **{key: INTERVALS[key] for key in ("seed", "draws", "mpp", "block_um")},
         },
-        code=code_hash("nuclass.evaluation.embedding_space"),
+        code=code_hash("compare_embeddings"),
     log:
         "logs/compare_embeddings/all.log",
     benchmark:
@@ -97,7 +97,7 @@ rule tabulate_uncertainty_guidance:
         tex="results/tables/uncertainty_guidance.tex",
     params:
         told=TOLD,
-        code=code_hash("nuclass.tables.ablation"),
+        code=code_hash("tabulate_uncertainty_guidance"),
     log:
         "logs/tabulate_uncertainty_guidance/all.log",
     benchmark:
@@ -123,7 +123,7 @@ rule tabulate_context_sizes:
         tex="results/tables/context_sizes.tex",
     params:
         told=TOLD,
-        code=code_hash("nuclass.tables.ablation"),
+        code=code_hash("tabulate_context_sizes"),
     log:
         "logs/tabulate_context_sizes/all.log",
     benchmark:
@@ -149,7 +149,7 @@ rule tabulate_seeds:
         tex="results/tables/seeds.tex",
     params:
         told=TOLD,
-        code=code_hash("nuclass.tables.ablation"),
+        code=code_hash("tabulate_seeds"),
     log:
         "logs/tabulate_seeds/all.log",
     benchmark:
@@ -175,7 +175,7 @@ rule tabulate_film_vs_concat:
         tex="results/tables/film_vs_concat.tex",
     params:
         told={key: TOLD[key] for key in ("synthetic", "flaws")},
-        code=code_hash("nuclass.tables.fusion"),
+        code=code_hash("tabulate_film_vs_concat"),
     log:
         "logs/tabulate_film_vs_concat/all.log",
     benchmark:
@@ -201,7 +201,7 @@ rule tabulate_left_out:
         tex="results/tables/left_out.tex",
     params:
         told=TOLD,
-        code=code_hash("nuclass.tables.ablation"),
+        code=code_hash("tabulate_left_out"),
     log:
         "logs/tabulate_left_out/all.log",
     benchmark:

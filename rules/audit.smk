@@ -12,7 +12,7 @@ rule audit_protocol:
         runs=[run_tables(of_variants.REFERENCE), *map(run_tables, AUDITED)],
         idle={name: of_variants.idle(name, STUDY.short_models, CONFIG["splits"]["test"]) for name in AUDITED},
         options=INTERVALS,
-        code=code_hash("nuclass.evaluation.audit"),
+        code=code_hash("audit_protocol"),
     log:
         "logs/audit_protocol/all.log",
     benchmark:
@@ -38,7 +38,7 @@ rule tabulate_audit:
         tex="results/tables/audit.tex",
     params:
         told=TOLD,
-        code=code_hash("nuclass.tables.ablation"),
+        code=code_hash("tabulate_audit"),
     log:
         "logs/tabulate_audit/all.log",
     benchmark:
@@ -64,7 +64,7 @@ rule draw_audit:
         csv="results/figures/audit.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.audit"),
+        code=code_hash("draw_audit"),
     log:
         "logs/draw_audit/all.log",
     benchmark:

@@ -29,7 +29,7 @@ rule embed_baseline:
         slides=lambda wildcards: organs_of([wildcards.slide]),
         scale=STUDY_SCALE,
         work="work/features/baselines",
-        code=code_hash("nuclass.training.baselines"),
+        code=code_hash("embed_baseline"),
     log:
         "logs/embed_baseline/{baseline}_{slide}.log",
     benchmark:
@@ -61,7 +61,7 @@ rule train_baseline_linear:
         slides=organs_of(TRAIN_SLIDES),
         scale=STUDY_SCALE,
         work="work/models",
-        code=code_hash("nuclass.training.baselines"),
+        code=code_hash("train_baseline_linear"),
     log:
         "logs/train_baseline_linear/{baseline}.log",
     benchmark:
@@ -90,7 +90,7 @@ rule train_baseline_finetuned:
         slides=organs_of(TRAIN_SLIDES),
         scale=STUDY_SCALE,
         work="work/models/{baseline}_finetuned",
-        code=code_hash("nuclass.training.baselines"),
+        code=code_hash("train_baseline_finetuned"),
     log:
         "logs/train_baseline_finetuned/{baseline}.log",
     benchmark:
@@ -128,7 +128,7 @@ rule predict_baseline:
         slides=organs_of(COHORTS),
         scale=STUDY_SCALE,
         work="work/predictions",
-        code=code_hash("nuclass.training.baselines"),
+        code=code_hash("predict_baseline"),
     log:
         "logs/predict_baseline/{baseline}_{head}.log",
     benchmark:

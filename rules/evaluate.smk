@@ -43,7 +43,7 @@ rule evaluate_cohort:
         mpp=CONFIG["mpp"],
         evaluation=CONFIG["evaluation"],
         closed_set=PROTOCOL.closed_set,
-        code=code_hash("nuclass.evaluation.cohort", "nuclass.figures.confusion"),
+        code=code_hash("evaluate_cohort"),
     log:
         "logs/evaluate_cohort/{selection}.log",
     benchmark:
@@ -76,7 +76,7 @@ rule compare_models:
         mpp=CONFIG["mpp"],
         evaluation=CONFIG["evaluation"],
         closed_set=PROTOCOL.closed_set,
-        code=code_hash("nuclass.evaluation.compare"),
+        code=code_hash("compare_models"),
     log:
         "logs/compare_models/all.log",
     benchmark:
@@ -109,7 +109,7 @@ rule compare_baselines:
         mpp=CONFIG["mpp"],
         evaluation=CONFIG["evaluation"],
         closed_set=PROTOCOL.closed_set,
-        code=code_hash("nuclass.evaluation.compare"),
+        code=code_hash("compare_baselines"),
     log:
         "logs/compare_baselines/all.log",
     benchmark:
@@ -137,7 +137,7 @@ rule count_cells:
         funnel="results/evaluation/funnel.csv",
     params:
         slides=SLIDES[["organ", "role"]].to_dict("index"),
-        code=code_hash("nuclass.evaluation.dataset", "nuclass.data.funnel"),
+        code=code_hash("count_cells"),
     log:
         "logs/count_cells/all.log",
     benchmark:
@@ -172,7 +172,7 @@ if TRUTH_KNOWN:
             mpp=CONFIG["mpp"],
             window=CONFIG["windows"]["local"],
             evaluation=CONFIG["evaluation"],
-            code=code_hash("nuclass.evaluation.truth"),
+            code=code_hash("score_truth"),
         log:
             "logs/score_truth/all.log",
         benchmark:

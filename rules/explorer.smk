@@ -20,7 +20,7 @@ rule cut_explorer_tiles:
     params:
         quality=CONFIG["figures"]["explorer"]["jpeg_quality"],
         cache_mb=CONFIG["slide_store"]["cache_mb"],
-        code=code_hash("nuclass.explorer.tiles"),
+        code=code_hash("cut_explorer_tiles"),
     log:
         "logs/cut_explorer_tiles/{slide}.log",
     benchmark:
@@ -48,7 +48,7 @@ rule write_explorer_cells:
         cells=directory("results/explorer/slides/{slide}/cells"),
     params:
         models=MODELS,
-        code=code_hash("nuclass.explorer.cells"),
+        code=code_hash("write_explorer_cells"),
     log:
         "logs/write_explorer_cells/{slide}.log",
     benchmark:
@@ -81,7 +81,7 @@ rule make_explorer:
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.explorer.page"),
+        code=code_hash("make_explorer"),
     log:
         "logs/make_explorer/all.log",
     benchmark:

@@ -12,7 +12,7 @@ rule simulate_bundle:
         slide=lambda wildcards: slide_row(wildcards.slide, "slide", "organ")
         | {"role": slide_row(wildcards.slide)["sheet_role"]},
         seed=CONFIG["synthetic"]["seed"],
-        code=code_hash("nuclass.synthetic"),
+        code=code_hash("simulate_bundle"),
     log:
         "logs/simulate_bundle/{slide}.log",
     benchmark:
@@ -37,6 +37,7 @@ rule fetch_bundle:
         bundle="resources/bundles/{slide}/bundle.json",
     wildcard_constraints:
         slide=slides_from("local", "dataset"),
+    # Without a hash of code: a change of it is no reason to fetch hundreds of gigabytes again.
     params:
         slide=lambda wildcards: fetch_row(wildcards.slide),
         image=lambda wildcards: needs_image(fetch_row(wildcards.slide)),

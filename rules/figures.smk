@@ -16,7 +16,7 @@ rule draw_dataset_composition:
         csv="results/figures/dataset_composition.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.dataset_composition"),
+        code=code_hash("draw_dataset_composition"),
     log:
         "logs/draw_dataset_composition/all.log",
     benchmark:
@@ -43,7 +43,7 @@ rule draw_confusion:
     params:
         selections=SELECTIONS,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.confusion"),
+        code=code_hash("draw_confusion"),
     log:
         "logs/draw_confusion/all.log",
     benchmark:
@@ -69,7 +69,7 @@ rule draw_per_class_f1:
         csv="results/figures/per_class_f1.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.per_class_f1"),
+        code=code_hash("draw_per_class_f1"),
     log:
         "logs/draw_per_class_f1/all.log",
     benchmark:
@@ -96,7 +96,7 @@ rule draw_branches:
         csv="results/figures/branches.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.branches"),
+        code=code_hash("draw_branches"),
     log:
         "logs/draw_branches/all.log",
     benchmark:
@@ -125,7 +125,7 @@ rule draw_calibration:
     params:
         models=MODELS,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.calibration"),
+        code=code_hash("draw_calibration"),
     log:
         "logs/draw_calibration/all.log",
     benchmark:
@@ -154,7 +154,7 @@ rule draw_alignment:
     params:
         slides=BUNDLE_SLIDES,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.alignment"),
+        code=code_hash("draw_alignment"),
     log:
         "logs/draw_alignment/all.log",
     benchmark:
@@ -190,7 +190,7 @@ rule draw_labels:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
         min_confidence=MARKED,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.labelling"),
+        code=code_hash("draw_labels"),
     log:
         "logs/draw_labels/{slide}.log",
     benchmark:
@@ -221,7 +221,7 @@ rule draw_labelling:
         organs={slide: slide_row(slide)["organ"] for slide in BUNDLE_SLIDES},
         min_confidence=dict.fromkeys(BUNDLE_SLIDES, MARKED),
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.labelling_study"),
+        code=code_hash("draw_labelling"),
     log:
         "logs/draw_labelling/all.log",
     benchmark:
@@ -247,7 +247,7 @@ rule draw_funnel:
         csv="results/figures/funnel.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.funnel"),
+        code=code_hash("draw_funnel"),
     log:
         "logs/draw_funnel/all.log",
     benchmark:

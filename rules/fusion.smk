@@ -18,7 +18,7 @@ rule compare_fusions:
         evaluation=CONFIG["evaluation"],
         closed_set=PROTOCOL.closed_set,
         policy_on_test=PROTOCOL.policy_on_test,
-        code=code_hash("nuclass.evaluation.gate_ablation"),
+        code=code_hash("compare_fusions"),
     log:
         "logs/compare_fusions/all.log",
     benchmark:
@@ -44,7 +44,7 @@ rule count_complementarity:
         models=["local", "global"],
         mpp=CONFIG["mpp"],
         evaluation=CONFIG["evaluation"],
-        code=code_hash("nuclass.evaluation.complementarity"),
+        code=code_hash("count_complementarity"),
     log:
         "logs/count_complementarity/all.log",
     benchmark:
@@ -71,7 +71,7 @@ rule describe_gate:
         models=MODELS,
         mpp=CONFIG["mpp"],
         square_um=CONFIG["evaluation"]["block_um"],
-        code=code_hash("nuclass.evaluation.gate_behaviour"),
+        code=code_hash("describe_gate"),
     log:
         "logs/describe_gate/all.log",
     benchmark:
@@ -98,7 +98,7 @@ rule draw_gate:
         csv="results/figures/gate.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.gate"),
+        code=code_hash("draw_gate"),
     log:
         "logs/draw_gate/all.log",
     benchmark:
@@ -124,7 +124,7 @@ rule draw_fusion:
         csv="results/figures/fusion.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.fusion"),
+        code=code_hash("draw_fusion"),
     log:
         "logs/draw_fusion/all.log",
     benchmark:
@@ -150,7 +150,7 @@ rule draw_complementarity:
         csv="results/figures/complementarity.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.complementarity"),
+        code=code_hash("draw_complementarity"),
     log:
         "logs/draw_complementarity/all.log",
     benchmark:
@@ -178,7 +178,7 @@ rule tabulate_gate_ablation:
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
-        code=code_hash("nuclass.tables.fusion"),
+        code=code_hash("tabulate_gate_ablation"),
     log:
         "logs/tabulate_gate_ablation/all.log",
     benchmark:
@@ -205,7 +205,7 @@ rule tabulate_complementarity:
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
-        code=code_hash("nuclass.tables.fusion"),
+        code=code_hash("tabulate_complementarity"),
     log:
         "logs/tabulate_complementarity/all.log",
     benchmark:
@@ -234,7 +234,7 @@ rule tabulate_gate:
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
-        code=code_hash("nuclass.tables.fusion"),
+        code=code_hash("tabulate_gate"),
     log:
         "logs/tabulate_gate/all.log",
     benchmark:
@@ -269,7 +269,7 @@ rule tabulate_paper_comparison:
         closed_set=PROTOCOL.closed_set,
         synthetic=SYNTHETIC,
         flaws=FLAWS,
-        code=code_hash("nuclass.tables.published"),
+        code=code_hash("tabulate_paper_comparison"),
     log:
         "logs/tabulate_paper_comparison/all.log",
     benchmark:

@@ -19,7 +19,7 @@ rule choose_cells:
     params:
         models=MODELS,
         gradcam={key: CONFIG["figures"]["gradcam"][key] for key in ("cells", "per_cohort")},
-        code=code_hash("nuclass.evaluation.choose"),
+        code=code_hash("choose_cells"),
     log:
         "logs/choose_cells/all.log",
     benchmark:
@@ -46,7 +46,7 @@ rule compute_gradcam:
     params:
         slides=COHORTS,
         cache_mb=CONFIG["slide_store"]["cache_mb"],
-        code=code_hash("nuclass.interpret.gradcam"),
+        code=code_hash("compute_gradcam"),
     log:
         "logs/compute_gradcam/all.log",
     benchmark:
@@ -75,7 +75,7 @@ rule compute_baseline_maps:
         asked=CONFIG["figures"]["gradcam"]["baselines"],
         slides=COHORTS,
         cache_mb=CONFIG["slide_store"]["cache_mb"],
-        code=code_hash("nuclass.interpret.baselines"),
+        code=code_hash("compute_baseline_maps"),
     log:
         "logs/compute_baseline_maps/all.log",
     benchmark:
@@ -103,7 +103,7 @@ rule compute_controls:
     params:
         slides=COHORTS,
         cache_mb=CONFIG["slide_store"]["cache_mb"],
-        code=code_hash("nuclass.interpret.controls"),
+        code=code_hash("compute_controls"),
     log:
         "logs/compute_controls/all.log",
     benchmark:
@@ -132,7 +132,7 @@ rule draw_branch_maps:
         windows=[CONFIG["windows"]["local"], CONFIG["windows"]["global"]],
         mpp=CONFIG["mpp"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.gradcam"),
+        code=code_hash("draw_branch_maps"),
     log:
         "logs/draw_branch_maps/all.log",
     benchmark:
@@ -163,7 +163,7 @@ rule draw_gradcam:
         windows=[CONFIG["windows"]["local"], CONFIG["windows"]["global"]],
         mpp=CONFIG["mpp"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.gradcam"),
+        code=code_hash("draw_gradcam"),
     log:
         "logs/draw_gradcam/all.log",
     benchmark:
@@ -192,7 +192,7 @@ rule draw_gradcam_controls:
         windows=[CONFIG["windows"]["local"], CONFIG["windows"]["global"]],
         mpp=CONFIG["mpp"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.gradcam_controls"),
+        code=code_hash("draw_gradcam_controls"),
     log:
         "logs/draw_gradcam_controls/all.log",
     benchmark:

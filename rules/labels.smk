@@ -15,7 +15,7 @@ rule check_panel:
         organ=lambda wildcards: slide_row(wildcards.slide)["organ"],
         source=label_source,
         leave_out=CONFIG["labels"]["leave_out"],
-        code=code_hash("nuclass.labels.panel_check"),
+        code=code_hash("check_panel"),
     log:
         "logs/check_panel/{slide}.log",
     benchmark:
@@ -57,7 +57,7 @@ rule label_cells:
         given=lambda wildcards: slide_row(wildcards.slide)["given"],
         extra_markers=CONFIG["labels"]["extra_markers"],
         labels={key: value for key, value in CONFIG["labels"].items() if key not in ("source", "extra_markers")},
-        code=code_hash("nuclass.labels.job"),
+        code=code_hash("label_cells"),
     log:
         "logs/label_cells/{slide}.log",
     benchmark:

@@ -18,7 +18,7 @@ rule compute_embedding_map:
     params:
         models=MODELS,
         seed=CONFIG["evaluation"]["seed"],
-        code=code_hash("nuclass.evaluation.embedding_map"),
+        code=code_hash("compute_embedding_map"),
     log:
         "logs/compute_embedding_map/all.log",
     benchmark:
@@ -44,7 +44,7 @@ rule draw_umap:
         csv="results/figures/umap.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.embedding_map"),
+        code=code_hash("draw_umap"),
     log:
         "logs/draw_umap/all.log",
     benchmark:
@@ -73,7 +73,7 @@ rule draw_spatial:
         slides=COHORTS,
         mpp=CONFIG["mpp"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.spatial"),
+        code=code_hash("draw_spatial"),
     log:
         "logs/draw_spatial/all.log",
     benchmark:
@@ -101,7 +101,7 @@ rule describe_organ_use:
             "subset": CONFIG["ablations"]["subset"],
             **{key: INTERVALS[key] for key in ("seed", "draws", "mpp", "block_um")},
         },
-        code=code_hash("nuclass.evaluation.organ_use"),
+        code=code_hash("describe_organ_use"),
     log:
         "logs/describe_organ_use/all.log",
     benchmark:
@@ -133,7 +133,7 @@ rule draw_film_vs_concat:
         csv="results/figures/film_vs_concat.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.film_vs_concat"),
+        code=code_hash("draw_film_vs_concat"),
     log:
         "logs/draw_film_vs_concat/all.log",
     benchmark:

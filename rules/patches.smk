@@ -20,7 +20,7 @@ rule export_patches:
         patient=lambda wildcards: slide_row(wildcards.slide)["patient"],
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
-        code=code_hash("nuclass.patches.export"),
+        code=code_hash("export_patches"),
     log:
         "logs/export_patches/{slide}.log",
     benchmark:
@@ -55,7 +55,7 @@ rule import_patches:
         states=lambda wildcards: patch_states(patch_files(wildcards)),
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
-        code=code_hash("nuclass.patches.importing", "nuclass.labels.named"),
+        code=code_hash("import_patches"),
     log:
         "logs/import_patches/{slide}.log",
     benchmark:

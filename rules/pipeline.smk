@@ -25,7 +25,7 @@ rule draw_pipeline:
         models=sections("local", "context", "global", "gate"),
         scale={key: STUDY_SCALE[key] for key in ("windows", "mpp")},
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.pipeline"),
+        code=code_hash("draw_pipeline"),
     log:
         "logs/draw_pipeline/all.log",
     benchmark:

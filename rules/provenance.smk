@@ -32,7 +32,7 @@ rule write_methods:
             caption="../workflow/report/methods.rst",
         ),
     params:
-        code=code_hash("nuclass.tables.methods", "nuclass.core.provenance"),
+        code=code_hash("write_methods"),
         config=json.dumps(CONFIG, sort_keys=True),
         models=json.dumps(MODEL_CONFIG, sort_keys=True),
         trained=MODELS,
@@ -84,7 +84,7 @@ rule record_provenance:
         code=directory("results/provenance/code"),
         crate="results/provenance/ro-crate-metadata.json",
     params:
-        code=code_hash("nuclass.core.provenance", "nuclass.core.crate"),
+        code=code_hash("record_provenance"),
         config=json.dumps(CONFIG, sort_keys=True),
         models=json.dumps(MODEL_CONFIG, sort_keys=True),
         told={
@@ -136,6 +136,7 @@ rule render_report:
             "results/provenance/run.json",
             "results/provenance/methods.html",
         ],
+        code=code_hash("render_report"),
     log:
         "logs/render_report/{report}.log",
     benchmark:

@@ -58,7 +58,7 @@ rule measure_usage:
         folder="benchmarks",
         stages=MEASURED_STAGES,
         jobs=[*ALL_SLIDES, "all"],
-        code=code_hash("nuclass.evaluation.usage"),
+        code=code_hash("measure_usage"),
     log:
         "logs/measure_usage/all.log",
     benchmark:
@@ -86,7 +86,7 @@ rule draw_training:
         trainings=TRAININGS,
         models=MODELS,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.training"),
+        code=code_hash("draw_training"),
     log:
         "logs/draw_training/all.log",
     benchmark:
@@ -113,7 +113,7 @@ rule draw_resources:
         csv="results/figures/resources.csv",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.figures.resources"),
+        code=code_hash("draw_resources"),
     log:
         "logs/draw_resources/all.log",
     benchmark:
@@ -142,7 +142,7 @@ rule tabulate_runtime:
         trainings=TRAININGS,
         models=MODELS,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables.runtime"),
+        code=code_hash("tabulate_runtime"),
     log:
         "logs/tabulate_runtime/all.log",
     benchmark:
@@ -173,7 +173,7 @@ rule tabulate_hyperparameters:
         models={name: MODEL_CONFIG[name] for name in ("context", "local", "global", "gate", "predict")},
         file=CONFIG["models"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables.hyperparameters"),
+        code=code_hash("tabulate_hyperparameters"),
     log:
         "logs/tabulate_hyperparameters/all.log",
     benchmark:

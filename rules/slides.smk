@@ -12,7 +12,7 @@ rule align_slide:
         align=align_of,
         mpp=CONFIG["mpp"],
         robust=CONFIG["alignment"]["robust"],
-        code=code_hash("nuclass.slides.align", "nuclass.xenium.alignment"),
+        code=code_hash("align_slide"),
     log:
         "logs/align_slide/{slide}.log",
     benchmark:
@@ -41,7 +41,7 @@ rule check_alignment:
         slide=WITH_BUNDLE,
     params:
         alignment={key: value for key, value in CONFIG["alignment"].items() if key not in ("align", "robust", "accept")},
-        code=code_hash("nuclass.slides.verdict", "nuclass.slides.overlay"),
+        code=code_hash("check_alignment"),
     log:
         "logs/check_alignment/{slide}.log",
     benchmark:
@@ -77,7 +77,7 @@ rule build_slide:
         store={key: CONFIG["slide_store"][key] for key in ("tile", "shard", "levels")},
         qc=CONFIG["qc"],
         inverted_mpp=PROTOCOL.inverted_mpp,
-        code=code_hash("nuclass.slides.build", "nuclass.slides.writer"),
+        code=code_hash("build_slide"),
     log:
         "logs/build_slide/{slide}.log",
     benchmark:
@@ -112,7 +112,7 @@ rule tabulate_alignment:
     params:
         study=f"{CONFIG['study']}. {FLAWS}" if FLAWS else CONFIG["study"],
         synthetic=bool((SLIDES["source"] == "synthetic").any()),
-        code=code_hash("nuclass.tables.alignment"),
+        code=code_hash("tabulate_alignment"),
     log:
         "logs/tabulate_alignment/all.log",
     benchmark:

@@ -17,7 +17,7 @@ rule split_cells:
         protocol=switches_of(PROTOCOL, "splits"),
         windows=CONFIG["windows"],
         mpp=CONFIG["mpp"],
-        code=code_hash("nuclass.splits"),
+        code=code_hash("split_cells"),
     log:
         "logs/split_cells/{slide}.log",
     benchmark:
@@ -49,7 +49,7 @@ rule tabulate_splits:
         tex="results/tables/splits.tex",
     params:
         synthetic=lambda wildcards: SYNTHETIC,
-        code=code_hash("nuclass.tables.splits"),
+        code=code_hash("tabulate_splits"),
     log:
         "logs/tabulate_splits/all.log",
     benchmark:

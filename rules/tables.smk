@@ -13,7 +13,7 @@ rule tabulate_holdout_comparison:
         flaws=FLAWS,
         closed_set=PROTOCOL.closed_set,
         stand_ins=STAND_INS,
-        code=code_hash("nuclass.tables"),
+        code=code_hash("tabulate_holdout_comparison"),
     log:
         "logs/tabulate_holdout_comparison/all.log",
     benchmark:
@@ -40,7 +40,7 @@ rule tabulate_branches:
     params:
         synthetic=SYNTHETIC,
         flaws=FLAWS,
-        code=code_hash("nuclass.tables"),
+        code=code_hash("tabulate_branches"),
     log:
         "logs/tabulate_branches/all.log",
     benchmark:
@@ -66,7 +66,7 @@ rule tabulate_dataset:
         tex="results/tables/dataset.tex",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+        code=code_hash("tabulate_dataset"),
     log:
         "logs/tabulate_dataset/all.log",
     benchmark:
@@ -94,7 +94,7 @@ rule tabulate_panels:
         slides=BUNDLE_SLIDES,
         organs={slide: slide_row(slide)["organ"] for slide in BUNDLE_SLIDES},
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables.labelling"),
+        code=code_hash("tabulate_panels"),
     log:
         "logs/tabulate_panels/all.log",
     benchmark:
@@ -121,7 +121,7 @@ rule tabulate_label_quality:
         tex="results/tables/label_quality.tex",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+        code=code_hash("tabulate_label_quality"),
     log:
         "logs/tabulate_label_quality/all.log",
     benchmark:
@@ -149,7 +149,7 @@ rule tabulate_label_agreement:
     params:
         slides=BUNDLE_SLIDES,
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables.labelling"),
+        code=code_hash("tabulate_label_agreement"),
     log:
         "logs/tabulate_label_agreement/all.log",
     benchmark:
@@ -179,7 +179,7 @@ rule tabulate_label_confidence:
         slides=BUNDLE_SLIDES,
         min_confidence=CONFIG["labels"]["min_confidence"],
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables.labelling", "nuclass.labels.measures"),
+        code=code_hash("tabulate_label_confidence"),
     log:
         "logs/tabulate_label_confidence/all.log",
     benchmark:
@@ -205,7 +205,7 @@ rule tabulate_funnel:
         tex="results/tables/funnel.tex",
     params:
         synthetic=SYNTHETIC,
-        code=code_hash("nuclass.tables"),
+        code=code_hash("tabulate_funnel"),
     log:
         "logs/tabulate_funnel/all.log",
     benchmark:
@@ -233,7 +233,7 @@ if TRUTH_KNOWN:
             tex="results/tables/synthetic_truth.tex",
         params:
             flaws=FLAWS,
-            code=code_hash("nuclass.tables"),
+            code=code_hash("tabulate_synthetic_truth"),
         log:
             "logs/tabulate_synthetic_truth/all.log",
         benchmark:

@@ -18,7 +18,7 @@ if OWN_CONTEXT:
             scale=STUDY_SCALE,
             work="work/models/context",
             seed=MODEL_CONFIG["context"]["pretrain"]["seed"],
-            code=code_hash("nuclass.training.composition"),
+            code=code_hash("pretrain_context"),
         log:
             "logs/pretrain_context/all.log",
         benchmark:
@@ -53,7 +53,7 @@ rule embed_context:
         scale=STUDY_SCALE,
         work="work/features/context/{slide}",
         seed=MODEL_CONFIG["global"]["seed"],
-        code=code_hash("nuclass.training.context"),
+        code=code_hash("embed_context"),
     log:
         "logs/embed_context/{slide}.log",
     benchmark:
@@ -120,7 +120,7 @@ rule train_local:
         scale=STUDY_SCALE,
         work="work/models/local",
         seed=MODEL_CONFIG["local"]["seed"],
-        code=code_hash("nuclass.training.train"),
+        code=code_hash("train_local"),
     log:
         "logs/train_local/all.log",
     benchmark:
@@ -157,7 +157,7 @@ rule train_global:
         scale=STUDY_SCALE,
         work="work/models/global",
         seed=MODEL_CONFIG["global"]["seed"],
-        code=code_hash("nuclass.training.train"),
+        code=code_hash("train_global"),
     log:
         "logs/train_global/all.log",
     benchmark:
@@ -195,7 +195,7 @@ rule train_gate:
         scale=STUDY_SCALE,
         work="work/models/gate",
         seed=MODEL_CONFIG["gate"]["seed"],
-        code=code_hash("nuclass.training.gate"),
+        code=code_hash("train_gate"),
     log:
         "logs/train_gate/all.log",
     benchmark:
@@ -232,7 +232,7 @@ rule predict:
         scale=STUDY_SCALE,
         work="work/predictions/{slide}",
         names=MODELS,
-        code=code_hash("nuclass.training.predict"),
+        code=code_hash("predict"),
     log:
         "logs/predict/{slide}.log",
     benchmark:

@@ -219,7 +219,7 @@ rule predict_variant:
         scale=run_scale,
         work="work/variants/{variant}/predictions",
         names=MODELS,
-        code=code_hash("nuclass.training.predict"),
+        code=code_hash("predict_variant"),
     log:
         "logs/predict_variant/{variant}.log",
     benchmark:
