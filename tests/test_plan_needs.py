@@ -1,0 +1,150 @@
+"""Sizes of slides, downloads and disk of a study, against numbers reckoned by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nuclass.core.config import Study, load_study, merge_files
+from nuclass.core.needs import NETWORKS, Download, folder_bytes, study_needs
+from nuclass.core.sizes import NOTHING, Estimate, slide_sizes, tiff_shape, total
+from nuclass.models.backbones.registry import REGISTRY
+from nuclass.training.config import parse_models
+
+REPOSITORY = Path(__file__).parent.parent
+WINDOWS = {"local": 224, "global": 1024}
+
+
+def study_of(*files: str) -> Study:
+    chosen = ["config/config.yaml", *files]
+    return load_study(merge_files(chosen, REPOSITORY), REPOSITORY, chosen, check_models=parse_models)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A study's folder in which nothing was made yet."""
+    (tmp_path / "resources").mkdir()
+    for name in ("datasets.tsv", "dataset_files.tsv"):
+        shutil.copy(REPOSITORY / "resources" / name, tmp_path / "resources" / name)
+    return tmp_path
+
+
+def test_estimates_add_and_multiply() -> None:
+    a, b = Estimate(1, 2, 3), Estimate(10, 20, 40)
+    assert a + b == Estimate(11, 22, 43)
+    assert a * b == Estimate(10, 40, 120)
+    assert 2 * a == Estimate(2, 4, 6)
+    assert b.left(15) == Estimate(0, 5, 25)
+    assert total([]) == NOTHING
+
+
+def test_networks_are_those_of_the_registry() -> None:
+    assert {name: (spec.parameters, spec.feature_dim) for name, spec in REGISTRY.items()} == NETWORKS
+
+
+def test_sizes_of_public_slides(empty: Path) -> None:
+    needs = study_needs(study_of("config/paper.yaml"), empty)
+    ovary, breast, lung = (needs.slides[name] for name in ("ovary_1", "breast_1", "lung_1"))
+    assert ovary.cells == Estimate.exactly(407_124)
+    assert ovary.mpx.expected == pytest.approx(42852 * 29849 * (0.270 / 0.25) ** 2 / 1e6)
+    assert breast.mpx.expected == pytest.approx(51351 * 107121 * (0.2125 / 0.25) ** 2 / 1e6)
+    assert not lung.known
+    assert "assumed" in lung.rests_on
+    assert lung.mpx.low < lung.mpx.expected < lung.mpx.high
+
+
+def test_downloads_are_told_by_slide(empty: Path) -> None:
+    needs = study_needs(study_of("config/paper.yaml"), empty)
+    files = {(file.slide, file.file): file for file in needs.downloads}
+    assert files["breast_1", "H&E"].size == Estimate.exactly(8.23e9)
+    outs = files["breast_1", "outs.zip, some members"]
+    assert outs.size.expected == outs.kept.expected == 892_966 * 1000
+    assert outs.size.high == 48.29e9
+    assert outs.kept.high == 892_966 * 4000
+    assert ("heart_1", "cell_groups") not in files
+    assert files["ovary_1", "cell_groups"].size.expected == 16.5e6
+    assert needs.to_download.expected == sum(file.size.expected for file in needs.downloads)
+    assert needs.weights["uni2-h"] == 4 * 681_394_176
+
+
+def test_what_is_here_is_not_asked_for_again(empty: Path) -> None:
+    study = study_of("config/paper.yaml")
+    before = study_needs(study, empty)
+    folder = empty / "resources/bundles/ovary_1"
+    folder.mkdir(parents=True)
+    (folder / "ovary_1_cell_groups.csv").write_bytes(b"x" * 16_500_000)
+    after = study_needs(study, empty)
+    assert before.to_download.expected - after.to_download.expected == pytest.approx(16.5e6)
+    bundles = next(part for part in after.folders if part.folder == "resources/bundles")
+    assert bundles.here == 16_500_000
+    assert before.to_free.expected - after.to_free.expected == pytest.approx(16.5e6)
+
+
+def test_files_of_another_study_do_not_count(empty: Path) -> None:
+    folder = empty / "resources/bundles/ovary_1"
+    folder.mkdir(parents=True)
+    (folder / "ovary_1_cell_groups.csv").write_bytes(b"x" * 16_500_000)
+    (folder / "bundle.json").write_text(json.dumps({"source": "synthetic"}))
+    pd.DataFrame({"cell_id": ["a", "b"]}).to_parquet(folder / "cells.parquet")
+    needs = study_needs(study_of("config/paper.yaml"), empty)
+    assert needs.slides["ovary_1"].cells.expected == 407_124
+    assert all(file.here == 0 for file in needs.downloads)
+
+
+def test_fetched_bundles_tell_their_cells(empty: Path) -> None:
+    folder = empty / "resources/bundles/ovary_1"
+    folder.mkdir(parents=True)
+    (folder / "bundle.json").write_text(json.dumps({"source": "Xenium_Prime_Ovarian_Cancer_FFPE_XRrun"}))
+    pd.DataFrame({"cell_id": ["a", "b"]}).to_parquet(folder / "cells.parquet")
+    size = study_needs(study_of("config/paper.yaml"), empty).slides["ovary_1"]
+    assert size.cells == Estimate.exactly(2)
+    assert "fetched bundle" in size.rests_on
+
+
+def test_local_slides_are_measured_by_their_files(tmp_path: Path) -> None:
+    import numpy as np
+    import tifffile
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/experiment.xenium").write_text(json.dumps({"num_cells": 5000}))
+    tifffile.imwrite(tmp_path / "he.tif", np.zeros((200, 300, 3), np.uint8))
+    row = {"organ": "lung", "role": "train", "source": "local", "dataset": "", "path": "out", "he": "he.tif"}
+    size = slide_sizes({"a": row}, 0.25, WINDOWS, tmp_path)["a"]
+    assert size.cells == Estimate.exactly(5000)
+    assert size.mpx.expected == pytest.approx(200 * 300 * (0.2738 / 0.25) ** 2 / 1e6)
+    assert tiff_shape(tmp_path / "out/experiment.xenium") is None
+
+
+def test_nothing_known_is_said(tmp_path: Path) -> None:
+    row = {"organ": "lung", "role": "train", "source": "dataset", "dataset": "unheard", "path": "", "he": ""}
+    size = slide_sizes({"a": row}, 0.25, WINDOWS, tmp_path)["a"]
+    assert not size.known
+    assert "assumed" in size.rests_on
+
+
+def test_disk_of_the_demo(empty: Path) -> None:
+    needs = study_needs(study_of(), empty)
+    folders = {part.folder: part for part in needs.folders}
+    # Five slides of 22.9 and three of 20.5 million px, 3.8 bytes each; tables of 140 bytes a cell; 2 MB of pictures.
+    store = (5 * 22.9 + 3 * 20.5) * 1e6 * 3.8 + (5 * 2055 + 3 * 1960) * 140 + 8 * 2e6
+    assert folders["results/slides"].kept.expected == pytest.approx(store)
+    assert not needs.downloads
+    assert needs.kept.expected == pytest.approx(sum(part.kept.expected for part in needs.folders))
+    assert needs.peak.expected > needs.kept.expected
+
+
+def test_rules_choose_what_counts(empty: Path) -> None:
+    study = study_of()
+    few = {part.folder for part in study_needs(study, empty, {"build_slide", "simulate_bundle"}).folders}
+    assert few == {"resources/bundles", "results/slides"}
+
+
+def test_a_whole_download_leaves_nothing(tmp_path: Path) -> None:
+    size = Estimate(10, 20, 1000)
+    assert Download("a", "f", size, Estimate(10, 20, 30), 25, "").left == NOTHING
+    assert Download("a", "f", size, Estimate(10, 20, 30), 5, "").left == Estimate(5, 15, 995)
+    assert folder_bytes(tmp_path / "missing") == 0
