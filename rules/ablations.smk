@@ -102,6 +102,8 @@ rule tabulate_uncertainty_guidance:
         "logs/tabulate_uncertainty_guidance/all.log",
     benchmark:
         "benchmarks/tabulate_uncertainty_guidance/all.tsv"
+    group:
+        "ablations"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -128,6 +130,8 @@ rule tabulate_context_sizes:
         "logs/tabulate_context_sizes/all.log",
     benchmark:
         "benchmarks/tabulate_context_sizes/all.tsv"
+    group:
+        "ablations"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -154,6 +158,8 @@ rule tabulate_seeds:
         "logs/tabulate_seeds/all.log",
     benchmark:
         "benchmarks/tabulate_seeds/all.tsv"
+    group:
+        "ablations"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -180,6 +186,8 @@ rule tabulate_film_vs_concat:
         "logs/tabulate_film_vs_concat/all.log",
     benchmark:
         "benchmarks/tabulate_film_vs_concat/all.tsv"
+    group:
+        "ablations"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -206,6 +214,8 @@ rule tabulate_left_out:
         "logs/tabulate_left_out/all.log",
     benchmark:
         "benchmarks/tabulate_left_out/all.tsv"
+    group:
+        "ablations"
     threads: 1
     resources:
         mem_mb=mem(500),

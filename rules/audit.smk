@@ -43,6 +43,8 @@ rule tabulate_audit:
         "logs/tabulate_audit/all.log",
     benchmark:
         "benchmarks/tabulate_audit/all.tsv"
+    group:
+        "audit"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -69,6 +71,8 @@ rule draw_audit:
         "logs/draw_audit/all.log",
     benchmark:
         "benchmarks/draw_audit/all.tsv"
+    group:
+        "audit"
     threads: 1
     resources:
         mem_mb=mem(1000),

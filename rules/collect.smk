@@ -24,6 +24,11 @@ MORE_FIGURES = ["pipeline", *MAP_FIGURES, *FUSION_FIGURES, *RECORD_FIGURES, "gra
 MORE_TABLES = [*COMPARISON_TABLES, *FUSION_TABLES, *ABLATION_TABLES, *RECORD_TABLES, "audit"]
 
 
+rule bundles:
+    input:
+        expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
+
+
 rule alignment:
     input:
         "results/alignment.html",

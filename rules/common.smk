@@ -147,6 +147,14 @@ def is_small(wildcards):
     return SLIDES.loc[wildcards.slide, "source"] == "synthetic"
 
 
+def with_slide(large=None, small="slides"):
+    """Return a function that names the group of a slide's job on a cluster: all jobs of a small slide go together.
+
+    Of other slides those that say ``large`` go together; without it each is a cluster job of its own.
+    """
+    return lambda wildcards: small if is_small(wildcards) else large
+
+
 def slide_threads(wildcards):
     """Return the threads for one slide; small ones go side by side instead."""
     return 1 if is_small(wildcards) else 8
@@ -157,11 +165,16 @@ def slide_mem(wildcards, attempt):
     return (1500 if is_small(wildcards) else 8000) * 2 ** min(attempt - 1, 2)
 
 
+def size_of(files):
+    """Return the size of files in MB. Files that a job of the same group has yet to make count for nothing."""
+    return sum(Path(file).stat().st_size for file in files if Path(file).exists()) / 2**20
+
+
 def mem(base, factor=0.0):
     """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, up to four times in new attempts."""
 
     def megabytes(wildcards, input, attempt):
-        return int((base + factor * input.size_mb) * 2 ** min(attempt - 1, 2))
+        return int((base + factor * size_of(input)) * 2 ** min(attempt - 1, 2))
 
     return megabytes
 
@@ -171,7 +184,6 @@ def table_mem(base, factor):
 
     def megabytes(wildcards, input, attempt):
         read = [*input.tables, *input.get("arrays", [])]
-        size = sum(Path(file).stat().st_size for file in read) / 1e6
-        return int((base + factor * size) * 2 ** min(attempt - 1, 2))
+        return int((base + factor * size_of(read)) * 2 ** min(attempt - 1, 2))
 
     return megabytes

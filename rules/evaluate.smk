@@ -48,6 +48,8 @@ rule evaluate_cohort:
         "logs/evaluate_cohort/{selection}.log",
     benchmark:
         "benchmarks/evaluate_cohort/{selection}.tsv"
+    group:
+        "evaluation"
     threads: 1
     resources:
         mem_mb=table_mem(1500, 8),
@@ -81,6 +83,8 @@ rule compare_models:
         "logs/compare_models/all.log",
     benchmark:
         "benchmarks/compare_models/all.tsv"
+    group:
+        "evaluation"
     threads: 1
     resources:
         mem_mb=table_mem(1500, 8),
@@ -177,6 +181,8 @@ if TRUTH_KNOWN:
             "logs/score_truth/all.log",
         benchmark:
             "benchmarks/score_truth/all.tsv"
+        group:
+            "evaluation"
         threads: 1
         resources:
             mem_mb=mem(1500, 6),

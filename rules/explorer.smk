@@ -25,6 +25,8 @@ rule cut_explorer_tiles:
         "logs/cut_explorer_tiles/{slide}.log",
     benchmark:
         "benchmarks/cut_explorer_tiles/{slide}.tsv"
+    group:
+        with_slide(small="explorer")
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -53,6 +55,8 @@ rule write_explorer_cells:
         "logs/write_explorer_cells/{slide}.log",
     benchmark:
         "benchmarks/write_explorer_cells/{slide}.tsv"
+    group:
+        "explorer"
     threads: 1
     resources:
         mem_mb=mem(1000, 6),
@@ -86,6 +90,8 @@ rule make_explorer:
         "logs/make_explorer/all.log",
     benchmark:
         "benchmarks/make_explorer/all.tsv"
+    group:
+        "explorer"
     threads: 1
     resources:
         mem_mb=mem(500),

@@ -18,6 +18,8 @@ rule simulate_bundle:
     benchmark:
         "benchmarks/simulate_bundle/{slide}.tsv"
     priority: 1
+    group:
+        "slides"
     threads: 1
     resources:
         mem_mb=mem(2000),

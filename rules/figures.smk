@@ -21,6 +21,8 @@ rule draw_dataset_composition:
         "logs/draw_dataset_composition/all.log",
     benchmark:
         "benchmarks/draw_dataset_composition/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -48,6 +50,8 @@ rule draw_confusion:
         "logs/draw_confusion/all.log",
     benchmark:
         "benchmarks/draw_confusion/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -74,6 +78,8 @@ rule draw_per_class_f1:
         "logs/draw_per_class_f1/all.log",
     benchmark:
         "benchmarks/draw_per_class_f1/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -101,6 +107,8 @@ rule draw_branches:
         "logs/draw_branches/all.log",
     benchmark:
         "benchmarks/draw_branches/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -130,6 +138,8 @@ rule draw_calibration:
         "logs/draw_calibration/all.log",
     benchmark:
         "benchmarks/draw_calibration/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -159,6 +169,8 @@ rule draw_alignment:
         "logs/draw_alignment/all.log",
     benchmark:
         "benchmarks/draw_alignment/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(4000),
@@ -195,6 +207,8 @@ rule draw_labels:
         "logs/draw_labels/{slide}.log",
     benchmark:
         "benchmarks/draw_labels/{slide}.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
@@ -226,6 +240,8 @@ rule draw_labelling:
         "logs/draw_labelling/all.log",
     benchmark:
         "benchmarks/draw_labelling/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1500, 5),
@@ -252,6 +268,8 @@ rule draw_funnel:
         "logs/draw_funnel/all.log",
     benchmark:
         "benchmarks/draw_funnel/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1000),

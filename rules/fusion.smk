@@ -1,4 +1,4 @@
-"""The gate under scrutiny: against other ways to fuse, branch against branch, its behaviour; and the published numbers."""
+"""The gate under scrutiny: against other ways to fuse, branch against branch, its behaviour."""
 
 from nuclass.core.readings import GATE_PARTS
 
@@ -23,6 +23,8 @@ rule compare_fusions:
         "logs/compare_fusions/all.log",
     benchmark:
         "benchmarks/compare_fusions/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
@@ -49,6 +51,8 @@ rule count_complementarity:
         "logs/count_complementarity/all.log",
     benchmark:
         "benchmarks/count_complementarity/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
@@ -76,6 +80,8 @@ rule describe_gate:
         "logs/describe_gate/all.log",
     benchmark:
         "benchmarks/describe_gate/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
@@ -103,6 +109,8 @@ rule draw_gate:
         "logs/draw_gate/all.log",
     benchmark:
         "benchmarks/draw_gate/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -129,6 +137,8 @@ rule draw_fusion:
         "logs/draw_fusion/all.log",
     benchmark:
         "benchmarks/draw_fusion/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -155,6 +165,8 @@ rule draw_complementarity:
         "logs/draw_complementarity/all.log",
     benchmark:
         "benchmarks/draw_complementarity/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -183,6 +195,8 @@ rule tabulate_gate_ablation:
         "logs/tabulate_gate_ablation/all.log",
     benchmark:
         "benchmarks/tabulate_gate_ablation/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -210,6 +224,8 @@ rule tabulate_complementarity:
         "logs/tabulate_complementarity/all.log",
     benchmark:
         "benchmarks/tabulate_complementarity/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -239,6 +255,8 @@ rule tabulate_gate:
         "logs/tabulate_gate/all.log",
     benchmark:
         "benchmarks/tabulate_gate/all.tsv"
+    group:
+        "fusion"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -249,38 +267,3 @@ rule tabulate_gate:
         "Table gate: where the gate opens, and how well it tells"
     script:
         "../scripts/tabulate_gate.py"
-
-
-rule tabulate_paper_comparison:
-    input:
-        values="resources/paper_values.tsv",
-        comparison="results/evaluation/comparison.csv",
-        composition="results/evaluation/composition.csv",
-    output:
-        csv=laid_out("paper_comparison", "Results", "Published numbers and ours"),
-        md="results/tables/paper_comparison.md",
-        tex="results/tables/paper_comparison.tex",
-    params:
-        facts={
-            "mpp": CONFIG["mpp"],
-            "window_local": CONFIG["windows"]["local"],
-            "window_global": CONFIG["windows"]["global"],
-        },
-        closed_set=PROTOCOL.closed_set,
-        synthetic=SYNTHETIC,
-        flaws=FLAWS,
-        code=code_hash("tabulate_paper_comparison"),
-    log:
-        "logs/tabulate_paper_comparison/all.log",
-    benchmark:
-        "benchmarks/tabulate_paper_comparison/all.tsv"
-    threads: 1
-    resources:
-        mem_mb=mem(500),
-        runtime=10,
-    conda:
-        "../envs/evaluate.yaml"
-    message:
-        "Table paper_comparison: published numbers beside ours"
-    script:
-        "../scripts/tabulate_paper_comparison.py"

@@ -60,6 +60,11 @@ def wants_gpu(name):
     return int(is_large(name) and settings.get("trainer", settings).get("accelerator", "auto") != "cpu")
 
 
+def without_gpu(name, group):
+    """Return a group where a section's network needs no GPU, for then its jobs are short; else none."""
+    return None if wants_gpu(name) else group
+
+
 def processes(name):
     """Return how many processes of a node train a model: one for each of its devices."""
     devices = MODEL_CONFIG[name]["trainer"]["devices"]

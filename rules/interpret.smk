@@ -24,6 +24,8 @@ rule choose_cells:
         "logs/choose_cells/all.log",
     benchmark:
         "benchmarks/choose_cells/all.tsv"
+    group:
+        "evaluation"
     threads: 1
     resources:
         mem_mb=mem(1000, 6),
@@ -137,6 +139,8 @@ rule draw_branch_maps:
         "logs/draw_branch_maps/all.log",
     benchmark:
         "benchmarks/draw_branch_maps/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -168,6 +172,8 @@ rule draw_gradcam:
         "logs/draw_gradcam/all.log",
     benchmark:
         "benchmarks/draw_gradcam/all.tsv"
+    group:
+        "gradcam"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -197,6 +203,8 @@ rule draw_gradcam_controls:
         "logs/draw_gradcam_controls/all.log",
     benchmark:
         "benchmarks/draw_gradcam_controls/all.tsv"
+    group:
+        "gradcam"
     threads: 1
     resources:
         mem_mb=mem(1000),

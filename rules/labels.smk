@@ -20,6 +20,8 @@ rule check_panel:
         "logs/check_panel/{slide}.log",
     benchmark:
         "benchmarks/check_panel/{slide}.tsv"
+    group:
+        with_slide("data")
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -63,6 +65,8 @@ rule label_cells:
     benchmark:
         "benchmarks/label_cells/{slide}.tsv"
     priority: 1
+    group:
+        with_slide("labels")
     threads: 1
     resources:
         mem_mb=mem(2000, 10),

@@ -23,6 +23,8 @@ rule compute_embedding_map:
         "logs/compute_embedding_map/all.log",
     benchmark:
         "benchmarks/compute_embedding_map/all.tsv"
+    group:
+        "maps"
     threads: 1
     resources:
         mem_mb=table_mem(2500, 3),
@@ -49,6 +51,8 @@ rule draw_umap:
         "logs/draw_umap/all.log",
     benchmark:
         "benchmarks/draw_umap/all.tsv"
+    group:
+        "maps"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -78,6 +82,8 @@ rule draw_spatial:
         "logs/draw_spatial/all.log",
     benchmark:
         "benchmarks/draw_spatial/all.tsv"
+    group:
+        "maps"
     threads: 1
     resources:
         mem_mb=table_mem(1500, 6),
@@ -138,6 +144,8 @@ rule draw_film_vs_concat:
         "logs/draw_film_vs_concat/all.log",
     benchmark:
         "benchmarks/draw_film_vs_concat/all.tsv"
+    group:
+        "ablations"
     threads: 1
     resources:
         mem_mb=mem(1000),

@@ -30,6 +30,8 @@ rule draw_pipeline:
         "logs/draw_pipeline/all.log",
     benchmark:
         "benchmarks/draw_pipeline/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(4000),

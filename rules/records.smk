@@ -63,6 +63,8 @@ rule measure_usage:
         "logs/measure_usage/all.log",
     benchmark:
         "benchmarks/measure_usage/all.tsv"
+    group:
+        "records"
     threads: 1
     resources:
         mem_mb=500,
@@ -91,6 +93,8 @@ rule draw_training:
         "logs/draw_training/all.log",
     benchmark:
         "benchmarks/draw_training/all.tsv"
+    group:
+        "records"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -118,6 +122,8 @@ rule draw_resources:
         "logs/draw_resources/all.log",
     benchmark:
         "benchmarks/draw_resources/all.tsv"
+    group:
+        "records"
     threads: 1
     resources:
         mem_mb=mem(1000),
@@ -147,6 +153,8 @@ rule tabulate_runtime:
         "logs/tabulate_runtime/all.log",
     benchmark:
         "benchmarks/tabulate_runtime/all.tsv"
+    group:
+        "records"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -178,6 +186,8 @@ rule tabulate_hyperparameters:
         "logs/tabulate_hyperparameters/all.log",
     benchmark:
         "benchmarks/tabulate_hyperparameters/all.tsv"
+    group:
+        "records"
     threads: 1
     resources:
         mem_mb=mem(500),

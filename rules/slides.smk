@@ -18,6 +18,8 @@ rule align_slide:
     benchmark:
         "benchmarks/align_slide/{slide}.tsv"
     priority: 1
+    group:
+        with_slide("alignment")
     threads: 1
     resources:
         mem_mb=slide_mem,
@@ -47,6 +49,8 @@ rule check_alignment:
     benchmark:
         "benchmarks/check_alignment/{slide}.tsv"
     priority: 1
+    group:
+        with_slide("alignment")
     threads: 1
     resources:
         mem_mb=slide_mem,
@@ -83,6 +87,8 @@ rule build_slide:
     benchmark:
         "benchmarks/build_slide/{slide}.tsv"
     priority: 1
+    group:
+        with_slide()
     threads: slide_threads
     resources:
         mem_mb=slide_mem,
@@ -117,6 +123,8 @@ rule tabulate_alignment:
         "logs/tabulate_alignment/all.log",
     benchmark:
         "benchmarks/tabulate_alignment/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1000),

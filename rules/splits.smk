@@ -23,6 +23,8 @@ rule split_cells:
     benchmark:
         "benchmarks/split_cells/{slide}.tsv"
     priority: 1
+    group:
+        with_slide("labels")
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
@@ -54,6 +56,8 @@ rule tabulate_splits:
         "logs/tabulate_splits/all.log",
     benchmark:
         "benchmarks/tabulate_splits/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(500),

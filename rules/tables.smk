@@ -18,6 +18,8 @@ rule tabulate_holdout_comparison:
         "logs/tabulate_holdout_comparison/all.log",
     benchmark:
         "benchmarks/tabulate_holdout_comparison/all.tsv"
+    group:
+        "comparisons"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -45,6 +47,8 @@ rule tabulate_branches:
         "logs/tabulate_branches/all.log",
     benchmark:
         "benchmarks/tabulate_branches/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -71,6 +75,8 @@ rule tabulate_dataset:
         "logs/tabulate_dataset/all.log",
     benchmark:
         "benchmarks/tabulate_dataset/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -99,6 +105,8 @@ rule tabulate_panels:
         "logs/tabulate_panels/all.log",
     benchmark:
         "benchmarks/tabulate_panels/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -126,6 +134,8 @@ rule tabulate_label_quality:
         "logs/tabulate_label_quality/all.log",
     benchmark:
         "benchmarks/tabulate_label_quality/all.tsv"
+    group:
+        "results"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -154,6 +164,8 @@ rule tabulate_label_agreement:
         "logs/tabulate_label_agreement/all.log",
     benchmark:
         "benchmarks/tabulate_label_agreement/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -184,6 +196,8 @@ rule tabulate_label_confidence:
         "logs/tabulate_label_confidence/all.log",
     benchmark:
         "benchmarks/tabulate_label_confidence/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
@@ -210,6 +224,8 @@ rule tabulate_funnel:
         "logs/tabulate_funnel/all.log",
     benchmark:
         "benchmarks/tabulate_funnel/all.tsv"
+    group:
+        "data"
     threads: 1
     resources:
         mem_mb=mem(500),
@@ -238,6 +254,8 @@ if TRUTH_KNOWN:
             "logs/tabulate_synthetic_truth/all.log",
         benchmark:
             "benchmarks/tabulate_synthetic_truth/all.tsv"
+        group:
+            "results"
         threads: 1
         resources:
             mem_mb=mem(500),

@@ -59,6 +59,8 @@ rule embed_context:
     benchmark:
         "benchmarks/embed_context/{slide}.tsv"
     priority: 1
+    group:
+        without_gpu("context", "features")
     threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
         mem_mb=mem(3000 + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
@@ -238,6 +240,8 @@ rule predict:
     benchmark:
         "benchmarks/predict/{slide}.tsv"
     priority: 1
+    group:
+        without_gpu("local", "predictions")
     threads: 1
     resources:
         mem_mb=mem(model_base()),

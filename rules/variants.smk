@@ -19,6 +19,8 @@ use rule build_slide as build_slide_variant with:
         "logs/build_slide_variant/{variant}/{slide}.log",
     benchmark:
         "benchmarks/build_slide_variant/{variant}/{slide}.tsv"
+    group:
+        with_slide(small="variant_slides")
     message:
         "{wildcards.variant}, slide {wildcards.slide}: H&E and cells at this variant's scale"
 
@@ -37,6 +39,8 @@ use rule split_cells as split_cells_variant with:
         "logs/split_cells_variant/{variant}/{slide}.log",
     benchmark:
         "benchmarks/split_cells_variant/{variant}/{slide}.tsv"
+    group:
+        "variant_slides"
     message:
         "{wildcards.variant}, slide {wildcards.slide}: cells to train, validation and test ({params.role})"
 
@@ -86,6 +90,8 @@ use rule embed_context as embed_context_variant with:
         "logs/embed_context_variant/{variant}/{slide}.log",
     benchmark:
         "benchmarks/embed_context_variant/{variant}/{slide}.tsv"
+    group:
+        without_gpu("context", "variant_features")
     message:
         "{wildcards.variant}, slide {wildcards.slide}: features of every cell's neighbourhood"
 
@@ -224,6 +230,8 @@ rule predict_variant:
         "logs/predict_variant/{variant}.log",
     benchmark:
         "benchmarks/predict_variant/{variant}.tsv"
+    group:
+        without_gpu("local", "variant_predictions")
     threads: 1
     resources:
         mem_mb=mem(3000),
