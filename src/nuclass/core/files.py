@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclass.core.errors import UserError
+from nuclass.core.leftovers import remove, temporary_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it takes the final name, on failure it goes.
 
-    Works for a file and for a folder. The suffixes are kept, for writers that look at them.
+    Works for a file and for a folder. The suffixes are kept, for writers that look at them. What a writer of the same
+    file that was killed has left is removed.
+
+    Raises
+    ------
+    UserError
+        If the disk, or the quota on it, is full; what was there before stays.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{os.getpid()}.{final.name}")
+    temporary = temporary_name(final)
     try:
         yield temporary
         if not temporary.exists():
@@ -34,7 +40,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(final)
         temporary.replace(final)
     except OSError as error:
-        _remove(temporary)
+        remove(temporary)
         if error.errno in (28, 122):
             raise UserError(
                 "The disk is full",
@@ -44,15 +50,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             ) from error
         raise
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, data: Any) -> None:

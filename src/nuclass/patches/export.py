@@ -147,9 +147,6 @@ def export_patches(
             raise UserError("No cell is left to export", where=slide, found=f"0 cells for {name}/", fix=_EMPTY_FIX)
     needed = _bytes_needed(store, chosen, windows, layout, compression, virtual)
     _check_space(folder, needed, len(chosen))
-    from nuclass.slides.writer import remove_stale
-
-    remove_stale(folder)
     steps = len(windows) * len(chosen)
     with atomic_path(folder) as root, Progress(steps, f"Windows of {slide}", "windows") as progress:
         root.mkdir()

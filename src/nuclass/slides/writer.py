@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +14,6 @@ import numpy as np
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
-from nuclass.core.log import get_logger
 from nuclass.core.progress import Progress
 from nuclass.slides.geometry import Frames
 from nuclass.slides.glass import glass
@@ -27,7 +24,6 @@ from nuclass.slides.store import SlideStore
 from nuclass.slides.tiles import Image, SourceLevel, side_by_side
 from nuclass.slides.zarr_format import LevelLayout, group_metadata
 
-_log = get_logger(__name__)
 # Decoded blocks that a stripe keeps for the rows below are about this many bytes.
 _STRIPE_BYTES = 64_000_000
 _OVERVIEW_PX = 1024
@@ -59,7 +55,6 @@ def write_store(
             found=f"tile {tile}, shard {shard}",
             expected="an even tile, and a shard that is a multiple of it",
         )
-    remove_stale(Path(out))
     with open_source(he) as source:
         height, width = frames.store_shape(source.shape)
         info: dict[str, Any] = {
@@ -100,28 +95,6 @@ def look_of(overview: Image) -> dict[str, Any]:
         "background_rgb": None if background is None else [round(value) for value in background.tolist()],
         "tissue_fraction": round(1 - share, 4),
     }
-
-
-def remove_stale(out: Path) -> None:
-    """Remove what killed builds of the same store left beside it."""
-    for path in out.parent.glob(f".*.{out.name}"):
-        owner = path.name[1:].split(".", 1)[0]
-        if not owner.isdigit() or path.name != f".{owner}.{out.name}":
-            continue
-        if int(owner) != os.getpid() and _alive(int(owner)):
-            continue
-        _log.info("%s: left by a build that was killed; removed", path)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _write_group(root: Path, levels: int, info: dict[str, Any]) -> None:

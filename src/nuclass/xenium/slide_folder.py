@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from nuclass.core.bundle_source import (
 )
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json
+from nuclass.core.leftovers import temporary_name
 from nuclass.xenium.inventory import alignment_name, given_name
 from nuclass.xenium.members import Choice, choose, names_in
 from nuclass.xenium.record import FetchRecord
@@ -154,8 +154,7 @@ class SlideFolder:
             # A file that lies in the folder itself must not become a link to itself.
             self.record.add(name, "link" if target.is_symlink() else "found", source.name)
             return
-        temporary = target.with_name(f".{os.getpid()}.{target.name}")
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_name(target)
         temporary.symlink_to(source.resolve())
         temporary.replace(target)
         self.record.add(name, "link", source.name)
