@@ -14,6 +14,7 @@ LAYERS = (
     (
         "cli_backbones",
         "cli_data",
+        "cli_doctor",
         "cli_evaluate",
         "cli_import",
         "cli_labels",
@@ -24,6 +25,7 @@ LAYERS = (
         "cli_train",
     ),
     ("cli_common",),
+    ("doctor",),
     ("explorer",),
     ("figures", "tables"),
     ("evaluation", "interpret"),

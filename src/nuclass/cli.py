@@ -13,6 +13,7 @@ import nuclass
 from nuclass.cli_backbones import add_backbones
 from nuclass.cli_common import BASE, add_command, add_settings
 from nuclass.cli_data import add_fetch
+from nuclass.cli_doctor import add_doctor
 from nuclass.cli_evaluate import add_evaluate
 from nuclass.cli_import import add_import_checkpoint
 from nuclass.cli_labels import add_label
@@ -27,6 +28,7 @@ _EXAMPLES = """\
 examples:
   nuclass check                                  is the demo study's configuration sound?
   nuclass check --configfile config/mine.yaml    is mine?
+  nuclass doctor                                 will it run on this machine?
   nuclass simulate ovary_1 --organ ovary --out work/simulated
   nuclass train local --print-config             the settings of a model, each with where it comes from
   nuclass evaluate gate --help                   trained models on data sets of your own
@@ -86,7 +88,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    data = (_add_check, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
+    data = (_add_check, add_doctor, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
     labels = (add_panel, add_label, add_split, add_patches)
     for add in (*data, *labels, add_backbones, add_train, add_import_checkpoint, add_evaluate):
         add(commands)
@@ -114,30 +116,12 @@ def _add_check(commands: _Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from nuclass.core.config import load_study, merge_files
+    from nuclass.core.config import merge_files
     from nuclass.core.protocol import describe
-    from nuclass.labels.given import check_given
-    from nuclass.labels.markers import load_markers
-    from nuclass.labels.ontology import load_ontology
-    from nuclass.patches.annotations import peek_annotations
-    from nuclass.training.config import parse_models
-    from nuclass.xenium.alignment import read_alignment
-    from nuclass.xenium.fetch import check_offline
+    from nuclass.training.whole_study import load_whole_study
 
     files = [BASE, *options.configfile]
-    settings = merge_files(files, options.directory)
-    study = load_study(
-        settings,
-        options.directory,
-        files,
-        tables={"ontology": load_ontology},
-        read_alignment=read_alignment,
-        read_given=check_given,
-        read_markers=load_markers,
-        peek_patches=peek_annotations,
-        check_models=parse_models,
-    )
-    check_offline(study.config, study.slides, options.directory)
+    study = load_whole_study(merge_files(files, options.directory), options.directory, files)
     sys.stdout.write(
         f"The study '{study.config['study']}' is sound: {len(study.train_slides)} training slides "
         f"({', '.join(study.train_slides)}), {len(study.cohorts)} cohorts ({', '.join(study.cohorts)}).\n"

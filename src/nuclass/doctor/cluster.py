@@ -1,0 +1,298 @@
+"""Slurm: its commands, Snakemake's plugin, and whether the profile fits this cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from nuclass.core.errors import closest
+from nuclass.doctor.asked import Asked, read_rules, runtimes
+from nuclass.doctor.case import REPOSITORY, SLURM_PROFILE, Case
+from nuclass.doctor.commands import ask, find
+from nuclass.doctor.exam import INSTALL, Check, Finding, failed, passed, skipped, warned
+from nuclass.doctor.networks import uses_of, wants_gpu
+
+PLUGIN = "snakemake-executor-plugin-slurm"
+COMMANDS = ("sbatch", "squeue", "sinfo", "scancel")
+LIMIT_S = 8.0
+_NO_SLURM = "no Slurm on this machine"
+_SHOWN = 5
+_OF_PUBLISHED = (("embed", ""), ("train", "_linear"), ("train", "_finetuned"), ("predict", ""))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition: whether it is the default and up, its longest job in minutes (None: no limit), and its GPUs."""
+
+    name: str
+    default: bool
+    up: bool
+    longest: int | None
+    gpus: tuple[str, ...]
+
+
+def _has_slurm(case: Case) -> bool:
+    return any(find(name, case.environ) for name in COMMANDS)
+
+
+def commands(case: Case) -> Finding:
+    """The commands of Slurm."""
+    missing = [name for name in COMMANDS if find(name, case.environ) is None]
+    if len(missing) == len(COMMANDS):
+        return skipped(f"{_NO_SLURM}; it is needed for --profile slurm only")
+    if missing:
+        return failed(f"{', '.join(missing)} not found, the others are", "load the module of Slurm, or mend PATH")
+    answer = ask(["sinfo", "--version"], case.environ, LIMIT_S)
+    if not answer.well:
+        return failed(f"sinfo --version: {answer.reason}", "ask the cluster's administrator")
+    return passed(answer.out.splitlines()[0] if answer.out else "there")
+
+
+def partitions(environ: Mapping[str, str]) -> tuple[list[Partition], str]:
+    """Return the partitions of the cluster, and why they are not told."""
+    answer = ask(["sinfo", "--noheader", "--format=%P|%a|%l|%G"], environ, LIMIT_S)
+    if not answer.well:
+        return [], answer.reason
+    found: dict[str, Partition] = {}
+    for line in answer.out.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) != 4:
+            continue
+        name = parts[0].rstrip("*")
+        gpus = tuple(re.findall(r"gpu[^,]*", parts[3]))
+        known = found.get(name)
+        found[name] = Partition(
+            name,
+            parts[0].endswith("*") or bool(known and known.default),
+            parts[1] == "up",
+            minutes(parts[2]),
+            tuple(dict.fromkeys((known.gpus if known else ()) + gpus)),
+        )
+    return list(found.values()), "" if found else "sinfo shows no partition"
+
+
+def minutes(text: str) -> int | None:
+    """Return a time of Slurm in minutes, None for ``infinite``.
+
+    ``days-hours:minutes:seconds``, ``hours:minutes:seconds`` or ``minutes:seconds``, as sinfo writes it.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
+    if not match:
+        return None
+    days, hours, mins, last = (int(part) if part else 0 for part in match.groups())
+    if match[3] is None:
+        # One number alone: minutes, or hours behind days.
+        return days * 1440 + last * 60 if match[1] else last
+    if match[1] and match[2] is None:
+        return days * 1440 + mins * 60 + last
+    return days * 1440 + hours * 60 + mins + (1 if last else 0)
+
+
+def controller(case: Case) -> Finding:
+    """The controller answers, with its partitions."""
+    if not _has_slurm(case):
+        return skipped(_NO_SLURM)
+    there, reason = partitions(case.environ)
+    if not there:
+        return failed(
+            f"the cluster does not answer: {reason}",
+            "scontrol ping   tells whether slurmctld is up; if not, wait or ask",
+        )
+    told = ", ".join(map(_words, there[:_SHOWN]))
+    return passed(f"{len(there)} partitions: {told}{' and others' if len(there) > _SHOWN else ''}")
+
+
+def _words(one: Partition) -> str:
+    marks = ["default"] * one.default + ["down"] * (not one.up) + list(one.gpus[:1])
+    return one.name + (f" ({', '.join(marks)})" if marks else "")
+
+
+def plugin(case: Case) -> Finding:
+    """Snakemake's plugin for Slurm."""
+    version = case.outer.get(PLUGIN)
+    if version is None:
+        try:
+            version = metadata.version(PLUGIN)
+        except metadata.PackageNotFoundError:
+            told = "the plugin of Snakemake for Slurm is not installed"
+            return failed(told, INSTALL) if _has_slurm(case) else skipped(f"{told}; {_NO_SLURM}")
+    return passed(f"{PLUGIN} {version}")
+
+
+def profile(case: Case) -> Finding:
+    """The profile is found under the name that the command gives."""
+    if not case.profile:
+        told = f"there is no {SLURM_PROFILE} in {case.root.absolute()}"
+        return failed(told, f"git checkout {SLURM_PROFILE}") if _has_slurm(case) else skipped(told)
+    link = case.root / "slurm"
+    if not (link / "config.yaml").is_file():
+        return warned("the link slurm is missing, so --profile slurm finds nothing", "ln -s profiles/slurm slurm")
+    return passed(f"{SLURM_PROFILE}, by the link slurm")
+
+
+def _resources(profile: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what a profile gives all rules, and each by itself; lists of ``key=value`` are understood too."""
+
+    def section(value: Any) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            return {str(key): one for key, one in value.items()}
+        if isinstance(value, list):
+            return dict(str(item).split("=", 1) for item in value if "=" in str(item))
+        return {}
+
+    own = {
+        name: section(value)
+        for name, value in section(profile.get("set-resources")).items()
+        if isinstance(value, Mapping)
+    }
+    return section(profile.get("default-resources")), own
+
+
+def _partition_of(rule: str, profile: Mapping[str, Any]) -> str | None:
+    """Return the partition that a profile names for a rule, None where it leaves that to Slurm."""
+    general, own = _resources(profile)
+    named = own.get(rule, {}).get("slurm_partition", general.get("slurm_partition"))
+    return str(named).strip("'\"") if named else None
+
+
+def _gpu_rules(case: Case, rules: Mapping[str, Asked]) -> list[str]:
+    """Return the rules that ask for a GPU in this study."""
+    if not case.sound or not any(
+        wants_gpu(use.backbone) and use.accelerator != "cpu" for use in uses_of(case.study.models)
+    ):
+        return []
+    return [name for name, asked in rules.items() if asked.gpu]
+
+
+def partitions_named(case: Case) -> list[Finding] | Finding:
+    """The partitions of the profile exist, are up, and those of GPU jobs have GPUs."""
+    if not _has_slurm(case):
+        return skipped(_NO_SLURM)
+    there, reason = partitions(case.environ)
+    if not there:
+        return skipped(f"the cluster does not answer: {reason}")
+    rules = read_rules(REPOSITORY / "rules")
+    known = {one.name: one for one in there}
+    default = next((one for one in there if one.default), None)
+    named = {rule: _partition_of(rule, case.profile) for rule in rules}
+    wrong = sorted({name for name in named.values() if name and name not in known})
+    if wrong:
+        near = closest(wrong[0], list(known))
+        return failed(
+            f"{SLURM_PROFILE} names {', '.join(wrong)}; there are {', '.join(known)}.{near}",
+            f"correct slurm_partition in {SLURM_PROFILE}",
+        )
+    if default is None and any(name is None for name in named.values()):
+        return failed(
+            f"no partition is the default, and {SLURM_PROFILE} names none for all rules",
+            f"slurm_partition: {there[0].name}   under default-resources in {SLURM_PROFILE}",
+        )
+    down = sorted({name for name in named.values() if name and not known[name].up})
+    if down:
+        return failed(f"down: {', '.join(down)}", f"wait, or name another slurm_partition in {SLURM_PROFILE}")
+    used = ", ".join(dict.fromkeys(name or f"{default.name if default else ''} (default)" for name in named.values()))
+    return [passed(f"jobs go to {used}"), _gpus(case, rules, known, default, named)]
+
+
+def _gpus(
+    case: Case,
+    rules: Mapping[str, Asked],
+    known: Mapping[str, Partition],
+    default: Partition | None,
+    named: Mapping[str, str | None],
+) -> Finding:
+    name = "GPUs of the cluster"
+    needy = _gpu_rules(case, rules)
+    able = [one.name for one in known.values() if one.gpus]
+    if not needy:
+        return skipped("the study's networks need no GPU" if case.sound else "the study cannot be read", name)
+    if not able:
+        return failed("no partition shows GPUs (sinfo, column GRES)", "ask for access to a partition with GPUs", name)
+    without = []
+    for rule in needy:
+        place = named[rule]
+        one = known[place] if place else default
+        if one is not None and not one.gpus:
+            without.append(rule)
+    if without:
+        shown = ", ".join(without[:_SHOWN]) + (f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else "")
+        return failed(
+            f"{shown} go to a partition without GPUs; with GPUs: {', '.join(able)}",
+            f"slurm_partition: {able[0]}   for each of these rules under set-resources in {SLURM_PROFILE}",
+            name,
+        )
+    return passed(f"{len(needy)} rules ask for GPUs, and go where there are some ({', '.join(able)})", name)
+
+
+def time_limits(case: Case) -> Finding:
+    """Time that the rules ask for against the longest job of their partition."""
+    if not _has_slurm(case):
+        return skipped(_NO_SLURM)
+    there, reason = partitions(case.environ)
+    if not there:
+        return skipped(f"the cluster does not answer: {reason}")
+    known = {one.name: one for one in there}
+    default = next((one for one in there if one.default), None)
+    long: dict[str, tuple[int, int, str]] = {}
+    rules = read_rules(REPOSITORY / "rules")
+    asked = {rule: time for rule, time in runtimes(rules, case.profile).items() if rule not in _idle(case)}
+    for rule, wanted in asked.items():
+        place = _partition_of(rule, case.profile)
+        one = known.get(place) if place else default
+        if one is not None and one.longest is not None and wanted > one.longest:
+            long[rule] = (wanted, one.longest, one.name)
+    if not long:
+        return passed(f"no rule asks for more time than its partition gives (the longest {max(asked.values())} min)")
+    shown = sorted(long, key=lambda rule: -long[rule][0])[:_SHOWN]
+    told = ", ".join(f"{rule} {long[rule][0]} min (partition {long[rule][2]}: {long[rule][1]})" for rule in shown)
+    more = f" and {len(long) - _SHOWN} more" if len(long) > _SHOWN else ""
+    judge = failed if any(rules[rule].exact or _sets_time(case, rule) for rule in long) else warned
+    return judge(
+        f"asks for more than its partition gives, so it would never start: {told}{more}",
+        f"runtime: {long[shown[0]][1]}   for each of them under set-resources in {SLURM_PROFILE}; "
+        "trainings go on in the next job",
+    )
+
+
+def _sets_time(case: Case, rule: str) -> bool:
+    return "runtime" in _resources(case.profile)[1].get(rule, {})
+
+
+def _idle(case: Case) -> set[str]:
+    """Return rules that this study has no job for, as far as that is plain: they may ask for what they like."""
+    if not case.sound:
+        return set()
+    idle = set() if set(case.study.slides["source"]) & {"dataset", "local"} else {"fetch_bundle"}
+    if not any(use.part.startswith("baseline") and wants_gpu(use.backbone) for use in uses_of(case.study.models)):
+        idle |= {f"{stage}_baseline{head}" for stage, head in _OF_PUBLISHED}
+    return idle
+
+
+def status(case: Case) -> Finding:
+    """How Snakemake learns what became of a job: by sacct, or by squeue where there is no accounting."""
+    if not _has_slurm(case):
+        return skipped(_NO_SLURM)
+    mode = str(case.profile.get("slurm-status-command", "") or "")
+    if mode == "squeue":
+        return passed("asked by squeue, as the profile says")
+    answer = ask(["sacct", "-X", "--noheader", "--starttime=now", "--format=JobID"], case.environ, LIMIT_S)
+    if answer.well:
+        return passed("asked by sacct, which works")
+    return failed(
+        f"the profile leaves it to sacct, which does not work: {answer.reason}",
+        f"slurm-status-command: squeue   and   slurm-no-account: true   in {SLURM_PROFILE}",
+    )
+
+
+CHECKS = [
+    Check("cluster", "commands", commands, 15.0),
+    Check("cluster", "plugin", plugin),
+    Check("cluster", "profile", profile),
+    Check("cluster", "controller", controller, 15.0),
+    Check("cluster", "partitions", partitions_named, 60.0),
+    Check("cluster", "time limits", time_limits, 15.0),
+    Check("cluster", "state of jobs", status, 15.0),
+]
