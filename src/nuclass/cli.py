@@ -19,6 +19,7 @@ from nuclass.cli_import import add_import_checkpoint
 from nuclass.cli_labels import add_label
 from nuclass.cli_panel import add_panel
 from nuclass.cli_patches import add_patches
+from nuclass.cli_plan import add_plan
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.cli_splits import add_split
 from nuclass.cli_train import add_train
@@ -29,6 +30,7 @@ examples:
   nuclass check                                  is the demo study's configuration sound?
   nuclass check --configfile config/mine.yaml    is mine?
   nuclass doctor                                 will it run on this machine?
+  nuclass plan --configfile config/paper.yaml    what will a study cost?
   nuclass simulate ovary_1 --organ ovary --out work/simulated
   nuclass train local --print-config             the settings of a model, each with where it comes from
   nuclass evaluate gate --help                   trained models on data sets of your own
@@ -90,7 +92,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     data = (_add_check, add_doctor, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
     labels = (add_panel, add_label, add_split, add_patches)
-    for add in (*data, *labels, add_backbones, add_train, add_import_checkpoint, add_evaluate):
+    for add in (*data, *labels, add_plan, add_backbones, add_train, add_import_checkpoint, add_evaluate):
         add(commands)
     return parser
 
