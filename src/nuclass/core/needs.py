@@ -50,7 +50,8 @@ SMALL_NETWORK = (500_000, 256)
 # Share of a slide's cells that are used: assumed for real panels, measured on the demo's slides.
 LABELLED = Estimate(0.50, 0.80, 0.95)
 LABELLED_SYNTHETIC = Estimate(0.91, 0.93, 0.94)
-TRAIN_SHARE, VAL_SHARE = 0.75, 0.25
+BUFFER = 0.12
+"""Share of a training slide's cells that lie between splits and are used by none; of the demo, and of drawn slides."""
 
 # Members of outs.zip that are fetched, bytes a cell: table of cells 50, matrix 110 to 2,500, two tables of outlines 280
 # each. The whole zip, which comes where a server knows no ranges: 54 to 81 kB a cell of those whose size is recorded.
@@ -301,7 +302,7 @@ def _add_slide(study: Study, size: SlideSize, add: Any) -> None:
     add("results/features", used * context * (1 + views), "embed_context", "embed_training_context")
     for _, width in _baselines(models).values():
         add("results/features", used * 2.0 * width, "embed_baseline", "embed_stand_ins")
-    judged = used if cohort else used * VAL_SHARE
+    judged = used if cohort else used * split_shares(study.config)[1]
     widths = _widths(models)
     add("results/predictions", judged * float(sum(2 * w + PREDICTED_CLASSES for w in widths.values())), "predict")
     if cohort:
@@ -342,7 +343,7 @@ def _add_variants(study: Study, sizes: Mapping[str, SlideSize], add: Any) -> Non
             if "gate_context" in own:
                 add(folder, features, "embed_gate_context_variant")
             width = _widths(study.models)
-            judged = used if size.role == "cohort" else used * VAL_SHARE
+            judged = used if size.role == "cohort" else used * split_shares(study.config)[1]
             made = [w for model, w in width.items() if f"predict_{model}" in own]
             add(folder, judged * float(sum(2 * w + PREDICTED_CLASSES for w in made)), "predict_variant")
 
@@ -392,6 +393,15 @@ def _weights(models: Mapping[str, Any], rules: Collection[str] | None) -> dict[s
     return {name: 4.0 * NETWORKS[name][0] for name in published}
 
 
+def split_shares(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Return which shares of a training slide's labelled cells are trained on, and choose the models."""
+    splits = config["splits"]
+    folds = int(splits["folds"]) if splits["hold_out"] == "none" else 0
+    val = 1 / folds if folds else float(splits["val"])
+    test = 0.0 if folds else float(splits["test"])
+    return (1 - val - test) * (1 - BUFFER), val * (1 - BUFFER)
+
+
 def used_cells(size: SlideSize) -> Estimate:
     """Return how many cells of a slide get a label and are not left out."""
     return size.cells * (LABELLED_SYNTHETIC if size.source == "synthetic" else LABELLED)
@@ -411,7 +421,7 @@ def _checkpoint(models: Mapping[str, Any], model: str, sizes: Mapping[str, Slide
     """Return the bytes of a checkpoint: its weights, and the ids of the cells it was trained with."""
     parameters = 0 if model == GATE else _network(models, LOCAL)[0]
     ids = total(used_cells(size) * 16 for size in sizes.values() if size.role == "train")
-    return Estimate.exactly(4.0 * parameters + 1e5) + ids * (VAL_SHARE if model == GATE else 1.0)
+    return Estimate.exactly(4.0 * parameters + 1e5) + ids * (0.25 if model == GATE else 1.0)
 
 
 def folder_bytes(folder: str | Path) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nuclass.core.config import Study
-from nuclass.core.needs import Needs, study_needs
+from nuclass.core.needs import Needs, split_shares, study_needs
 from nuclass.core.sizes import NOTHING, Estimate, total
 from nuclass.plan.jobs import Job
 from nuclass.plan.rates import Rate, Rates, origin, rate_of
@@ -211,7 +211,11 @@ def make_plan(
 def with_networks(job: Job, study: Study) -> Job:
     """Return a job that knows the networks it runs; trained models tell them in their checkpoints alone."""
     models = study.short_models if job.rule.endswith("_variant") else study.models
-    more = {"local_backbone": models["local"]["backbone"], "baselines": models.get("baselines") or {}}
+    more = {
+        "local_backbone": models["local"]["backbone"],
+        "baselines": models.get("baselines") or {},
+        "shares": split_shares(study.config),
+    }
     return replace(job, params={**more, **job.params})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nuclass.core.needs import INVERTED, TRAIN_SHARE, VAL_SHARE, used_cells
+from nuclass.core.needs import INVERTED, used_cells
 from nuclass.core.sizes import NOTHING, Estimate, SlideSize, total
 from nuclass.plan.jobs import Job
 from nuclass.plan.networks import gflop
@@ -94,22 +94,25 @@ def epochs(trainer: Mapping[str, Any]) -> Estimate:
     return Estimate.exactly(most) if least >= most else Estimate(least, math.sqrt(least * most), most)
 
 
-def _cells(slides: Sequence[SlideSize]) -> tuple[Estimate, Estimate, Estimate]:
+def _cells(job: Job, slides: Sequence[SlideSize]) -> tuple[Estimate, Estimate, Estimate]:
     """Return cells in use, those to train on, and those of validation; of cohorts none are of the latter two."""
     used = total(used_cells(size) for size in slides)
     trained = total(used_cells(size) for size in slides if size.role == "train")
-    return used, trained * TRAIN_SHARE, trained * VAL_SHARE
+    train, val = job.params["shares"]
+    return used, trained * train, trained * val
 
 
-def _judged(slides: Sequence[SlideSize]) -> Estimate:
+def _judged(job: Job, slides: Sequence[SlideSize]) -> Estimate:
     """Return the cells that are predicted: of cohorts all, of training slides those of validation."""
-    return total(used_cells(size) * (1.0 if size.role == "cohort" else VAL_SHARE) for size in slides)
+    return total(used_cells(size) * (1.0 if size.role == "cohort" else job.params["shares"][1]) for size in slides)
 
 
-def _training(settings: Mapping[str, Any], slides: Sequence[SlideSize], operations: float, once: float = 0.0) -> Work:
+def _training(
+    job: Job, settings: Mapping[str, Any], slides: Sequence[SlideSize], operations: float, once: float = 0.0
+) -> Work:
     """Return the work of a training: its epochs with their validations, and ``once`` a pass over its cells before."""
     run = settings["trainer"]
-    _, train, val = _cells(slides)
+    _, train, val = _cells(job, slides)
     turns = epochs(run)
     again = 4 / 3 if run.get("gradient_checkpointing") else 1.0
     validations = 1.0 / float(run.get("validate_every", 1.0))
@@ -120,17 +123,17 @@ def _training(settings: Mapping[str, Any], slides: Sequence[SlideSize], operatio
 
 def _local(job: Job, slides: Sequence[SlideSize]) -> Work:
     section = job.params["models"]["local"]
-    return _training(section, slides, gflop(section["backbone"]))
+    return _training(job, section, slides, gflop(section["backbone"]))
 
 
 def _global(job: Job, slides: Sequence[SlideSize]) -> Work:
     # The network is that of the local model, whose settings the checkpoint tells; the study's stand in `local`.
-    return _training(job.params["models"]["global"], slides, gflop(job.params["local_backbone"]), once=1.0)
+    return _training(job, job.params["models"]["global"], slides, gflop(job.params["local_backbone"]), once=1.0)
 
 
 def _gate(job: Job, slides: Sequence[SlideSize]) -> Work:
     section = job.params["models"]["gate"]
-    _, _, val = _cells(slides)
+    _, _, val = _cells(job, slides)
     views = 1.0 + float(section.get("views", 0))
     passes = val * (2.0 * views)
     return Work(passes * 0.5e-3, NOTHING, NOTHING, passes * gflop(job.params["local_backbone"]))
@@ -139,7 +142,7 @@ def _gate(job: Job, slides: Sequence[SlideSize]) -> Work:
 def _pretrain(job: Job, slides: Sequence[SlideSize]) -> Work:
     section = job.params["models"]["context"]
     run = section["pretrain"]
-    _, train, val = _cells(slides)
+    _, train, val = _cells(job, slides)
     drawn = Estimate(*(min(float(run["samples_per_epoch"]), n) for n in (train.low, train.expected, train.high)))
     turns = epochs(run["trainer"])
     passes = turns * (drawn * BACKWARD + val)
@@ -148,7 +151,7 @@ def _pretrain(job: Job, slides: Sequence[SlideSize]) -> Work:
 
 def _embed(job: Job, slides: Sequence[SlideSize]) -> Work:
     section = job.params["models"]["context"]
-    used, train, val = _cells(slides)
+    used, train, val = _cells(job, slides)
     # Views are kept of train and val cells, not of those in the buffer.
     views = float(section.get("views", 0)) if job.rule.startswith("embed_training") else 0.0
     passes = used + (train + val) * (0.9 * views)
@@ -156,7 +159,7 @@ def _embed(job: Job, slides: Sequence[SlideSize]) -> Work:
 
 
 def _predict(job: Job, slides: Sequence[SlideSize]) -> Work:
-    cells = _judged(slides)
+    cells = _judged(job, slides)
     both = 1.0 if list(job.params.get("names") or []) == ["local"] else 2.0
     return Work(cells * 1e-3, NOTHING, NOTHING, cells * (both * gflop(job.params["local_backbone"])))
 
@@ -170,16 +173,16 @@ def _baseline_networks(job: Job) -> float:
 
 
 def _embed_baseline(job: Job, slides: Sequence[SlideSize]) -> Work:
-    used, _, _ = _cells(slides)
+    used, _, _ = _cells(job, slides)
     return Work(used * 1e-3, NOTHING, NOTHING, used * _baseline_networks(job))
 
 
 def _finetune(job: Job, slides: Sequence[SlideSize]) -> Work:
-    return _training(job.params["models"]["baselines"]["finetuned"], slides, _baseline_networks(job))
+    return _training(job, job.params["models"]["baselines"]["finetuned"], slides, _baseline_networks(job))
 
 
 def _predict_baseline(job: Job, slides: Sequence[SlideSize]) -> Work:
-    cells = _judged(slides)
+    cells = _judged(job, slides)
     return Work(cells * 1e-3, NOTHING, NOTHING, cells * _baseline_networks(job))
 
 
