@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def _doctor(options: argparse.Namespace) -> None:
     import json
 
     from nuclass.core.files import write_json
-    from nuclass.doctor import Case, as_json, as_text, counts_of, examine, study_name
+    from nuclass.doctor import Case, as_json, counts_of, examine, study_name, tell
 
     files = [BASE, *options.configfile]
     case = Case(options.directory, files, offline=options.offline)
@@ -55,8 +54,7 @@ def _doctor(options: argparse.Namespace) -> None:
         else:
             sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if options.json != "-":
-        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        sys.stdout.write(as_text(results, colours))
+        tell(results)
     if counts_of(results)["fail"]:
         sys.stdout.flush()
         sys.exit(1)

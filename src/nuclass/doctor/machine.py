@@ -18,6 +18,7 @@ from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 LEAST_OPEN_FILES = 1024
 LEAST_SHARED = 1_000_000_000
 LEAST_INODES = 100_000
+MOUNTS = Path("/proc/self/mounts")
 _NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "afs")
 
 
@@ -212,7 +213,7 @@ def kind_of_disk(place: Path) -> str:
     """Return the type of the file system that a folder lies on, empty where it is not told."""
     best, kind = "", ""
     try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        mounts = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     target = str(place.resolve())

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 _SHOWN = 6
-_LOAD = """
-import importlib, sys
-for name in sys.argv[1:]:
-    print(name, flush=True)
-    importlib.import_module(name)
-"""
 # Names of conda packages whose Python package is called otherwise.
 _CONDA_NAMES = {
     "matplotlib-base": "matplotlib",
@@ -240,7 +234,8 @@ def compiled(case: Case) -> Finding:
         name for name in ("h5py", "numcodecs", "openslide-python", "pyarrow", "scipy", "tifffile") if name in wanted
     ]
     modules = [name.removesuffix("-python") for name in names]
-    answer = ask([sys.executable, "-c", _LOAD, *modules], case.environ, 30.0)
+    script = "".join(f"print({name!r}, flush=True)\nimport {name}\n" for name in modules)
+    answer = ask([sys.executable, "-c", script], case.environ, 30.0)
     if answer.well:
         return passed(f"{', '.join(modules)} load")
     if not modules:

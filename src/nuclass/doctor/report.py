@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -45,12 +47,21 @@ def as_text(results: Sequence[Result], colours: bool = False, width: int = 120) 
     counts = counts_of(results)
     told = [paint(verdict, f"{number} {verdict.upper()}") for verdict, number in counts.items() if number]
     if counts["fail"]:
-        end = "The study will not run as it is: mend what is marked FAIL."
+        elsewhere = {"cluster": "--profile slurm", "conda": "--sdm conda"}
+        options = [elsewhere.get(result.group, "") for result in results if result.verdict == "fail"]
+        how = "" if "" in options else f" with {' and '.join(dict.fromkeys(options))}"
+        end = f"The study will not run as it is{how}: mend what is marked FAIL."
     elif counts["warn"]:
         end = "Nothing stands in the way; read what is marked WARN."
     else:
         end = "All is well."
     return "\n".join([*lines, "", f"{', '.join(told)}. {end}"]).lstrip("\n") + "\n"
+
+
+def tell(results: Sequence[Result]) -> None:
+    """Write the report to standard output; in colours on a terminal, unless ``NO_COLOR`` is set."""
+    sys.stdout.write(as_text(results, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    sys.stdout.flush()
 
 
 def _told(result: Result, verdict: str, width: int) -> list[str]:

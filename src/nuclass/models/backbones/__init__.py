@@ -17,15 +17,39 @@ A backbone is described by a small dictionary (``local.backbone`` or ``context.b
     ``cls``, ``mean``, ``pooler`` (models of transformers).
 ``weights``
     ``required`` (the default where there are registered ones or a folder), ``none`` (random start), or a file.
+
+The names below are imported when first used, so that reading the registry does not import torch.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from nuclass.core.backbone_settings import BACKBONE_KEYS
-from nuclass.models.backbones.build import build_backbone, describe
-from nuclass.models.backbones.network import Backbone, CenterPool, count_parameters
-from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, WEIGHT_FILES, BackboneSpec
-from nuclass.models.backbones.weights import WeightFile, find_weights, identify, locate
+
+if TYPE_CHECKING:
+    from nuclass.models.backbones.build import build_backbone, describe
+    from nuclass.models.backbones.network import Backbone, CenterPool, count_parameters
+    from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, WEIGHT_FILES, BackboneSpec
+    from nuclass.models.backbones.weights import WeightFile, find_weights, identify, locate
+
+_HOME = {
+    "build_backbone": "build",
+    "describe": "build",
+    "Backbone": "network",
+    "CenterPool": "network",
+    "count_parameters": "network",
+    "IMAGENET_MEAN": "registry",
+    "IMAGENET_STD": "registry",
+    "REGISTRY": "registry",
+    "WEIGHT_FILES": "registry",
+    "BackboneSpec": "registry",
+    "WeightFile": "weights",
+    "find_weights": "weights",
+    "identify": "weights",
+    "locate": "weights",
+}
 
 __all__ = [
     "BACKBONE_KEYS",
@@ -44,3 +68,9 @@ __all__ = [
     "identify",
     "locate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

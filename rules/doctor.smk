@@ -1,0 +1,41 @@
+"""Will the study run here? `snakemake doctor` looks, tells, and fails where something stands in the way."""
+
+from nuclass.doctor.packages import installed
+
+
+localrules:
+    examine_study,
+
+
+# Told anew each time it is asked for: the machine may have changed where no file has.
+rule examine_study:
+    input:
+        CONFIG["slides"],
+    output:
+        report=temp("results/doctor.json"),
+    params:
+        files=[*map(str, workflow.configfiles[-1:]), *map(str, workflow.configfiles[:-1])],
+        # A job's own environment need not have them.
+        outer=installed(["snakemake", "snakemake-executor-plugin-slurm"]),
+        environment=str(ROOT / "envs" / "train.yaml"),
+        code=code_hash("examine_study"),
+    log:
+        "logs/examine_study/all.log",
+    benchmark:
+        "benchmarks/examine_study/all.tsv"
+    retries: 0
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Checking whether the study will run on this machine"
+    script:
+        "../scripts/examine_study.py"
+
+
+rule doctor:
+    input:
+        rules.examine_study.output.report,
