@@ -71,7 +71,9 @@ class Job:
         return [name for name in known if name in parts or name in stems]
 
 
-def jobs_of(goals: Sequence[str], configfiles: Sequence[str | Path] = (), root: str | Path = ".") -> list[Job]:
+def jobs_of(
+    goals: Sequence[str], configfiles: Sequence[str | Path] = (), root: str | Path = ".", python: str | None = None
+) -> list[Job]:
     """Return all jobs of the goals, done or not, by a dry run of Snakemake.
 
     Parameters
@@ -82,13 +84,15 @@ def jobs_of(goals: Sequence[str], configfiles: Sequence[str | Path] = (), root: 
         Settings laid over config/config.yaml.
     root
         The folder of the study.
+    python
+        The interpreter that has Snakemake; this one by default.
 
     Raises
     ------
     UserError
         Snakemake is not installed, or cannot lay the jobs out; its own words are told.
     """
-    if find_spec("snakemake") is None:
+    if python is None and find_spec("snakemake") is None:
         raise UserError(
             "A plan needs Snakemake, which is not installed here",
             where=sys.executable,
@@ -107,7 +111,7 @@ def jobs_of(goals: Sequence[str], configfiles: Sequence[str | Path] = (), root: 
         asked.write_text(json.dumps(request), encoding="utf-8")
         library = str(Path(nuclass.__file__).parents[1])
         paths = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "nuclass.plan.asking", str(asked), str(answer)]
+        command = [python or sys.executable, "-m", "nuclass.plan.asking", str(asked), str(answer)]
         environment = {**os.environ, "PYTHONPATH": paths}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not answer.is_file():

@@ -1,0 +1,46 @@
+"""What will the study cost? `snakemake plan` tells, before anything is spent."""
+
+import json
+import sys
+
+
+localrules:
+    plan_study,
+
+
+# Reckoned anew each time it is asked for: what is done already counts.
+rule plan_study:
+    input:
+        rates="resources/rates.tsv",
+        slides=CONFIG["slides"],
+    output:
+        text="results/plan.txt",
+        table="results/plan.tsv",
+        json="results/plan.json",
+        asked=temp("results/plan.asked"),
+    params:
+        config=json.dumps(CONFIG, sort_keys=True),
+        goals=["all"],
+        # The environment of the job need not have Snakemake.
+        python=sys.executable,
+        code=code_hash("plan_study"),
+    log:
+        "logs/plan_study/all.log",
+    benchmark:
+        "benchmarks/plan_study/all.tsv"
+    retries: 0
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    conda:
+        "../envs/train.yaml"
+    message:
+        "Reckoning what the study will cost"
+    script:
+        "../scripts/plan_study.py"
+
+
+rule plan:
+    input:
+        rules.plan_study.output,
