@@ -236,7 +236,8 @@ def _limits(limits: Limits | None) -> dict[str, Limits]:
     if limits is None:
         return {f"{count} at once": Limits(jobs=count) for count in AT_ONCE}
     words = {"jobs": limits.jobs, "cores": limits.cores, "GPUs": limits.gpus}
-    name = ", ".join(f"{number} {word}" for word, number in words.items() if number is not None)
+    named = {word[:-1] if number == 1 else word: number for word, number in words.items() if number is not None}
+    name = ", ".join(f"{number} {word}" for word, number in named.items())
     return {name or "any number at once": limits}
 
 

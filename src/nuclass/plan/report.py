@@ -9,7 +9,7 @@ from typing import Any
 from nuclass.core.files import atomic_path
 from nuclass.core.progress import readable_bytes
 from nuclass.core.sizes import Estimate, total
-from nuclass.plan.plan import Cost, Plan, Stage
+from nuclass.plan.plan import VARIANTS, Cost, Plan, Stage
 from nuclass.plan.rates import GRADES
 
 HEAD = ("low", "expected", "high")
@@ -30,6 +30,7 @@ def as_text(plan: Plan) -> str:
         "",
         *_columns([("Time on the clock", *HEAD), *_wall_rows(plan)]),
         f"  longest chain: {_chain(plan)}",
+        *_dear_runs(plan),
         "",
         *_memory(plan),
         "",
@@ -164,6 +165,19 @@ def _chain(plan: Plan) -> str:
     return " > ".join(names) or "nothing is to be done"
 
 
+def _dear_runs(plan: Plan) -> list[str]:
+    """Return how to do without most of the GPU hours, where the ablations and the audit take them."""
+    runs = sum(stage.gpu_hours.expected for stage in plan.stages if stage.name == VARIANTS)
+    whole = plan.gpu_hours.expected
+    if runs < 0.5 * whole or not whole:
+        return []
+    return [
+        "",
+        f"{runs / whole:.0%} of the GPU hours are of ablations and audit. The goal `core` does without them and without the",
+        "published networks; the section `ablations` of the models' file makes their runs shorter (docs/ablations.md).",
+    ]
+
+
 def _memory(plan: Plan) -> list[str]:
     costs = [cost for cost in plan.costs if cost.memory.expected]
     if not costs:
@@ -223,7 +237,8 @@ def _grades(costs: Sequence[Cost]) -> str:
 def _rests_on(plan: Plan) -> list[str]:
     lines = ["What the numbers rest on"]
     for name, word in (("gpus", "GPU hours"), ("cores", "core hours")):
-        for grade, share in sorted(plan.grades()[name].items(), key=lambda item: -item[1]):
+        shares = sorted(plan.grades()[name].items(), key=lambda item: -item[1])
+        for grade, share in [item for item in shares if item[1] >= 0.005]:
             lines.append(f"  {word}: {share:.0%} {GRADES[grade]}")
     trained = [cost for cost in plan.costs if cost.work.epochs is not None]
     uncertain = [cost for cost in trained if cost.work.epochs and cost.work.epochs.low < cost.work.epochs.high]
