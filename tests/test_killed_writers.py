@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from nuclass.core import leftovers
-from nuclass.core.files import atomic_path, write_json
+from nuclass.core.errors import UserError
+from nuclass.core.files import atomic_path, write_csv, write_json, write_parquet
+from test_features import KEY
+from test_slide_store import frames_for, picture, write_tiff
 
 KILLED = """
 import os, signal, sys
@@ -89,3 +95,102 @@ def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "iterdir", lambda self: pytest.fail(f"{self} was listed again"))
     for number in range(3):
         write_json(tmp_path / f"{number}.json", {})
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk of its own can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+NOISE = np.random.default_rng(0).random((3000, 64), np.float32)
+IDS = [f"cell-{number:05d}-1" for number in range(len(NOISE))]
+
+
+def slide_store(folder: Path) -> None:
+    from nuclass.slides.writer import write_store
+
+    he = write_tiff(folder.parent / "he.tif", picture(700, 800))
+    write_store(he, frames_for(0.25), folder / "he.ome.zarr", tile=64, shard=256, levels=2)
+
+
+def training_state(folder: Path) -> None:
+    import torch
+
+    from nuclass.training.state import save_atomically
+
+    save_atomically({"weights": torch.from_numpy(NOISE)}, folder / "last.ckpt")
+
+
+def features(folder: Path) -> None:
+    from nuclass.data.features import write_features
+
+    write_features(folder / "a.h5", IDS, np.hstack([NOISE] * 4), KEY)
+
+
+def cached_features(folder: Path) -> None:
+    from nuclass.data.feature_cache import Output, cache_features
+
+    def batches(start: int) -> Iterator[dict[str, np.ndarray]]:
+        for row in range(start, len(NOISE), 100):
+            yield {"features": np.hstack([NOISE[row : row + 100]] * 4)}
+
+    cache_features(folder / "work", IDS, {"features": Output(folder / "a.h5", KEY)}, batches, part_cells=300)
+
+
+def predictions(folder: Path) -> None:
+    import torch
+
+    from nuclass.training.predict import write_prediction
+    from nuclass.training.predictor import Prediction
+
+    shares = torch.softmax(torch.from_numpy(NOISE[:, :3]), 1)
+    embeddings = (torch.from_numpy(NOISE.astype(np.float16)),) * 4
+    told = Prediction(shares, torch.from_numpy(NOISE[:, :3]), embeddings)
+    told_of = {"cell_id": IDS, "x_px": NOISE[:, 0], "y_px": NOISE[:, 1], "class": "B"}
+    frame = pd.DataFrame(told_of).assign(slide="lung_1", organ="lung", split="val")
+    write_prediction(folder / "lung_1.parquet", frame, told, ["A", "B", "C"])
+
+
+def table(folder: Path) -> None:
+    write_parquet(folder / "cells.parquet", pd.DataFrame(np.hstack([NOISE] * 3)).rename(columns=str))
+
+
+def text_table(folder: Path) -> None:
+    write_csv(folder / "cells.csv", pd.DataFrame(NOISE))
+
+
+def figure(folder: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from nuclass.figures.style import save_figure
+
+    drawn = Figure()
+    drawn.add_axes((0, 0, 1, 1)).imshow(NOISE[:400], interpolation="nearest", aspect="auto")
+    save_figure(drawn, [folder / "a.pdf", folder / "a.png"], folder / "a.csv", pd.DataFrame(NOISE[:2]), synthetic=False)
+
+
+WRITERS = [slide_store, training_state, features, cached_features, predictions, table, text_table, figure]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=[writer.__name__ for writer in WRITERS])
+def test_a_full_disk_is_told_leaves_nothing_half_and_is_no_end(disk: Path, write: Callable[[Path], None]) -> None:
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(700_000 if write in (slide_store, predictions) else 990_000))
+    with pytest.raises(UserError, match="The disk is full") as told:
+        write(disk)
+    assert str(disk) in str(told.value)
+    assert "free space" in str(told.value)
+    left = [path for path in disk.rglob("*") if path != ballast and "work" not in path.parts]
+    assert [path for path in left if path.suffix not in (".parquet", ".pdf")] == [], "the first of two may be whole"
+    subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+    write(disk)
+    assert not [path for path in disk.rglob(".*") if path.name.startswith(".")]
+    assert len(names(disk)) >= 2
