@@ -98,7 +98,7 @@ rule train_baseline_finetuned:
     threads: tuning_processes() * (1 + TUNING["workers"])
     resources:
         mem_mb=tuning_mem,
-        runtime=7200,
+        runtime=lambda wildcards: train_minutes(wildcards.baseline in PUBLISHED),
         gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned", tuning_processes()),
         nodes=TUNING["num_nodes"],
     conda:

@@ -68,6 +68,8 @@ ALL_SLIDES = list(SLIDES.index)
 # Slides with a bundle and an H&E; the others come as files of windows.
 BUNDLE_SLIDES = list(SLIDES.index[SLIDES["source"] != PATCHES])
 MODELS = ["local", "global", "gate"]
+# A cluster job holds two processes of Snakemake beside that of the rule, of 180 MB each.
+SNAKEMAKE_MB = 400
 OWN_MARKERS = [table for table in [CONFIG["labels"]["extra_markers"]] if table]
 
 
@@ -160,9 +162,14 @@ def slide_threads(wildcards):
     return 1 if is_small(wildcards) else 8
 
 
+def slide_minutes(large):
+    """Return a function that tells the time limit of a slide's job: ``large`` minutes, or a few for a small one."""
+    return lambda wildcards: 15 if is_small(wildcards) else large
+
+
 def slide_mem(wildcards, attempt):
     """Return a memory request in MB for the tables and the picture of one slide, up to four times in new attempts."""
-    return (1500 if is_small(wildcards) else 8000) * 2 ** min(attempt - 1, 2)
+    return SNAKEMAKE_MB + (1500 if is_small(wildcards) else 8000) * 2 ** min(attempt - 1, 2)
 
 
 def size_of(files):
@@ -174,7 +181,7 @@ def mem(base, factor=0.0):
     """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, up to four times in new attempts."""
 
     def megabytes(wildcards, input, attempt):
-        return int((base + factor * size_of(input)) * 2 ** min(attempt - 1, 2))
+        return SNAKEMAKE_MB + int((base + factor * size_of(input)) * 2 ** min(attempt - 1, 2))
 
     return megabytes
 
@@ -184,6 +191,6 @@ def table_mem(base, factor):
 
     def megabytes(wildcards, input, attempt):
         read = [*input.tables, *input.get("arrays", [])]
-        return int((base + factor * size_of(read)) * 2 ** min(attempt - 1, 2))
+        return SNAKEMAKE_MB + int((base + factor * size_of(read)) * 2 ** min(attempt - 1, 2))
 
     return megabytes

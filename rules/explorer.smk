@@ -30,7 +30,7 @@ rule cut_explorer_tiles:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=120,
+        runtime=slide_minutes(120),
     conda:
         "../envs/figures.yaml"
     message:

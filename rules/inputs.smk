@@ -89,6 +89,11 @@ def train_threads(name):
     return processes(name) * (own_threads() + MODEL_CONFIG[name]["trainer"]["workers"])
 
 
+def train_minutes(large):
+    """Return the time limit of a training in minutes: five days for a published network."""
+    return 7200 if large else 480
+
+
 def train_base():
     """Return the memory in MB of a training beside its data: libraries, weights, the state that is written."""
     return 24000 if is_large("local") else 2500

@@ -70,7 +70,7 @@ rule label_cells:
     threads: 1
     resources:
         mem_mb=mem(2000, 10),
-        runtime=60,
+        runtime=slide_minutes(60),
     conda:
         "../envs/labels.yaml"
     message:

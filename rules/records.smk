@@ -67,7 +67,7 @@ rule measure_usage:
         "records"
     threads: 1
     resources:
-        mem_mb=500,
+        mem_mb=mem(500),
         runtime=10,
     conda:
         "../envs/evaluate.yaml"

@@ -23,7 +23,7 @@ rule align_slide:
     threads: 1
     resources:
         mem_mb=slide_mem,
-        runtime=120,
+        runtime=slide_minutes(120),
     conda:
         "../envs/slides.yaml"
     message:
@@ -54,7 +54,7 @@ rule check_alignment:
     threads: 1
     resources:
         mem_mb=slide_mem,
-        runtime=60,
+        runtime=slide_minutes(60),
     conda:
         "../envs/slides.yaml"
     message:
@@ -92,7 +92,7 @@ rule build_slide:
     threads: slide_threads
     resources:
         mem_mb=slide_mem,
-        runtime=120,
+        runtime=slide_minutes(120),
     conda:
         "../envs/slides.yaml"
     message:

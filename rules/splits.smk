@@ -28,7 +28,7 @@ rule split_cells:
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
-        runtime=20,
+        runtime=slide_minutes(20),
     conda:
         "../envs/splits.yaml"
     message:

@@ -131,7 +131,7 @@ rule train_local:
     threads: train_threads("local")
     resources:
         mem_mb=train_mem("local"),
-        runtime=7200,
+        runtime=train_minutes(is_large("local")),
         gpu=train_gpus("local"),
         nodes=MODEL_CONFIG["local"]["trainer"]["num_nodes"],
     conda:
@@ -168,7 +168,7 @@ rule train_global:
     threads: train_threads("global")
     resources:
         mem_mb=train_mem("global"),
-        runtime=7200,
+        runtime=train_minutes(is_large("local")),
         gpu=train_gpus("global"),
         nodes=MODEL_CONFIG["global"]["trainer"]["num_nodes"],
     conda:
