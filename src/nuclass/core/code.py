@@ -20,7 +20,7 @@ _KEPT = Path(".snakemake/nuclass_code.json")
 """What was read of files of code, for the next start in this folder: every job of a cluster asks again."""
 _FORM = f"1, Python {sys.version_info.major}.{sys.version_info.minor}"
 _SILENT = {"nuclass"} | {
-    f"nuclass.core.{name}" for name in "code config errors jobs leftovers log progress schema sheets".split()
+    f"nuclass.core.{name}" for name in "code config errors jobs leftovers log orphans progress schema sheets".split()
 }
 """Modules that report on the work and do not change its results; ``nuclass`` itself holds the version alone."""
 

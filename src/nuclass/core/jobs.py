@@ -14,6 +14,7 @@ from typing import Any
 import nuclass
 from nuclass.core.errors import UserError
 from nuclass.core.log import configure, get_logger
+from nuclass.core.orphans import end_with_snakemake
 
 _log = get_logger("nuclass.job")
 
@@ -24,9 +25,11 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
 
     A :class:`UserError` ends the job with its message alone. Any other error leaves its traceback in
     the log. Both exit with status 1. ``threads`` is passed on to the numerical libraries, which read
-    it from the environment when they are first imported, so import them inside the body.
+    it from the environment when they are first imported, so import them inside the body. The job ends with the
+    Snakemake that started it.
     """
     configure(snakemake.log[0] if snakemake.log else None)
+    end_with_snakemake()
     threads = str(snakemake.threads)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = threads
