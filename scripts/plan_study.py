@@ -25,9 +25,8 @@ with snakemake_job(snakemake):
         jobs = jobs_of(params.goals, [settings], ".", python=params.python)
     plan = make_plan(study, jobs, read_rates(snakemake.input.rates), ".", params.goals)
     text = as_text(plan)
-    for path in (snakemake.output.text, snakemake.output.asked):
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with atomic_path(snakemake.output.text) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     write_rows(snakemake.output.table, as_rows(plan))
     write_json(snakemake.output.json, as_json(plan))
     sys.stdout.write(text)
