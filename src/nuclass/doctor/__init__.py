@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nuclass.doctor.case import Case
-from nuclass.doctor.exam import GROUPS, Check, Result
 from nuclass.doctor.catalogue import all_checks, examine, stage_of_job, study_name
+from nuclass.doctor.exam import GROUPS, Check, Result
 from nuclass.doctor.report import as_json, as_text, counts_of, tell
 
 __all__ = [

@@ -13,7 +13,9 @@ _MEMORY = re.compile(r"^ +mem_mb=(?:mem\()?(\d+)\b", re.MULTILINE)
 _THREADS = re.compile(r"^ +threads: (\d+)$", re.MULTILINE)
 _RUNTIME = re.compile(r"^ +runtime=([^\n]+?),?$", re.MULTILINE)
 _GPU = re.compile(r"^ +gpu=(?!0,?$)", re.MULTILINE)
-_COMMENT = re.compile(r"#.*")
+_FUNCTION = re.compile(r"^def (\w+)\([^\n]*\):\n((?: +[^\n]*\n|\n)*)", re.MULTILINE)
+_TEXT = re.compile(r'""".*?"""', re.DOTALL)
+_CALLED = re.compile(r"(\w+)\(")
 
 
 @dataclass(frozen=True)
@@ -26,29 +28,28 @@ class Asked:
         The least memory in MB, before its input is counted; None where a function tells it.
     threads
         Threads; None where a function tells it.
-    runtime_min
-        The longest time limit in minutes that the rule names; None where it names no number.
+    shortest_min, longest_min
+        The time limit in minutes in a study of small slides and networks, and in others; None where it names no number.
     gpu
         Whether it asks for GPUs where its network needs one.
-    exact
-        Whether ``runtime_min`` is all that the rule says of its time; else it is the largest number of an expression.
     """
 
     memory_mb: int | None
     threads: int | None
-    runtime_min: int | None
+    shortest_min: int | None
+    longest_min: int | None
     gpu: bool
-    exact: bool = True
 
 
 def read_rules(folder: Path) -> dict[str, Asked]:
     """Return what the rules of ``*.smk`` in a folder ask for, by name; a derived rule asks what its base asks.
 
-    Only numbers that stand in the files are read: no rule is run, and functions of the input are left out.
+    Only numbers that stand in the files are read, also those of a function that tells a time limit: no rule is run.
     """
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.smk"))]
+    functions = {match[1]: _TEXT.sub("", match[2]) for text in texts for match in _FUNCTION.finditer(text)}
     bodies: dict[str, str] = {}
-    for file in sorted(folder.glob("*.smk")):
-        text = file.read_text(encoding="utf-8")
+    for text in texts:
         marks = list(_RULE.finditer(text))
         ends = [mark.start() for mark in marks[1:]] + [len(text)]
         for mark, end in zip(marks, ends, strict=False):
@@ -56,19 +57,23 @@ def read_rules(folder: Path) -> dict[str, Asked]:
             if mark[1]:
                 bodies[mark[1]] = body
             else:
-                bodies[mark[3]] = body + bodies.get(mark[2], "")
-    return {name: _asked(body) for name, body in bodies.items() if "output:" in body}
+                base = bodies.get(mark[2], "")
+                # Resources are taken over as a whole or not at all.
+                bodies[mark[3]] = body + (base.partition("resources:")[0] if "resources:" in body else base)
+    return {name: _asked(body, functions) for name, body in bodies.items() if "output:" in body}
 
 
-def _asked(body: str) -> Asked:
+def _asked(body: str, functions: Mapping[str, str]) -> Asked:
     memory, threads, runtime = _MEMORY.search(body), _THREADS.search(body), _RUNTIME.search(body)
-    minutes = [int(number) for number in re.findall(r"\b\d+\b", _COMMENT.sub("", runtime[1]))] if runtime else []
+    told = runtime[1] if runtime else ""
+    told += "".join(functions.get(name, "") for name in _CALLED.findall(told))
+    minutes = [int(number) for number in re.findall(r"\b\d+\b", told)]
     return Asked(
         int(memory[1]) if memory else None,
         int(threads[1]) if threads else None,
-        max(minutes) if minutes else None,
+        min(minutes, default=None),
+        max(minutes, default=None),
         _GPU.search(body) is not None,
-        runtime is not None and runtime[1].strip().isdigit(),
     )
 
 
@@ -85,10 +90,11 @@ def minutes_of(value: Any) -> int | None:
     return int(int(match[1]) * factor)
 
 
-def runtimes(rules: Mapping[str, Asked], profile: Mapping[str, Any]) -> dict[str, int]:
+def runtimes(rules: Mapping[str, Asked], profile: Mapping[str, Any], small: bool = False) -> dict[str, int]:
     """Return the time limit in minutes of each rule under a profile, which wins; rules without a number are left out.
 
-    A number among the profile's ``default-resources`` counts for no rule: all name their own.
+    A number among the profile's ``default-resources`` counts for no rule: all name their own. ``small`` is a study of
+    small slides and networks.
     """
     found: dict[str, int] = {}
     own = profile.get("set-resources")
@@ -96,7 +102,8 @@ def runtimes(rules: Mapping[str, Asked], profile: Mapping[str, Any]) -> dict[str
     for name, asked in rules.items():
         given = own.get(name)
         minutes = minutes_of(given.get("runtime")) if isinstance(given, Mapping) and "runtime" in given else None
-        minutes = minutes if minutes is not None else asked.runtime_min
+        if minutes is None:
+            minutes = asked.shortest_min if small else asked.longest_min
         if minutes is not None:
             found[name] = minutes
     return found

@@ -238,7 +238,8 @@ def time_limits(case: Case) -> Finding:
     default = next((one for one in there if one.default), None)
     long: dict[str, tuple[int, int, str]] = {}
     rules = read_rules(REPOSITORY / "rules")
-    asked = {rule: time for rule, time in runtimes(rules, case.profile).items() if rule not in _idle(case)}
+    asked = runtimes(rules, case.profile, _is_small(case))
+    asked = {rule: time for rule, time in asked.items() if rule not in _idle(case)}
     for rule, wanted in asked.items():
         place = _partition_of(rule, case.profile)
         one = known.get(place) if place else default
@@ -249,16 +250,19 @@ def time_limits(case: Case) -> Finding:
     shown = sorted(long, key=lambda rule: -long[rule][0])[:_SHOWN]
     told = ", ".join(f"{rule} {long[rule][0]} min (partition {long[rule][2]}: {long[rule][1]})" for rule in shown)
     more = f" and {len(long) - _SHOWN} more" if len(long) > _SHOWN else ""
-    judge = failed if any(rules[rule].exact or _sets_time(case, rule) for rule in long) else warned
-    return judge(
+    return failed(
         f"asks for more than its partition gives, so it would never start: {told}{more}",
         f"runtime: {long[shown[0]][1]}   for each of them under set-resources in {SLURM_PROFILE}; "
         "trainings go on in the next job",
     )
 
 
-def _sets_time(case: Case, rule: str) -> bool:
-    return "runtime" in _resources(case.profile)[1].get(rule, {})
+def _is_small(case: Case) -> bool:
+    """Return whether the study has drawn slides and small networks alone."""
+    if not case.sound:
+        return False
+    large = any(wants_gpu(use.backbone) for use in uses_of(case.study.models))
+    return set(case.study.slides["source"]) == {"synthetic"} and not large
 
 
 def _idle(case: Case) -> set[str]:

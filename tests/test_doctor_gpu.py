@@ -1,0 +1,226 @@
+"""The doctor on GPUs: made-up drivers and builds of PyTorch, each verdict with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doctor_example import make_case, only, program
+from nuclass.doctor import gpu
+from nuclass.doctor.case import Case
+from nuclass.doctor.networks import FLOOR, memory_of, uses_of
+
+TORCH = """
+__version__ = "2.15.0"
+class version: cuda = {cuda!r}; hip = None
+class Facts:
+    def __init__(self, name, memory, major, minor):
+        self.name, self.total_memory, self.major, self.minor = name, memory, major, minor
+DEVICES = [Facts(*one) for one in {devices!r}]
+class cuda:
+    is_available = staticmethod(lambda: bool(DEVICES))
+    device_count = staticmethod(lambda: len(DEVICES))
+    get_device_properties = staticmethod(lambda number: DEVICES[number])
+    get_arch_list = staticmethod(lambda: {archs!r})
+    is_bf16_supported = staticmethod(lambda emulated: {bf16!r})
+    @staticmethod
+    def init(): raise RuntimeError({reason!r})
+class ones:
+    def __init__(self, *shape, device=None): pass
+    def __matmul__(self, other): return self
+    def sum(self):
+        if {broken!r}: raise RuntimeError({broken!r})
+        return 512.0
+"""
+H100 = ("NVIDIA H100", 85_000_000_000, 9, 0)
+NOTHING: dict[str, Any] = {
+    "cuda": "13.2",
+    "devices": [],
+    "archs": ["sm_80", "sm_90", "compute_90"],
+    "bf16": True,
+    "reason": "no CUDA-capable device is detected",
+    "broken": "",
+}
+
+
+def machine(folder: Path, cards: str = "", cuda: str = "13.2", **torch: Any) -> None:
+    """Write nvidia-smi, unless there are no cards, and a PyTorch that says what is wanted."""
+    if cards:
+        listed = "\n".join(f"echo '{line}'" for line in cards.splitlines())
+        program(folder, "nvidia-smi", f'if [ -z "$1" ]; then echo "| CUDA Version: {cuda} |"; exit; fi\n{listed}')
+    (folder / "torch").mkdir(exist_ok=True)
+    (folder / "torch/torch.py").write_text(TORCH.format(**{**NOTHING, **torch}), encoding="utf-8")
+
+
+def on(folder: Path, paper: bool = True, **more: Any) -> Case:
+    environ = {"PYTHONPATH": str(folder / "torch"), **more.pop("environ", {})}
+    return make_case(folder, paper=paper, environ=environ, **more)
+
+
+def test_a_gpu_that_fits(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA H100, 81559, 12", devices=[H100])
+    case = on(tmp_path)
+    for name in ("driver", "torch and CUDA", "number of GPUs", "GPU memory", "bfloat16"):
+        assert only(gpu.CHECKS, name, case).verdict == "pass", name
+    assert only(gpu.CHECKS, "torch and CUDA", case).found == "torch 2.15.0 for CUDA 13.2 sees 1 GPU"
+
+
+def test_no_gpu(tmp_path: Path) -> None:
+    machine(tmp_path)
+    assert only(gpu.CHECKS, "driver", on(tmp_path, paper=False)).verdict == "pass"
+    found = only(gpu.CHECKS, "driver", on(tmp_path))
+    assert (found.verdict, found.remedy) == ("fail", "take a machine with a GPU, or: snakemake --profile slurm")
+    program(tmp_path, "sbatch", "")
+    assert only(gpu.CHECKS, "driver", on(tmp_path)).verdict == "pass"
+
+
+def test_a_driver_that_fails(tmp_path: Path) -> None:
+    machine(tmp_path)
+    program(tmp_path, "nvidia-smi", "echo 'NVIDIA-SMI has failed because it could not talk to the driver'; exit 9")
+    found = only(gpu.CHECKS, "driver", on(tmp_path))
+    assert found.verdict == "fail"
+    assert found.found.startswith("the driver does not answer: exit status 9: NVIDIA-SMI has failed")
+    assert found.remedy == "restart the machine, or ask its administrator: nvidia-smi fails"
+
+
+@pytest.mark.parametrize(
+    ("changes", "environ", "found", "remedy"),
+    [
+        (
+            {"cuda": None},
+            {},
+            "torch 2.15.0 for processors: a build that knows no GPU",
+            "make setup   (it must bring the CUDA build of torch)",
+        ),
+        (
+            {},
+            {"CUDA_VISIBLE_DEVICES": ""},
+            "CUDA_VISIBLE_DEVICES is '', which hides every GPU",
+            "unset CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            {"driver": "12.4"},
+            {},
+            "torch 2.15.0 for CUDA 13.2, but the driver knows CUDA up to 12.4",
+            "update the driver, or install a torch for CUDA 12: see pytorch.org, previous versions",
+        ),
+        (
+            {},
+            {},
+            "torch 2.15.0 for CUDA 13.2 sees no GPU: no CUDA-capable device is detected",
+            "python -c 'import torch; torch.cuda.init()'   tells more",
+        ),
+    ],
+)
+def test_why_pytorch_sees_no_gpu(
+    tmp_path: Path, changes: dict[str, Any], environ: dict[str, str], found: str, remedy: str
+) -> None:
+    driver = {"cuda": changes["driver"]} if "driver" in changes else {}
+    machine(tmp_path, "NVIDIA H100, 81559, 12", **driver)
+    changes = {key: value for key, value in changes.items() if key != "driver"}
+    (tmp_path / "torch/torch.py").write_text(TORCH.format(**{**NOTHING, **changes}), encoding="utf-8")
+    told = only(gpu.CHECKS, "torch and CUDA", on(tmp_path, environ=environ))
+    assert (told.verdict, told.found, told.remedy) == ("fail", found, remedy)
+    # Networks that need no GPU are only slower.
+    assert only(gpu.CHECKS, "torch and CUDA", on(tmp_path, paper=False, environ=environ)).verdict == "warn"
+
+
+def test_the_cuda_build_in_a_conda_environment(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA H100, 81559, 12")
+    (tmp_path / "torch/torch.py").write_text(TORCH.format(**{**NOTHING, "cuda": None}), encoding="utf-8")
+    found = only(gpu.CHECKS, "torch and CUDA", on(tmp_path, environment=Path("envs/train.yaml")))
+    assert found.remedy.startswith("CONDA_OVERRIDE_CUDA=13.2 snakemake --sdm conda --conda-create-envs-only")
+
+
+def test_a_gpu_that_the_build_does_not_know(tmp_path: Path) -> None:
+    old = ("Tesla P100", 17_000_000_000, 6, 0)
+    machine(tmp_path, "Tesla P100, 16384, 0", devices=[old], broken="no kernel image is available")
+    found = only(gpu.CHECKS, "torch and CUDA", on(tmp_path))
+    assert found.verdict == "fail"
+    assert "holds no code for Tesla P100 (sm_60); it has sm_80, sm_90, compute_90" in found.found
+
+
+def test_a_gpu_that_does_not_compute(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA H100, 81559, 0", devices=[H100], broken="CUDA error: uncorrectable ECC error")
+    found = only(gpu.CHECKS, "torch and CUDA", on(tmp_path))
+    assert found.found == "NVIDIA H100 is seen but does not compute: CUDA error: uncorrectable ECC error"
+    assert (found.verdict, found.remedy) == ("fail", "restart the machine, or take another GPU")
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("raise ImportError('libcudart.so.13: no such file')", "ImportError: libcudart.so.13: no such file"),
+        ("import os; os.kill(os.getpid(), 11)", "importing torch ended with: exit status -11"),
+    ],
+)
+def test_a_pytorch_that_does_not_load(tmp_path: Path, body: str, found: str) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/torch.py").write_text(body, encoding="utf-8")
+    told = only(gpu.CHECKS, "torch and CUDA", on(tmp_path))
+    assert (told.verdict, told.found, told.remedy) == ("fail", f"PyTorch cannot be loaded: {found}", "make setup")
+
+
+def test_memory_that_is_too_small(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA L4, 23034, 0")
+    found = only(gpu.CHECKS, "GPU memory", on(tmp_path))
+    assert found.verdict == "fail"
+    assert "NVIDIA L4 has 24.2 GB; about 56.3 GB for global (uni2-h, 128 images at once)" in found.found
+    assert found.remedy == (
+        "halve global.trainer.batch_size and double accumulate in the models' file, "
+        "or set global.trainer.gradient_checkpointing: true"
+    )
+
+
+def test_memory_that_is_in_use(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA H100, 81559, 60000")
+    found = only(gpu.CHECKS, "GPU memory", on(tmp_path))
+    assert (found.verdict, found.found) == ("warn", "NVIDIA H100: 62.9 GB of 85.5 GB are in use by others")
+
+
+def test_more_devices_than_there_are(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA H100, 81559, 0", devices=[H100])
+    trainer = {**uses(tmp_path)["local"].backbone}
+    assert trainer["name"] == "uni2-h"
+    settings = make_case(tmp_path, paper=True).study.models["local"]["trainer"]
+    case = on(tmp_path, models={"local": {"trainer": {**settings, "devices": 4}}})
+    found = only(gpu.CHECKS, "number of GPUs", case)
+    assert (found.verdict, found.found) == ("fail", "4 asked for by local, 1 seen")
+    assert found.remedy == "set local.trainer.devices: 1 in the models' file"
+
+
+def test_short_floats(tmp_path: Path) -> None:
+    machine(tmp_path, "Tesla V100, 32768, 0", devices=[("Tesla V100", 34e9, 7, 0)], bf16=False)
+    found = only(gpu.CHECKS, "bfloat16", on(tmp_path))
+    assert found.verdict == "warn"
+    assert found.remedy == "set precision: 16-mixed in the models' file, or take a GPU from 2020 on"
+
+
+def uses(folder: Path) -> dict[str, Any]:
+    return {use.part: use for use in uses_of(make_case(folder, paper=True).study.models)}
+
+
+def test_memory_is_reckoned_by_hand(tmp_path: Path) -> None:
+    """UNI2-h: 681,394,176 parameters, 24 blocks, 16 x 16 + 1 + 8 tokens of 1,536."""
+    found = uses(tmp_path)
+    unit = 265 * 128 * 1536
+    assert memory_of(found["global"]) == FLOOR + 18 * 681_394_176 + 34 * 24 * unit
+    assert memory_of(found["local"]) == FLOOR + 18 * 681_394_176 + (34 + 2 * 24) * 265 * 256 * 1536
+    # The context network is only used: 32 x 32 + 1 + 4 tokens of 1,024, 64 images.
+    assert memory_of(found["context"]) == FLOOR + 6 * 303_129_600 + 34 * 1029 * 64 * 1024
+    assert found["baseline plip"].trained
+
+
+def test_networks_that_are_not_registered_are_told(tmp_path: Path) -> None:
+    machine(tmp_path, "NVIDIA H100, 81559, 0")
+    case = on(tmp_path, models={"local": {"backbone": {"name": "transformers:owner/net"}}})
+    check = next(one for one in gpu.CHECKS if one.name == "GPU memory")
+    findings = check.run(case)
+    assert isinstance(findings, list)
+    assert findings[-1].verdict == "skip"
+    assert (
+        findings[-1].found
+        == "not reckoned for local (transformers:owner/net), global (transformers:owner/net): not registered"
+    )
