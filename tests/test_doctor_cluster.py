@@ -1,0 +1,252 @@
+"""The doctor on Slurm, conda and containers: made-up programs, each verdict with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from doctor_example import look, make_case, only, program
+from nuclass.doctor import cluster, conda
+from nuclass.doctor.case import Case
+
+PARTITIONS = "cpu*|up|1-00:00:00|(null)\ngpu|up|infinite|gpu:a100:4(S:0-1)\nold|down|infinite|(null)"
+
+
+def slurm(folder: Path, partitions: str = PARTITIONS, sacct: str = "exit 0") -> None:
+    """Write the commands of a cluster with these partitions."""
+    for name in ("sbatch", "squeue", "scancel"):
+        program(folder, name, "")
+    lines = "\n".join(f"echo '{line}'" for line in partitions.splitlines())
+    program(folder, "sinfo", f'if [ "$1" = --version ]; then echo slurm 22.05.8; exit; fi\n{lines}')
+    program(folder, "sacct", sacct)
+
+
+def with_profile(folder: Path, profile: dict[str, Any], **more: Any) -> Case:
+    case = make_case(folder, **more)
+    (case.root / "profiles/slurm").mkdir(parents=True)
+    (case.root / "profiles/slurm/config.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    (case.root / "slurm").symlink_to("profiles/slurm")
+    return case
+
+
+FITTING: dict[str, Any] = {
+    "executor": "slurm",
+    "default-resources": {"slurm_partition": "gpu"},
+}
+
+
+def test_no_slurm(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    for name in ("commands", "controller", "partitions", "time limits", "state of jobs"):
+        assert only(cluster.CHECKS, name, case).verdict == "skip", name
+
+
+def test_a_cluster_that_fits(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    case = with_profile(tmp_path, FITTING, paper=True)
+    for check in cluster.CHECKS:
+        found = look(cluster.CHECKS, check.name, case)
+        assert [one.verdict for one in found] == ["pass"] * len(found), found
+    assert only(cluster.CHECKS, "commands", case).found == "slurm 22.05.8"
+    told = only(cluster.CHECKS, "controller", case).found
+    assert told == "3 partitions: cpu (default), gpu (gpu:a100:4(S:0-1)), old (down)"
+
+
+def test_commands_that_are_missing(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    (tmp_path / "bin/sbatch").unlink()
+    found = only(cluster.CHECKS, "commands", make_case(tmp_path))
+    assert (found.verdict, found.found) == ("fail", "sbatch not found, the others are")
+    assert found.remedy == "load the module of Slurm, or mend PATH"
+
+
+def test_a_controller_that_is_down(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    program(tmp_path, "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    found = only(cluster.CHECKS, "controller", make_case(tmp_path))
+    assert found.verdict == "fail"
+    assert "Unable to contact slurm controller" in found.found
+    assert found.remedy == "scontrol ping   tells whether slurmctld is up; if not, wait or ask"
+
+
+def test_a_sinfo_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(tmp_path)
+    program(tmp_path, "sinfo", "/bin/sleep 60")
+    monkeypatch.setattr(cluster, "LIMIT_S", 0.3)
+    found = only(cluster.CHECKS, "controller", make_case(tmp_path))
+    assert (found.verdict, found.found) == (
+        "fail",
+        "the cluster does not answer: sinfo gave no answer within 0.3 s",
+    )
+    assert only(cluster.CHECKS, "partitions", make_case(tmp_path)).verdict == "skip"
+
+
+def test_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise cluster.metadata.PackageNotFoundError(name)
+
+    assert only(cluster.CHECKS, "plugin", make_case(tmp_path)).verdict == "pass"
+    monkeypatch.setattr(cluster.metadata, "version", missing)
+    assert only(cluster.CHECKS, "plugin", make_case(tmp_path)).verdict == "skip"
+    assert only(cluster.CHECKS, "plugin", make_case(tmp_path, outer={cluster.PLUGIN: "2.8.0"})).verdict == "pass"
+    slurm(tmp_path)
+    found = only(cluster.CHECKS, "plugin", make_case(tmp_path))
+    assert (found.verdict, found.remedy) == ("fail", "make setup")
+
+
+def test_the_profile_and_its_link(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    found = only(cluster.CHECKS, "profile", make_case(tmp_path))
+    assert (found.verdict, found.remedy) == ("fail", "git checkout profiles/slurm/config.yaml")
+    case = with_profile(tmp_path, FITTING)
+    (case.root / "slurm").unlink()
+    found = only(cluster.CHECKS, "profile", case)
+    assert (found.verdict, found.remedy) == ("warn", "ln -s profiles/slurm slurm")
+
+
+def test_a_profile_that_is_no_yaml(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    case = with_profile(tmp_path, FITTING)
+    (case.root / "profiles/slurm/config.yaml").write_text("jobs: [1\n", encoding="utf-8")
+    found = only(cluster.CHECKS, "profile", case)
+    assert (found.verdict, found.remedy) == ("fail", "correct the line")
+
+
+def test_a_partition_that_is_not_there(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    case = with_profile(tmp_path, {"default-resources": {"slurm_partition": "gpus"}})
+    found = only(cluster.CHECKS, "partitions", case)
+    assert found.verdict == "fail"
+    assert found.found == "profiles/slurm/config.yaml names gpus; there are cpu, gpu, old. Did you mean 'gpu'?"
+    assert found.remedy == "correct slurm_partition in profiles/slurm/config.yaml"
+
+
+def test_a_partition_that_is_down(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    case = with_profile(tmp_path, {"set-resources": {"train_local": {"slurm_partition": "old"}}})
+    found = only(cluster.CHECKS, "partitions", case)
+    assert (found.verdict, found.found) == ("fail", "down: old")
+
+
+def test_no_default_partition(tmp_path: Path) -> None:
+    slurm(tmp_path, PARTITIONS.replace("*", ""))
+    found = only(cluster.CHECKS, "partitions", with_profile(tmp_path, {}))
+    assert found.verdict == "fail"
+    assert found.remedy == "slurm_partition: cpu   under default-resources in profiles/slurm/config.yaml"
+
+
+def test_gpu_jobs_in_a_partition_without_gpus(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    case = with_profile(tmp_path, {}, paper=True)
+    found = look(cluster.CHECKS, "partitions", case)[1]
+    assert found.name == "GPUs of the cluster"
+    assert found.verdict == "fail"
+    assert "go to a partition without GPUs; with GPUs: gpu" in found.found
+    assert found.remedy == (
+        "slurm_partition: gpu   for each of these rules under set-resources in profiles/slurm/config.yaml"
+    )
+    # The demo's networks need none.
+    demo = make_case(tmp_path)
+    assert look(cluster.CHECKS, "partitions", demo)[1].verdict == "skip"
+
+
+def test_a_cluster_without_gpus(tmp_path: Path) -> None:
+    slurm(tmp_path, "cpu*|up|infinite|(null)")
+    found = look(cluster.CHECKS, "partitions", with_profile(tmp_path, {}, paper=True))[1]
+    assert (found.verdict, found.remedy) == ("fail", "ask for access to a partition with GPUs")
+
+
+def test_time_limits(tmp_path: Path) -> None:
+    slurm(tmp_path, "short*|up|8:00:00|gpu:1")
+    case = with_profile(tmp_path, {}, paper=True)
+    found = only(cluster.CHECKS, "time limits", case)
+    assert found.verdict == "fail"
+    assert "train_local 7200 min (partition short: 480)" in found.found
+    assert found.remedy == (
+        "runtime: 480   for each of them under set-resources in profiles/slurm/config.yaml; "
+        "trainings go on in the next job"
+    )
+    # The demo's trainings ask for 8 hours at most, and it has nothing to download.
+    assert only(cluster.CHECKS, "time limits", make_case(tmp_path)).verdict == "pass"
+
+
+def test_time_limits_of_the_profile_win(tmp_path: Path) -> None:
+    slurm(tmp_path, "long*|up|5-00:00:00|gpu:1")
+    assert only(cluster.CHECKS, "time limits", with_profile(tmp_path, {}, paper=True)).verdict == "pass"
+    case = make_case(tmp_path, paper=True)
+    case.__dict__["profile"] = {"set-resources": {"train_local": {"runtime": "6d"}}}
+    assert "train_local 8640 min" in only(cluster.CHECKS, "time limits", case).found
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("infinite", None),
+        ("5-00:00:00", 7200),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("2:30:00", 150),
+        ("30:00", 30),
+        ("60", 60),
+        ("0:00:30", 1),
+    ],
+)
+def test_times_of_slurm(text: str, minutes: int | None) -> None:
+    assert cluster.minutes(text) == minutes
+
+
+def test_state_of_jobs(tmp_path: Path) -> None:
+    slurm(tmp_path, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    found = only(cluster.CHECKS, "state of jobs", with_profile(tmp_path, {}))
+    assert found.verdict == "fail"
+    assert found.found.endswith("exit status 1: Slurm accounting storage is disabled")
+    assert found.remedy == (
+        "slurm-status-command: squeue   and   slurm-no-account: true   in profiles/slurm/config.yaml"
+    )
+    case = make_case(tmp_path)
+    case.__dict__["profile"] = {"slurm-status-command": "squeue"}
+    assert only(cluster.CHECKS, "state of jobs", case).verdict == "pass"
+
+
+def test_no_conda(tmp_path: Path) -> None:
+    for check in conda.CHECKS:
+        assert only(conda.CHECKS, check.name, make_case(tmp_path)).verdict == "skip"
+    program(tmp_path, "micromamba", "")
+    found = only(conda.CHECKS, "conda", make_case(tmp_path))
+    assert (found.verdict, found.found) == ("warn", "micromamba is here, and no conda; Snakemake calls conda itself")
+
+
+@pytest.mark.parametrize(
+    ("body", "verdict", "remedy"),
+    [
+        ("echo conda 24.9.2", "pass", ""),
+        ("echo conda 24.7.1", "pass", ""),
+        ("echo conda 24.7.0", "warn", "conda update -n base conda"),
+        ("echo conda 4.12.0", "warn", "conda update -n base conda"),
+        ("echo broken >&2; exit 1", "fail", "conda --version   tells more; reinstall it if that fails"),
+    ],
+)
+def test_conda(tmp_path: Path, body: str, verdict: str, remedy: str) -> None:
+    program(tmp_path, "conda", body)
+    found = only(conda.CHECKS, "conda", make_case(tmp_path))
+    assert (found.verdict, found.remedy) == (verdict, remedy)
+
+
+@pytest.mark.parametrize(("value", "verdict"), [("strict", "pass"), ("flexible", "warn")])
+def test_channel_priority(tmp_path: Path, value: str, verdict: str) -> None:
+    program(tmp_path, "conda", f'echo \'{{"channel_priority": "{value}"}}\'')
+    found = only(conda.CHECKS, "channel priority", make_case(tmp_path))
+    assert found.verdict == verdict
+    assert found.remedy == ("" if verdict == "pass" else "conda config --set channel_priority strict")
+
+
+def test_apptainer(tmp_path: Path) -> None:
+    program(tmp_path, "singularity", "echo singularity-ce version 3.5.2")
+    found = only(conda.CHECKS, "apptainer", make_case(tmp_path))
+    assert (found.verdict, found.remedy) == ("warn", "install Apptainer 1.0 or later")
+    program(tmp_path, "apptainer", "echo apptainer version 1.3.4")
+    found = only(conda.CHECKS, "apptainer", make_case(tmp_path))
+    assert (found.verdict, found.found) == ("pass", "apptainer version 1.3.4")
