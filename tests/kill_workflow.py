@@ -24,7 +24,8 @@ from pathlib import Path
 
 MADE = ("results", "resources/bundles", "resources/truth")
 WAYS = ("all at once", "a job", "Snakemake alone", "SIGTERM", "Ctrl-C")
-ENDS_IN_S = 120.0
+ENDS_IN_S = 60.0
+BY_ITSELF = "ended by itself"
 State = dict[str, tuple[int, int]]
 
 
@@ -38,6 +39,8 @@ class Killed:
         How each start ended: the way it was killed, and after how many seconds.
     again
         Files that were finished when a round ended, and were made again later.
+    outlived
+        Rounds after which jobs went on for a minute without their Snakemake.
     told
         Output of the last start, which ran to the end.
     status
@@ -46,6 +49,7 @@ class Killed:
 
     rounds: list[tuple[str, float]] = field(default_factory=list)
     again: list[str] = field(default_factory=list)
+    outlived: list[str] = field(default_factory=list)
     told: str = ""
     status: int = 1
 
@@ -92,16 +96,15 @@ class Run:
             os.killpg(self.process.pid, signal.SIGINT)
         return True
 
-    def wait(self, limit: float | None = None) -> int:
-        """Wait for Snakemake's end, and then for that of the jobs it has left, which are killed after a while."""
-        status = self.process.wait(limit)
+    def wait(self) -> bool:
+        """Wait for Snakemake's end, and for that of the jobs it has left; returns whether these had to be killed."""
+        self.process.wait()
         end = time.monotonic() + ENDS_IN_S
-        while self.members():
-            if time.monotonic() > end:
-                _signal(self.members(), signal.SIGKILL)
+        while (left := self.members()) and time.monotonic() < end:
             time.sleep(0.1)
+        _signal(left, signal.SIGKILL)
         self.log.close()
-        return status
+        return bool(left)
 
 
 def _processes() -> Iterator[tuple[int, int]]:
@@ -158,28 +161,36 @@ def kill_again_and_again(
     for pause, way in zip(pauses, ways, strict=True):
         run = Run(folder, arguments)
         start = time.monotonic()
-        try:
-            run.process.wait(pause)
-        except subprocess.TimeoutExpired:
+        if not _ends(run, pause):
             while not run.send(way, chance) and run.process.poll() is None:
                 time.sleep(0.05)
-        if way == "a job":
-            # What does not hang on the job goes on; some of it, then the rest is killed too.
-            try:
-                run.process.wait(0.3 * pause)
-            except subprocess.TimeoutExpired:
+            # What does not hang on the job goes on: some of it, then the rest is killed too.
+            if way == "a job" and not _ends(run, 0.3 * pause):
                 run.send("all at once", chance)
-        run.wait()
+        else:
+            way = BY_ITSELF
+        if run.wait():
+            found.outlived.append(way)
         found.rounds.append((way, time.monotonic() - start))
-        say(f"{way} after {found.rounds[-1][1]:.1f} s; {len(finished)} files were finished before")
         found.again += _made_again(folder, finished)
         finished |= _finished(folder)
+        say(f"{way} after {found.rounds[-1][1]:.1f} s; {len(finished)} files are finished")
         subprocess.run([sys.executable, "-m", "snakemake", *arguments, "--unlock"], cwd=folder, capture_output=True)
     run = Run(folder, arguments)
-    found.status = run.wait()
+    run.wait()
+    found.status = run.process.returncode
     found.again += _made_again(folder, finished)
     found.told = (folder / "killed.log").read_text(encoding="utf-8", errors="replace")
     return found
+
+
+def _ends(run: Run, limit: float) -> bool:
+    """Return whether a run ends by itself within a time, seconds."""
+    try:
+        run.process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _finished(folder: Path) -> State:
@@ -252,9 +263,10 @@ def main() -> int:
     found = kill_again_and_again(options.folder, arguments, options.kills, options.spread, options.seed, say)
     left = leftovers(options.folder)
     say(f"exit status {found.status}; made again: {found.again or 'nothing'}; left behind: {left or 'nothing'}")
+    say(f"jobs that outlived Snakemake: {found.outlived or 'none'}")
     if options.against:
         say("\n".join(["files that differ:", *differences(options.folder, options.against)]))
-    return int(bool(found.status or found.again or left))
+    return int(bool(found.status or found.again or found.outlived or left))
 
 
 if __name__ == "__main__":
