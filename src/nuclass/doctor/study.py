@@ -12,6 +12,7 @@ from nuclass.doctor.case import Case
 from nuclass.doctor.exam import Check, Finding, failed, of_error, passed, warned
 
 _SHOWN = 3
+MUCH = 50e9
 
 
 def settings(case: Case) -> list[Finding]:
@@ -104,7 +105,7 @@ def running_state(case: Case) -> Finding:
     more = f" and {len(sizes) - _SHOWN} more" if len(sizes) > _SHOWN else ""
     total = sum(sizes.values())
     found = f"{told}{more}, {readable_bytes(total)} in all; what was stopped goes on from there"
-    if total > 50e9:
+    if total > MUCH:
         return warned(found, "once all is made, rm -rf work gives the space back")
     return passed(found)
 
