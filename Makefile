@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo full test lint format bench lock schemas dag clean
+.PHONY: help setup demo full test lint format bench lock pins schemas dag clean
 
 # Cores for the demo and the tests: make demo CORES=8
 CORES ?= 2
@@ -70,6 +70,18 @@ lock:  ## write requirements.lock anew from pyproject.toml
 	@if [ ! -x "$(UV)" ]; then "$(PYTHON)" -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; fi
 	@"$(UV)" pip compile --quiet --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+
+# With a driver named, conda takes PyTorch's CUDA build, which also runs where there is no GPU.
+pins: export CONDA_OVERRIDE_CUDA ?= 13.2
+pins:  ## write envs/*.linux-64.pin.txt, the exact packages of each environment (needs conda and its channels)
+	@command -v conda >/dev/null || { echo "conda is needed for this: docs/environments.md" >&2; exit 1; }
+	@for file in envs/*.yaml; do \
+		rm -rf .pins && mkdir .pins && echo "$$file"; \
+		conda env create --quiet --file "$$file" --prefix .pins/environment >/dev/null; \
+		conda list --explicit --md5 --prefix .pins/environment >.pins/list.txt; \
+		mv .pins/list.txt "$${file%.yaml}.linux-64.pin.txt"; \
+	done
+	@rm -rf .pins
 
 clean:  ## delete everything that the workflow made (the environment and config stay)
 	@rm -rf results logs work resources/bundles resources/truth .snakemake

@@ -1,10 +1,10 @@
 """A stand-in for ``conda`` in tests, made of py-rattler. It is no conda: it answers just what Snakemake 9.27 asks.
 
 These are ``--version``, ``info --json``, ``config --get channel_priority --json``, ``env create --file --prefix``,
-``create --file --prefix`` (a list of exact packages), ``list --explicit --prefix`` and ``source .../bin/activate``.
-Environments are solved and installed by py-rattler, from one channel on this disk in place of those that the file
-names. Where the running Python is not the file's, versions are the lock's for it (`specs_here`). Anything else ends
-with an error.
+``create --file --prefix`` (a list of exact packages), ``list --explicit --prefix``, ``clean -y --tarballs`` (nothing to
+do here) and ``source .../bin/activate``. Environments are solved and installed by py-rattler, from one channel on this
+disk in place of those that the file names. Where the running Python is not the file's, versions are the lock's for it
+(`specs_here`). Anything else ends with an error.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def exact_specs(file: Path) -> list[str]:
     """Return the packages of an exact list as name=version=build."""
     urls = [line for line in file.read_text(encoding="utf-8").splitlines() if "://" in line]
     names = [url.partition("#")[0].rpartition("/")[2].removesuffix(".conda") for url in urls]
-    return ["=".join(name.rsplit("-", 2)) for name in names]
+    parts = [name.rsplit("-", 2) for name in names]
+    return [f"{name}=={version} {build}" for name, version, build in parts]
 
 
 def main(root: Path, words: list[str]) -> None:
@@ -89,6 +90,8 @@ def main(root: Path, words: list[str]) -> None:
         asyncio.run(create(channel, specs, Path(options.prefix)))
         with (root / "created.txt").open("a") as log:
             log.write(f"{words[0]} {file.name} {os.environ.get('CONDA_OVERRIDE_CUDA', '')}\n")
+    elif words == ["clean", "-y", "--tarballs"]:
+        pass  # The channel's packages are not packed.
     elif words[:2] == ["list", "--explicit"]:
         sys.stdout.write(explicit_list(Path(_options(words[2:]).prefix)))
     else:
