@@ -75,6 +75,8 @@ PREDICTED_CLASSES = 190
 """Bytes a cell of a model's table and arrays beside its embedding, with 16 classes."""
 STATE_A_PARAMETER = 12
 """Weights and the optimizer's two moments, float32."""
+AT_ONCE = 16
+"""Trainings that run at once, at the most."""
 REPORTS = Estimate(60e6, 100e6, 300e6)
 SYNTHETIC_BUNDLE = Estimate(24e6, 26e6, 28e6)
 
@@ -349,7 +351,7 @@ def _add_variants(study: Study, sizes: Mapping[str, SlideSize], add: Any) -> Non
 
 
 def _passing(study: Study, rules: Collection[str] | None) -> Estimate:
-    """Return the bytes of running states: one training's at least, of half the study's large networks, of all of them.
+    """Return the bytes of running states, of one training, of two, of up to sixteen at once.
 
     A state is written beside the one before it.
     """
@@ -357,7 +359,9 @@ def _passing(study: Study, rules: Collection[str] | None) -> Estimate:
         return NOTHING
     state = 2.0 * STATE_A_PARAMETER * _network(study.models, LOCAL)[0]
     trainings = 2 + len(_baselines(study.models)) * _wanted(rules, "train_baseline_finetuned")
-    return Estimate(state, 2 * state, trainings * state)
+    if _wanted(rules, "train_local_variant", "train_global_variant"):
+        trainings += len(study.variants.members)
+    return Estimate(state, 2 * state, min(trainings, AT_ONCE) * state)
 
 
 def _zip(brought: Iterable[Download]) -> Estimate:

@@ -173,8 +173,8 @@ def _dear_runs(plan: Plan) -> list[str]:
         return []
     return [
         "",
-        f"{runs / whole:.0%} of the GPU hours are of ablations and audit. The goal `core` does without them and without",
-        "published networks; the section `ablations` of the models' file makes the runs shorter (docs/ablations.md).",
+        f"{runs / whole:.0%} of the GPU hours are of ablations and audit. The goal `core` does without them and",
+        "without published networks; section `ablations` of the models' file makes runs shorter: docs/ablations.md.",
     ]
 
 
