@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo full test lint format bench lock pins schemas dag clean
+.PHONY: help setup demo full test slurmtest lint format bench lock pins schemas dag clean
 
 # Cores for the demo and the tests: make demo CORES=8
 CORES ?= 2
@@ -44,6 +44,9 @@ full: $(STAMP)  ## the demo with baselines, ablations and the audit (CORES=2)
 
 test: $(STAMP)  ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES)
+
+slurmtest: $(STAMP)  ## test the workflow on a Slurm cluster of this machine (root, Debian's Slurm)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm
 
 lint: $(STAMP)  ## check style, types and the workflow's form
 	@$(BIN)/ruff check .

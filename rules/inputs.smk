@@ -89,6 +89,11 @@ def train_threads(name):
     return processes(name) * (own_threads() + MODEL_CONFIG[name]["trainer"]["workers"])
 
 
+def network_minutes(name, large):
+    """Return the time limit of a job that runs a section's network: ``large`` minutes, or one hour for a small network."""
+    return large if is_large(name) else 60
+
+
 def train_minutes(large):
     """Return the time limit of a training in minutes: five days for a published network."""
     return 7200 if large else 480

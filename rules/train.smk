@@ -64,7 +64,7 @@ rule embed_context:
     threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
         mem_mb=mem(3000 + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
-        runtime=240,
+        runtime=network_minutes("context", 240),
         gpu=wants_gpu("context"),
     conda:
         "../envs/train.yaml"
@@ -245,7 +245,7 @@ rule predict:
     threads: 1
     resources:
         mem_mb=mem(model_base()),
-        runtime=240,
+        runtime=network_minutes("local", 240),
         gpu=wants_gpu("local"),
     conda:
         "../envs/train.yaml"

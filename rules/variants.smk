@@ -235,7 +235,7 @@ rule predict_variant:
     threads: 1
     resources:
         mem_mb=mem(3000),
-        runtime=480,
+        runtime=network_minutes("local", 480),
         gpu=wants_gpu("local"),
     conda:
         "../envs/train.yaml"

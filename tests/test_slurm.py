@@ -1,7 +1,8 @@
-"""The workflow on a real Slurm of one machine, with faults. Needs root and Debian's slurmctld slurmd slurm-client munge.
+"""The workflow on a real Slurm of one machine, with faults. Needs root, and slurmctld slurmd slurm-client munge.
 
 Two small slides, models that train in seconds. One study runs on this machine; another does on the cluster, without a
-network, while Snakemake is killed and Slurm's controller is started anew; in a third, single jobs come to grief.
+network, while Snakemake is killed and Slurm's controller is started anew; in a third, single jobs come to grief, and a
+fourth runs beside it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from slurm_study import GIVEN, command, copy_study, counted, environment, results, weights
+from slurm_study import GIVEN, command, copy_study, counted, environment, results
 
 pytestmark = [pytest.mark.slurm, pytest.mark.workflow]
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -41,6 +43,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
     if os.geteuid() != 0:
         pytest.skip("only root can start a Slurm cluster")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("one cluster a machine: these tests run alone, by make slurmtest")
     if is_up():
         yield Path(os.path.realpath("/etc/slurm/slurm.conf")).parent
         return
@@ -86,8 +90,9 @@ def is_running(job: str) -> bool:
 
 
 def going_on(folder: Path) -> list[int]:
-    """Return the optimizer steps that trainings of the local model went on from."""
-    text = (folder / "logs/slurm_training.txt").read_text(encoding="utf-8")
+    """Return the optimizer step that the latest training of the local model went on from; nothing if from the start."""
+    log = folder / "logs/train_local/all.log"
+    text = log.read_text(encoding="utf-8") if log.exists() else ""
     return [int(step) for step in re.findall(r"going on from epoch \d+, optimizer step (\d+)", text)]
 
 
@@ -132,7 +137,7 @@ def test_results_are_those_of_a_run_on_this_machine(here: Path, there: Path) -> 
 
 
 def test_nothing_was_done_twice(here: Path, there: Path) -> None:
-    """The training that went on while no Snakemake was there ends by itself; nothing of what was finished runs again."""
+    """The training that went on while no Snakemake was there ends by itself; nothing that was finished runs again."""
     assert counted(there) == counted(here)
 
 
@@ -148,3 +153,128 @@ def test_no_job_asked_for_a_network(there: Path) -> None:
 def test_a_folder_that_is_locked_says_so(there: Path) -> None:
     assert "Directory cannot be locked" in said(there)
     assert "--unlock" in said(there)
+
+
+WANTED = (
+    "results/models/local/best.ckpt",
+    "results/labels/ovary_h/labels.parquet",
+    "results/labels/ovary_1/labelling.csv",
+)
+ASKED = ("draw_labels:runtime=1", "train_local:gpu=1", "train_local:slurm_partition=gpu")
+TABLES = ("results/tables/splits.md", "results/tables/dataset.md")
+
+
+@dataclass
+class Outcome:
+    """What was seen while jobs came to grief."""
+
+    folder: Path
+    beside: Path
+    trainings: list[str] = field(default_factory=list)
+    steps: list[list[int]] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
+    gpus: str = ""
+    second: str = ""
+
+
+def copy_without(here: Path, folder: Path, *patterns: str) -> Path:
+    """Copy a finished study, and take results from it."""
+    shutil.copytree(here, folder, symlinks=True)
+    for name in ("ran.txt", "said.txt"):
+        (folder / name).unlink(missing_ok=True)
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def given_memory(folder: Path) -> dict[str, int]:
+    """Return what the cluster jobs of the small slides were given, MB, by their numbers."""
+    jobs = re.findall(r"SLURM jobid (\d+) \(log: \S*/group_slides_label_cells/", said(folder))
+    return {job: int(re.search(r"MinMemoryNode=(\d+)M", shown(job))[1]) for job in jobs}
+
+
+def misfortunes(outcome: Outcome) -> None:
+    """One job eats more memory than it was given, one hangs, the training is cancelled, later put back in the queue."""
+    folder = outcome.folder
+    faults = {"label_cells": {"eat": 3000}, "draw_labels": {"hold": 400}}
+    snakemake = start(folder, "--set-resources", *ASKED, "--", *WANTED, faults=faults)
+    beside = start(outcome.beside, *TABLES)
+    state = folder / "work/models/local/last.ckpt"
+    wait_for(state.exists, 300, "a state of the training")
+    outcome.second = subprocess.run(
+        command(*WANTED, slurm=True), cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    ).stderr
+    (first,) = submitted(folder, "train_local")
+    outcome.gpus = shown(first)
+    subprocess.run(["scancel", first], check=True)
+    wait_for(lambda: len(submitted(folder, "train_local")) == 2, 120, "the training's second submission")
+    second = submitted(folder, "train_local")[1]
+    wait_for(lambda: is_running(second) and going_on(folder), 120, "the training to go on")
+    outcome.steps.append(going_on(folder))
+    written = state.stat().st_mtime_ns
+    wait_for(lambda: state.exists() and state.stat().st_mtime_ns > written, 120, "a later state")
+    subprocess.run(["scontrol", "requeue", second], check=True)
+    wait_for(lambda: "JobState=PENDING" in shown(second), 60, "the training in the queue again")
+    # Slurm lets a job that was put back wait two minutes.
+    subprocess.run(["scontrol", "update", f"jobid={second}", "StartTime=now"], check=False)
+    assert snakemake.wait() == 0, said(folder)[-3000:]
+    assert beside.wait() == 0, said(outcome.beside)[-3000:]
+    outcome.steps.append(going_on(folder))
+    outcome.trainings = submitted(folder, "train_local")
+    outcome.memory = given_memory(folder)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory, here: Path) -> Outcome:
+    place = tmp_path_factory.mktemp("misfortunes")
+    patterns = (
+        "results/models/local",
+        "work/models/local",
+        "results/labels/ovary_h/*",
+        "results/labels/ovary_1/labelling.*",
+    )
+    seen = Outcome(
+        copy_without(here, place / "folder", *patterns), copy_without(here, place / "beside", "results/tables/*")
+    )
+    misfortunes(seen)
+    return seen
+
+
+def test_results_are_the_same_in_spite_of_all(here: Path, outcome: Outcome) -> None:
+    expected, found = results(here), results(outcome.folder)
+    redone = [name for name in expected if name in found and found[name] != expected[name]]
+    assert redone == []
+    assert {"models/local/best.ckpt", "labels/ovary_h/labels.parquet", "labels/ovary_1/labelling.csv"} <= set(found)
+
+
+def test_a_training_goes_on_after_scancel_and_requeue(outcome: Outcome) -> None:
+    assert len(outcome.trainings) == 2, "scancel: a new submission; requeue: the same"
+    (after_cancel,), (after_requeue,) = outcome.steps
+    assert 0 < after_cancel < after_requeue
+    assert counted(outcome.folder)["train_local"] == 3
+
+
+def test_memory_grows_after_a_kill(outcome: Outcome) -> None:
+    first, second = outcome.memory.values()
+    assert first < 3000 < second
+    assert counted(outcome.folder)["label_cells"] == 2
+
+
+def test_a_job_beyond_its_time_limit_is_submitted_again(outcome: Outcome) -> None:
+    jobs = re.findall(r"SLURM jobid (\d+) \(log: \S*/group_data_draw_labels/", said(outcome.folder))
+    assert len(jobs) == 2
+    assert "JobState=TIMEOUT" in shown(jobs[0])
+    assert counted(outcome.folder)["draw_labels"] == 2
+
+
+def test_a_gpu_is_asked_for_in_its_partition(outcome: Outcome) -> None:
+    assert "Partition=gpu" in outcome.gpus
+    assert "TresPerJob=gres:gpu:1" in outcome.gpus
+
+
+def test_two_workflows_share_a_cluster_but_not_a_folder(here: Path, outcome: Outcome) -> None:
+    for name in TABLES:
+        assert (outcome.beside / name).read_bytes() == (here / name).read_bytes()
+    assert counted(outcome.beside) == {"tabulate_splits": 1, "tabulate_dataset": 1}
+    assert "Directory cannot be locked" in outcome.second
