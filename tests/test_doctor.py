@@ -15,7 +15,7 @@ from doctor_example import make_case, program, write_study
 from nuclass.cli import main
 from nuclass.cli_doctor import _GROUPS
 from nuclass.core.errors import UserError
-from nuclass.doctor import GROUPS, all_checks, as_json, as_text, study_name
+from nuclass.doctor import GROUPS, all_checks, as_json, as_text, catalogue, stage_of_job, study_name
 from nuclass.doctor.case import Case
 from nuclass.doctor.commands import ask
 from nuclass.doctor.exam import Check, Finding, Result, passed, run_all, run_check, warned
@@ -140,6 +140,35 @@ def test_a_broken_study_does_not_stop_the_other_checks(tmp_path: Path) -> None:
     assert "cohrt" in settings.found
     assert study_name(case) is None
     assert not [one for one in found if "the check itself failed" in one.found]
+
+
+def test_an_error_in_reading_the_study_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*arguments: object) -> None:
+        raise KeyError("splits")
+
+    write_study(tmp_path)
+    monkeypatch.setattr("nuclass.training.whole_study.load_whole_study", stumble)
+    case = Case(tmp_path, offline=True)
+    (settings, *_) = run_all([check for check in all_checks() if check.group == "study"], case)
+    assert (settings.verdict, settings.found) == ("fail", "reading the study failed: KeyError: 'splits'")
+    assert study_name(case) is None
+
+
+def test_a_group_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "nuclass.doctor.cluster", None)
+    (check,) = (one for one in all_checks() if one.group == "cluster")
+    (found,) = run_check(check, make_case(tmp_path))
+    assert (found.verdict, found.remedy) == ("fail", "make setup")
+    assert found.found.startswith("a package cannot be loaded: ")
+
+
+def test_a_job_of_a_stage_knows_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise catalogue.metadata.PackageNotFoundError(name)
+
+    assert stage_of_job("envs/train.yaml") is None
+    monkeypatch.setattr(catalogue.metadata, "version", missing)
+    assert stage_of_job("envs/train.yaml") == Path("envs/train.yaml")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

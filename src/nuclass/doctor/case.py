@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 import nuclass
 from nuclass.core.errors import UserError
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(nuclass.__file__).parents[2]
 SLURM_PROFILE = "profiles/slurm/config.yaml"
+INSTALL = "make setup"
 _STUDY = threading.Lock()
 
 
@@ -70,14 +69,19 @@ class Case:
 
     @cached_property
     def _study(self) -> Study | UserError:
-        from nuclass.core.config import merge_files
-        from nuclass.training.whole_study import load_whole_study
-
         try:
+            from nuclass.core.config import merge_files
+            from nuclass.training.whole_study import load_whole_study
+
             settings = self.settings if self.settings is not None else merge_files(self.files, self.root)
             return load_whole_study(settings, self.root, self.files)
         except UserError as error:
             return error
+        except ImportError as error:
+            return UserError(f"a package cannot be loaded: {error}", fix=INSTALL)
+        except Exception as error:  # noqa: BLE001
+            # What the workflow itself would stumble over; the doctor goes on to its other checks.
+            return UserError(f"reading the study failed: {type(error).__name__}: {error}", fix="nuclass check")
 
     @property
     def sound(self) -> bool:
@@ -94,6 +98,8 @@ class Case:
         UserError
             If it is no YAML.
         """
+        import yaml
+
         file = self.root / SLURM_PROFILE
         if not file.is_file():
             return {}

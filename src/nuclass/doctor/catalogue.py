@@ -2,21 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from nuclass.doctor.case import Case
-from nuclass.doctor.exam import GROUPS, Check, Result, run_all
+from nuclass.doctor.case import INSTALL, Case
+from nuclass.doctor.exam import GROUPS, Check, Result, failed, run_all
+
+
+def _machine() -> list[Check]:
+    from nuclass.doctor import file_system, machine
+
+    return machine.CHECKS + file_system.CHECKS
+
+
+def _packages() -> list[Check]:
+    from nuclass.doctor.packages import CHECKS
+
+    return CHECKS
+
+
+def _gpu() -> list[Check]:
+    from nuclass.doctor.gpu import CHECKS
+
+    return CHECKS
+
+
+def _study() -> list[Check]:
+    from nuclass.doctor.study import CHECKS
+
+    return CHECKS
+
+
+def _data() -> list[Check]:
+    from nuclass.doctor.data import CHECKS
+
+    return CHECKS
+
+
+def _weights() -> list[Check]:
+    from nuclass.doctor.weights import CHECKS
+
+    return CHECKS
+
+
+def _network() -> list[Check]:
+    from nuclass.doctor.network import CHECKS
+
+    return CHECKS
+
+
+def _cluster() -> list[Check]:
+    from nuclass.doctor.cluster import CHECKS
+
+    return CHECKS
+
+
+def _conda() -> list[Check]:
+    from nuclass.doctor.conda import CHECKS
+
+    return CHECKS
+
+
+_GROUPS = (_machine, _packages, _gpu, _study, _data, _weights, _network, _cluster, _conda)
 
 
 def all_checks() -> list[Check]:
-    """Return all checks, group by group."""
-    from nuclass.doctor import cluster, conda, data, file_system, gpu, machine, network, packages, study, weights
+    """Return all checks, group by group; a group that cannot be loaded has one check, which tells why."""
+    return [check for group, load in zip(GROUPS, _GROUPS, strict=True) for check in _loaded(group, load)]
 
-    modules = (machine, file_system, packages, gpu, study, data, weights, network, cluster, conda)
-    checks = [check for module in modules for check in module.CHECKS]
-    return sorted(checks, key=lambda check: list(GROUPS).index(check.group))
+
+def _loaded(group: str, load: Callable[[], list[Check]]) -> list[Check]:
+    try:
+        return load()
+    except ImportError as error:
+        told = failed(f"a package cannot be loaded: {error}", INSTALL)
+        return [Check(group, "checks", lambda case: told)]
 
 
 def examine(case: Case, only: Sequence[str] = ()) -> list[Result]:
@@ -35,10 +96,7 @@ def examine(case: Case, only: Sequence[str] = ()) -> list[Result]:
 
 def study_name(case: Case) -> str | None:
     """Return the name of the study, None where it cannot be read."""
-    try:
-        return str(case.study.config["study"]) if case.sound else None
-    except ImportError:
-        return None
+    return str(case.study.config["study"]) if case.sound else None
 
 
 def stage_of_job(file: str | Path) -> Path | None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from nuclass.core.errors import closest
 from nuclass.doctor.asked import Asked, read_rules, runtimes
-from nuclass.doctor.case import REPOSITORY, SLURM_PROFILE, Case
+from nuclass.doctor.case import INSTALL, REPOSITORY, SLURM_PROFILE, Case
 from nuclass.doctor.commands import ask, find
-from nuclass.doctor.exam import INSTALL, Check, Finding, failed, passed, skipped, warned
+from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.networks import uses_of, wants_gpu
 
 PLUGIN = "snakemake-executor-plugin-slurm"

@@ -6,12 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from nuclass.core.errors import UserError
-
-if TYPE_CHECKING:
-    from nuclass.doctor.case import Case
+from nuclass.doctor.case import INSTALL, Case
 
 Verdict: TypeAlias = Literal["pass", "warn", "fail", "skip"]
 
@@ -26,7 +24,6 @@ GROUPS = {
     "cluster": "Cluster (Slurm)",
     "conda": "Conda and containers",
 }
-INSTALL = "make setup"
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from nuclass.core.progress import readable_bytes
-from nuclass.doctor.case import Case
+from nuclass.doctor.case import INSTALL, Case
 from nuclass.doctor.commands import ask, find
-from nuclass.doctor.exam import INSTALL, Check, Finding, failed, passed, skipped, warned
+from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.networks import Use, memory_of, uses_of, wants_gpu
 
 PROBE_S = 60.0

@@ -13,11 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 import nuclass
-from nuclass.doctor.case import REPOSITORY, Case
-from nuclass.doctor.exam import INSTALL, Check, Finding, failed, passed, skipped, warned
+from nuclass.doctor.case import INSTALL, REPOSITORY, Case
+from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -120,6 +118,8 @@ def python(case: Case) -> Finding:
 
 def stage_packages(file: Path) -> set[str]:
     """Return the Python packages of a conda environment's file, by plain name."""
+    import yaml
+
     told = yaml.safe_load(file.read_text(encoding="utf-8"))
     lines = [line for line in told.get("dependencies", []) if isinstance(line, str)]
     lines += [

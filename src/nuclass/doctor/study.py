@@ -29,8 +29,6 @@ def settings(case: Case) -> list[Finding]:
         study = case.study
     except UserError as error:
         return [of_error(error)]
-    except ImportError as error:
-        return [failed(f"a package cannot be loaded: {error}", "make setup")]
     told = (
         f"'{study.config['study']}' of {named}: {len(study.train_slides)} training slides, "
         f"{len(study.cohorts)} cohorts; settings, sheets, tables and models are sound"
