@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ import zarr
 
 from bundle_example import circles, example
 from nuclass.core.files import read_json, sha256
+from nuclass.synthetic import bundle_files
 from nuclass.synthetic.bundle import cell_ids, write_bundle, write_he
 from nuclass.synthetic.identifiers import decode_cell_ids, encode_cell_id
 from nuclass.synthetic.images import halve
@@ -43,6 +45,21 @@ def test_same_input_same_bytes(bundle: Path, tmp_path: Path) -> None:
     first = {p.relative_to(bundle).as_posix(): sha256(p) for p in bundle.rglob("*") if p.is_file()}
     assert first == {p.relative_to(again).as_posix(): sha256(p) for p in again.rglob("*") if p.is_file()}
     assert len(first) == 15
+
+
+def test_threads_change_no_byte() -> None:
+    """The mask of a real slide has many blocks a chunk; threads would write them as they finish."""
+    mask = np.zeros((1024, 1024), np.uint32)
+    for number, (row, column) in enumerate(np.random.default_rng(0).integers(0, 1000, (200, 2))):
+        mask[row : row + 20, column : column + 20] = number
+    written = set()
+    for _ in range(30):
+        stream = io.BytesIO()
+        store = bundle_files._ZarrZip(stream)
+        store.array("mask", mask, cname="zstd")
+        store.close()
+        written.add(stream.getvalue())
+    assert len(written) == 1
 
 
 def test_inventory_lists_every_file(bundle: Path) -> None:

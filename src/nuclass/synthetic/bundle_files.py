@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,7 +205,20 @@ class _ZarrZip:
                 continue
             block = np.zeros(chunks, values.dtype)
             block[tuple(slice(0, size) for size in part.shape)] = part
-            self.put(f"{name}/{'.'.join(map(str, index))}", codec.encode(block))
+            with _one_thread():
+                self.put(f"{name}/{'.'.join(map(str, index))}", codec.encode(block))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Blosc puts the parts of a block in the order in which its threads finish: other bytes each time."""
+    from numcodecs import blosc
+
+    before, blosc.use_threads = blosc.use_threads, False
+    try:
+        yield
+    finally:
+        blosc.use_threads = before
 
 
 def write_cells_zarr(
