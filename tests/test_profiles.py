@@ -137,10 +137,11 @@ def test_groups_of_the_profile_are_those_of_the_rules(demo: Jobs, paper: Jobs) -
 
 
 def test_long_trainings_are_told_before_their_time_is_over(paper: Jobs) -> None:
-    told = {rule for rule, asked in PROFILE["set-resources"].items() if "TERM@" in asked["slurm_extra"]}
+    told = {rule for rule, asked in PROFILE["set-resources"].items() if "TERM@" in asked.get("slurm_extra", "")}
     training = {job["rule"] for job in paper if job["rule"].startswith(("train_local", "train_global", "train_gate"))}
     assert told == training | {"train_baseline_finetuned"}
-    assert told <= set(rule_blocks())
+    assert set(PROFILE["set-resources"]) <= set(rule_blocks())
+    assert {job["rule"] for job in paper if job["resources"][0].get("gpu", 0)} <= set(PROFILE["set-resources"])
 
 
 def test_the_default_profile_leaves_the_machine_to_others() -> None:
