@@ -10,7 +10,10 @@ rule audit_protocol:
         csv="results/evaluation/audit.csv",
     params:
         runs=[run_tables(of_variants.REFERENCE), *map(run_tables, AUDITED)],
-        idle={name: of_variants.idle(name, STUDY.short_models, CONFIG["splits"]["test"]) for name in AUDITED},
+        idle={
+            name: of_variants.idle(name, STUDY.short_models, CONFIG["splits"]["test"], STUDY.cuts_windows)
+            for name in AUDITED
+        },
         options=INTERVALS,
         code=code_hash("audit_protocol"),
     log:

@@ -51,6 +51,7 @@ def build(models: dict[str, Any], short: dict[str, Any] | None = None, **changes
         "organs": ORGANS,
         "cohort_organs": ["lung", "pancreas", "ovary"],
         "test": 0.0,
+        "cut": True,
     }
     asked = {key: changes.pop(key) for key in list(changes) if key in ASKED}
     return build_variants(ASKED | asked, models=models, short_models=short or models, **given | changes)
@@ -168,6 +169,8 @@ def test_a_switch_that_cannot_act_trains_nothing(models):
     assert [found.own(name) for name in ("test_as_val", "frozen_heads", "unguarded_class_weights")] == [[], [], []]
     assert found.own(RELEASED)
     assert build(models, test=0.1).own("test_as_val")
+    assert found.own("inverted_mpp")
+    assert build(models, cut=False).own("inverted_mpp") == []
 
 
 def test_a_gradient_through_no_weight_changes_nothing(models):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nuclass.core.errors import UserError, closest
 from nuclass.core.holdout import apply_holdout
 from nuclass.core.models_file import models_locator, read_models_file
+from nuclass.core.patch_rows import PATCHES
 from nuclass.core.protocol import Protocol, parse_protocol, to_setting
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
 from nuclass.core.slides_sheet import read_slides
@@ -58,6 +59,11 @@ class Study:
         """The runs of the training under changed settings that ``ablations`` asks for."""
         return self.plan_variants()
 
+    @property
+    def cuts_windows(self) -> bool:
+        """Whether windows of any slide are cut here; else all slides come as files of windows."""
+        return bool((self.slides["source"] != PATCHES).any())
+
     def plan_variants(self, **more: Any) -> Variants:
         """Return the variants; ``more`` goes to :func:`nuclass.core.variants.build_variants`."""
         organs = {slide: str(self.slides.loc[slide, "organ"]) for slide in self.train_slides}
@@ -70,6 +76,7 @@ class Study:
             organs=organs,
             cohort_organs=[str(organ) for organ in self.slides.loc[self.cohorts, "organ"]],
             test=self.config["splits"]["test"],
+            cut=self.cuts_windows,
             **more,
         )
 

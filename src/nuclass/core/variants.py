@@ -174,6 +174,7 @@ def build_variants(
     organs: Mapping[str, str],
     cohort_organs: Sequence[str],
     test: float,
+    cut: bool,
     locate: Locate = lambda keys: ": ".join(map(str, keys)),
 ) -> Variants:
     """Return the variants that a study's section ``ablations`` asks for.
@@ -194,6 +195,8 @@ def build_variants(
         Organs of the cohorts, in the order of the sheet.
     test
         The share of test cells (``splits.test``).
+    cut
+        Whether windows of any slide are cut here, from its H&E; else all come as files of windows.
     locate
         Gives the place of a setting, for messages.
 
@@ -211,7 +214,7 @@ def build_variants(
         _left_out(reference, settings["leave_out"], organs, cohort_organs, locate),
         _guidance(reference),
         _contexts(reference, settings["context_sizes"], windows["local"]),
-        _audited(reference, settings["switches"], test, locate),
+        _audited(reference, settings["switches"], test, cut, locate),
     )
     return Variants(study, [reference, *(variant for part in parts for variant in part)])
 
@@ -288,7 +291,7 @@ def _contexts(reference: Variant, sizes: int, local: int) -> Iterator[Variant]:
         yield _changed(reference, CONTEXT, str(size), changes if steps else {}, window=size)
 
 
-def _audited(reference: Variant, names: Any, test: float, locate: Locate) -> Iterator[Variant]:
+def _audited(reference: Variant, names: Any, test: float, cut: bool, locate: Locate) -> Iterator[Variant]:
     wanted = SWITCHES if names == "all" else tuple(names)
     for name in wanted:
         if name not in SWITCHES:
@@ -299,7 +302,7 @@ def _audited(reference: Variant, names: Any, test: float, locate: Locate) -> Ite
                 expected="all, or a list of: " + ", ".join(SWITCHES),
             )
         if name not in OF_EVALUATION:
-            on = {} if idle(name, reference.models, test) else {name: True}
+            on = {} if idle(name, reference.models, test, cut) else {name: True}
             yield _changed(reference, AUDIT, name, {}, name=name, protocol=Protocol(**on))
     every = Protocol(**dict.fromkeys(SWITCHES, True))
     yield _changed(reference, AUDIT, RELEASED, {}, name=RELEASED, protocol=every)
@@ -311,10 +314,12 @@ def unshared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def idle(switch: str, models: Mapping[str, Any], test: float) -> str:
+def idle(switch: str, models: Mapping[str, Any], test: float, cut: bool) -> str:
     """Return why a switch by itself changes nothing under these settings; empty where it does change something."""
     if switch == "test_as_val" and not test:
         return "the training slides have no test cells (splits.test is 0)"
+    if switch == "inverted_mpp" and not cut:
+        return "no window is cut here: all slides come as files of windows"
     if switch == "unguarded_class_weights":
         return "every class has train cells; without test_as_val it cannot be otherwise"
     if switch == "frozen_heads" and not models[GATE]["joint"]["max_epochs"]:
