@@ -175,7 +175,7 @@ def kill_again_and_again(
         found.again += _made_again(folder, finished)
         finished |= _finished(folder)
         say(f"{way} after {found.rounds[-1][1]:.1f} s; {len(finished)} files are finished")
-        subprocess.run([sys.executable, "-m", "snakemake", *arguments, "--unlock"], cwd=folder, capture_output=True)
+        subprocess.run([sys.executable, "-m", "snakemake", "--unlock", *arguments], cwd=folder, capture_output=True)
     run = Run(folder, arguments)
     run.wait()
     found.status = run.process.returncode

@@ -6,14 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from kill_workflow import BY_ITSELF, Killed, contents, differences, kill_again_and_again, leftovers
+from kill_workflow import BY_ITSELF, contents, differences, kill_again_and_again, leftovers
 
 REPOSITORY = Path(__file__).parent.parent
 PARTS = ("config", "resources", "rules", "scripts", "src", "workflow", "profiles", "envs")
@@ -40,15 +39,6 @@ MODELS: dict[str, Any] = {
     "gate": {"views": 1, "trainer": {"max_epochs": 4}},
 }
 pytestmark = pytest.mark.workflow
-
-
-@dataclass
-class Runs:
-    """Two folders, and how the run in the second was killed."""
-
-    straight: Path
-    killed: Path
-    found: Killed
 
 
 def small_study(folder: Path) -> Path:
@@ -78,38 +68,25 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return base | {key: value for key, value in changes.items() if key not in both} | both
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    straight, killed = (small_study(tmp_path_factory.mktemp(name) / "study") for name in ("straight", "killed"))
-    start = time.monotonic()
-    command = [sys.executable, "-m", "snakemake", *ARGUMENTS]
-    done = subprocess.run(command, cwd=straight, capture_output=True, text=True, timeout=900)
+def snakemake(study: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "snakemake", *arguments, *ARGUMENTS]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return done.stdout + done.stderr
+
+
+def test_a_run_that_is_killed_again_and_again(tmp_path: Path) -> None:
+    """One test, so that the two runs are made once where tests are shared out among processes."""
+    straight, killed = (small_study(tmp_path / name) for name in ("straight", "killed"))
+    start = time.monotonic()
+    snakemake(straight)
     found = kill_again_and_again(killed, ARGUMENTS, KILLS, time.monotonic() - start, seed=3)
-    return Runs(straight, killed, found)
-
-
-def test_it_ends_as_if_nothing_had_happened(runs: Runs) -> None:
-    assert runs.found.status == 0, runs.found.told[-5000:]
-    assert len([way for way, _ in runs.found.rounds if way != BY_ITSELF]) >= KILLS - 2
-    assert contents(runs.killed)
-    assert differences(runs.killed, runs.straight) == []
-
-
-def test_nothing_that_was_finished_was_made_again(runs: Runs) -> None:
-    assert runs.found.again == []
-
-
-def test_no_job_outlived_its_snakemake(runs: Runs) -> None:
-    assert runs.found.outlived == []
-
-
-def test_nothing_half_or_temporary_is_left(runs: Runs) -> None:
-    assert leftovers(runs.straight) == []
-    assert leftovers(runs.killed) == []
-
-
-def test_a_run_afterwards_has_nothing_to_do(runs: Runs) -> None:
-    command = [sys.executable, "-m", "snakemake", "-n", *ARGUMENTS]
-    done = subprocess.run(command, cwd=runs.killed, capture_output=True, text=True, timeout=300)
-    assert "Nothing to be done" in done.stdout + done.stderr
+    assert found.status == 0, found.told[-5000:]
+    assert len([way for way, _ in found.rounds if way != BY_ITSELF]) >= KILLS - 2, found.rounds
+    assert contents(killed)
+    assert differences(killed, straight) == []
+    assert found.again == [], "what was finished was made again"
+    assert found.outlived == [], "jobs went on without their Snakemake"
+    assert leftovers(straight) == []
+    assert leftovers(killed) == [], "something half or temporary was left behind"
+    assert "Nothing to be done" in snakemake(killed, "-n")
