@@ -100,8 +100,11 @@ def test_fetched_bundles_tell_their_cells(empty: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "bundle.json").write_text(json.dumps({"source": "Xenium_Prime_Ovarian_Cancer_FFPE_XRrun"}))
     pd.DataFrame({"cell_id": ["a", "b"]}).to_parquet(folder / "cells.parquet")
-    size = study_needs(study_of("config/paper.yaml"), empty).slides["ovary_1"]
+    needs = study_needs(study_of("config/paper.yaml"), empty)
+    size = needs.slides["ovary_1"]
     assert size.cells == Estimate.exactly(2)
+    assert all(file.left == NOTHING for file in needs.downloads if file.slide == "ovary_1")
+    assert all(file.left.expected > 0 for file in needs.downloads if file.slide == "colon_1")
     assert "fetched bundle" in size.rests_on
 
 
@@ -145,6 +148,6 @@ def test_rules_choose_what_counts(empty: Path) -> None:
 
 def test_a_whole_download_leaves_nothing(tmp_path: Path) -> None:
     size = Estimate(10, 20, 1000)
-    assert Download("a", "f", size, Estimate(10, 20, 30), 25, "").left == NOTHING
-    assert Download("a", "f", size, Estimate(10, 20, 30), 5, "").left == Estimate(5, 15, 995)
+    assert Download("a", "f", size, Estimate(10, 20, 30), 5, True, "").left == NOTHING
+    assert Download("a", "f", size, Estimate(10, 20, 30), 15, False, "").left == Estimate(0, 5, 985)
     assert folder_bytes(tmp_path / "missing") == 0

@@ -93,6 +93,8 @@ class Download:
         Bytes of it that stay on the disk.
     here
         Bytes of it that lie here already.
+    done
+        Whether it lies here whole.
     rests_on
         Where the size comes from, in words.
     """
@@ -102,12 +104,13 @@ class Download:
     size: Estimate
     kept: Estimate
     here: float
+    done: bool
     rests_on: str
 
     @property
     def left(self) -> Estimate:
-        """Bytes that are still to come; none where the file lies here whole."""
-        return NOTHING if self.here and self.here >= 0.9 * self.kept.low else self.size.left(self.here)
+        """Bytes that are still to come."""
+        return NOTHING if self.done else self.size.left(self.here)
 
 
 @dataclass(frozen=True)
@@ -205,10 +208,11 @@ def _downloads(
         align = row["align"] or study.config["alignment"]["align"]
         files = {name: _recorded(records, str(row["dataset"]), name) for name in ("outs", "he", "cell_groups")}
         fact = facts.get(str(row["dataset"]), "")
-        own = is_of(slide, row, root) or not (root / BUNDLES / slide / "bundle.json").is_file()
+        # The list of a slide's files is written when all of them are there.
+        listed, own = (root / BUNDLES / slide / "bundle.json").is_file(), is_of(slide, row, root)
         for name, size, kept, told in _files(row, sizes[slide], files, fact, align == "register"):
-            here = _here(root / BUNDLES / slide, name) if own else 0.0
-            found.append(Download(slide, name, size, kept, here, told))
+            here = _here(root / BUNDLES / slide, name) if own or not listed else 0.0
+            found.append(Download(slide, name, size, kept, here, listed and own, told))
     return found
 
 
