@@ -24,6 +24,8 @@ from pathlib import Path
 
 MADE = ("results", "resources/bundles", "resources/truth")
 WAYS = ("all at once", "a job", "Snakemake alone", "SIGTERM", "Ctrl-C")
+TIMES = ("seconds", "train_seconds", "seconds_per_epoch", "cells_per_second", "memory_mb")
+"""What metrics and histories of trainings say of time and memory; all else in them is compared."""
 ENDS_IN_S = 60.0
 BY_ITSELF = "ended by itself"
 State = dict[str, tuple[int, int]]
@@ -218,15 +220,27 @@ def _made_again(folder: Path, finished: State) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that the workflow has made, and of links where they lead."""
+    """Return the SHA-256 of every file that the workflow has made, without :data:`TIMES`; of links where they lead."""
     found = {}
     for part in MADE:
         for path in sorted((folder / part).rglob("*")):
             if path.is_symlink():
                 found[str(path.relative_to(folder))] = f"link to {os.readlink(path)}"  # noqa: PTH115
             elif path.is_file():
-                found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+                found[str(path.relative_to(folder))] = hashlib.sha256(_timeless(path)).hexdigest()
     return found
+
+
+def _timeless(path: Path) -> bytes:
+    """Return a file's bytes; of metrics and histories of trainings what is no time."""
+    content = path.read_bytes()
+    if path.name == "metrics.json":
+        return re.sub(rb'"(%s)": [\d.]+' % "|".join(TIMES).encode(), b"", content)
+    if path.name == "history.csv":
+        head, *rows = (line.split(",") for line in content.decode().splitlines())
+        kept = [place for place, name in enumerate(head) if name not in TIMES]
+        return "\n".join(",".join(row[place] for place in kept) for row in [head, *rows]).encode()
+    return content
 
 
 def leftovers(folder: Path) -> list[str]:
