@@ -142,6 +142,21 @@ def test_a_gpu_that_the_build_does_not_know(tmp_path: Path) -> None:
     assert "holds no code for Tesla P100 (sm_60); it has sm_80, sm_90, compute_90" in found.found
 
 
+@pytest.mark.parametrize(
+    ("card", "archs", "runs"),
+    [
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),
+        ((9, 0), ["sm_70", "compute_80"], True),
+        ((12, 0), ["sm_90", "sm_120"], True),
+        ((7, 0), ["sm_80", "compute_80"], False),
+    ],
+)
+def test_which_code_runs_on_a_gpu(card: tuple[int, int], archs: list[str], runs: bool) -> None:
+    assert gpu._covered(*card, archs) == runs
+
+
 def test_a_gpu_that_does_not_compute(tmp_path: Path) -> None:
     machine(tmp_path, "NVIDIA H100, 81559, 0", devices=[H100], broken="CUDA error: uncorrectable ECC error")
     found = only(gpu.CHECKS, "torch and CUDA", on(tmp_path))
