@@ -43,7 +43,8 @@ def _left_in(folder: Path, process: int) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     try:
         names = [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # A folder may allow to write in it and not to list it.
         return found
     for name in names:
         owner, dot, final = name[1:].partition(".")
