@@ -83,7 +83,7 @@ def _learned(
         seconds(old, work, job.threads, job.gpus).expected for work, (job, _, _) in zip(works, rows, strict=True)
     ]
     memory = [mb for _, _, mb in rows if mb == mb]
-    source = f"{len(rows)} finished jobs of the study '{study.config['study']}'"
+    source = f"{len(rows)} finished job{'s' * (len(rows) > 1)} of the study '{study.config['study']}'"
     new = _fitted(old, works, measured, rows) or _scaled(old, median(np.divide(measured, planned).tolist()))
     mb = max(memory, default=old.mb)
     least = max(mb - old.mb_kcell * max(work.kcells.expected for work in works), 0.5 * mb)
