@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nuclass
+from nuclass.core.provenance import package_versions
 from nuclass.doctor.case import INSTALL, REPOSITORY, Case
 from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 
@@ -65,13 +66,7 @@ def locked(text: str) -> dict[str, str]:
 
 def installed(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name, version in package_versions(names).items() if version is not None}
 
 
 def closure(roots: Iterable[str]) -> set[str]:
