@@ -80,7 +80,7 @@ def weights(checkpoint: Path) -> dict[str, bytes]:
     """Return a checkpoint's tensors as bytes."""
     import torch
 
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state"]
     return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
 

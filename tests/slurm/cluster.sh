@@ -26,7 +26,7 @@ claim() {
 
 configure() {
     local cpus memory
-    cpus="$(($(nproc) > 4 ? $(nproc) : 4))"
+    cpus="$(($(nproc) > 8 ? $(nproc) : 8))"
     memory=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
     cat >"$FOLDER/slurm.conf" <<CONF
 ClusterName=nuclass-tests
@@ -58,7 +58,7 @@ MinJobAge=86400
 KillWait=5
 ReturnToService=2
 GresTypes=gpu
-# Four CPUs at least, so that a job of four threads is not refused on a smaller machine.
+# Eight CPUs at least: jobs of a small machine then go side by side, and none is refused for its threads.
 SlurmdParameters=config_overrides
 NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:pretended:1
 PartitionName=cpu Nodes=$NODE Default=YES MaxTime=1-00:00:00
