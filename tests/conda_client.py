@@ -21,7 +21,7 @@ from pathlib import Path
 import rattler
 
 from conda_channel import SUBDIR, Channel
-from environments import specs_here
+from environments import exact_packages, specs_here
 
 VERSION = "24.99.0"
 ACTIVATE = """export CONDA_PREFIX="$1"
@@ -65,14 +65,6 @@ def explicit_list(prefix: Path) -> str:
     return "\n".join([f"# platform: {SUBDIR}", "@EXPLICIT", *urls]) + "\n"
 
 
-def exact_specs(file: Path) -> list[str]:
-    """Return the packages of an exact list as name=version=build."""
-    urls = [line for line in file.read_text(encoding="utf-8").splitlines() if "://" in line]
-    names = [url.partition("#")[0].rpartition("/")[2].removesuffix(".conda") for url in urls]
-    parts = [name.rsplit("-", 2) for name in names]
-    return [f"{name}=={version} {build}" for name, version, build in parts]
-
-
 def main(root: Path, words: list[str]) -> None:
     """Answer one command of Snakemake's."""
     place = json.loads((root / "channel.json").read_text())
@@ -86,7 +78,8 @@ def main(root: Path, words: list[str]) -> None:
     elif words[:2] == ["env", "create"] or words[:1] == ["create"]:
         options = _options(words[2:] if words[0] == "env" else words[1:])
         file = Path(options.file)
-        specs = specs_here(file) if words[0] == "env" else exact_specs(file)
+        exact = [] if words[0] == "env" else exact_packages(file.read_text(encoding="utf-8"))
+        specs = [f"{name}=={version} {build}" for name, version, build in exact] or specs_here(file)
         asyncio.run(create(channel, specs, Path(options.prefix)))
         with (root / "created.txt").open("a") as log:
             log.write(f"{words[0]} {file.name} {os.environ.get('CONDA_OVERRIDE_CUDA', '')}\n")

@@ -34,7 +34,11 @@ UNREACHED = {
     ("slides", "import_patches", "openpyxl"): "labels come with the windows; no table of given labels is opened",
     ("workflow", "", "anndata"): "a bundle's counts are read in jobs only",
     ("workflow", "", "h5py"): "a bundle's counts are read in jobs only",
+    ("workflow", "", "huggingface_hub"): "the doctor asks about weights in its job",
+    ("workflow", "", "openslide"): "the doctor opens slides in its job",
+    ("workflow", "", "PIL"): "the doctor opens slides in its job",
     ("workflow", "", "scipy"): "a bundle's counts are read in jobs only",
+    ("workflow", "", "tifffile"): "the doctor opens slides in its job",
     ("workflow", "", "torch"): "of the augmentation only the settings are checked",
     ("workflow", "", "zarr"): "a bundle's cells are read in jobs only",
 }
@@ -58,6 +62,13 @@ def packages_of(stage: str) -> dict[str, str]:
     """Return the packages of a stage's environment and their versions, by conda's name."""
     environment = yaml.safe_load((ENVIRONMENTS / f"{stage}.yaml").read_text(encoding="utf-8"))
     return dict(line.split("=") for line in environment["dependencies"])
+
+
+def exact_packages(text: str) -> list[tuple[str, str, str]]:
+    """Return name, version and build of each package of a pin file, which lists addresses."""
+    addresses = [line.partition("#")[0] for line in text.splitlines() if "://" in line]
+    files = [re.sub(r"\.(conda|tar\.bz2)$", "", address.rpartition("/")[2]) for address in addresses]
+    return [(name, version, build) for name, version, build in (file.rsplit("-", 2) for file in files)]
 
 
 def specs_here(file: Path) -> list[str]:
@@ -109,7 +120,7 @@ def run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 @cache
-def outside_imports(tree: ast.Module) -> set[str]:
+def outside_imports(tree: ast.Module) -> frozenset[str]:
     """Return the modules from outside that a module imports, at its top or inside a function."""
     names: set[str] = set()
     for node in run_nodes(tree):
@@ -117,18 +128,19 @@ def outside_imports(tree: ast.Module) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
-    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"nuclass", "snakemake"}
+    tops = {name.split(".")[0] for name in names}
+    return frozenset(tops - set(sys.stdlib_module_names) - {"nuclass", "snakemake"})
 
 
 @cache
-def unseen_needs(tree: ast.Module) -> set[str]:
+def unseen_needs(tree: ast.Module) -> frozenset[str]:
     """Return the modules that a library from outside loads by itself for what a module calls on it."""
     called = {node.attr for node in run_nodes(tree) if isinstance(node, ast.Attribute)}
-    return {module for module, calls in UNSEEN.items() if called & calls}
+    return frozenset(module for module, calls in UNSEEN.items() if called & calls)
 
 
 @cache
-def library_imports(tree: ast.Module) -> list[str]:
+def library_imports(tree: ast.Module) -> tuple[str, ...]:
     """Return the library's modules that a module imports; of a package that hands out names, the one it takes."""
     names = []
     for node in run_nodes(tree):
@@ -136,12 +148,12 @@ def library_imports(tree: ast.Module) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nuclass":
             names += [code._provider(node.module or "", alias.name) for alias in node.names]
-    return [name for name in names if name in code._modules()]
+    return tuple(name for name in names if name in code._modules())
 
 
 def library_of(tree: ast.Module) -> set[str]:
     """Return the library's modules that a script's imports lead to, early or late."""
-    todo = library_imports(tree)
+    todo = list(library_imports(tree))
     seen: set[str] = set()
     while todo:
         name = todo.pop()

@@ -13,8 +13,12 @@ from environments import (
     ENVIRONMENTS,
     PYTHON,
     REPOSITORY,
+    UNREACHED,
+    distributions,
+    exact_packages,
     locked_versions,
     must_hold,
+    needs_of,
     packages_of,
     stages_and_scripts,
 )
@@ -50,6 +54,23 @@ def test_every_script_of_a_rule_is_looked_at() -> None:
     }
 
 
+@pytest.mark.parametrize(("stage", "script", "module"), UNREACHED)
+def test_an_exception_still_is_one(stage: str, script: str, module: str) -> None:
+    assert module in needs_of(script), "nothing leads to it any more"
+    assert distributions()[module] not in packages_of(stage), "the environment holds it by now"
+
+
+def test_a_pin_file_is_read_and_those_beside_an_environment_agree_with_it() -> None:
+    text = (
+        "@EXPLICIT\nhttps://a.b/linux-64/python-igraph-1.0.0-py312h_0.conda#d7c8\nfile:///c/noarch/six-1.17-0.tar.bz2\n"
+    )
+    assert exact_packages(text) == [("python-igraph", "1.0.0", "py312h_0"), ("six", "1.17", "0")]
+    for file in ENVIRONMENTS.glob("*.pin.txt"):
+        exact = {name: version for name, version, _ in exact_packages(file.read_text(encoding="utf-8"))}
+        for name, version in packages_of(file.name.split(".")[0]).items():
+            assert exact.get(name, "").startswith(version), f"{name} in {file.name}: make pins"
+
+
 def test_every_locked_file_has_a_hash() -> None:
     lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
     for line, following in itertools.pairwise(lines):
@@ -78,7 +99,8 @@ def test_no_registry_host() -> None:
         pytest.skip("not a git repository")
     for name in files.stdout.splitlines():
         path = REPOSITORY / name
-        if path.is_file() and path.stat().st_size < 5_000_000:
+        # A pin file is a list of addresses.
+        if path.is_file() and path.stat().st_size < 5_000_000 and not name.endswith(".pin.txt"):
             match = hosts.search(path.read_text(encoding="utf-8", errors="ignore"))
             assert match is None, f"{name} names {match[0] if match else ''}"
 
