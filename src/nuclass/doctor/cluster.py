@@ -231,6 +231,8 @@ def time_limits(case: Case) -> Finding:
     """Time that the rules ask for against the longest job of their partition."""
     if not _has_slurm(case):
         return skipped(_NO_SLURM)
+    if not case.sound:
+        return skipped("the study cannot be read")
     there, reason = partitions(case.environ)
     if not there:
         return skipped(f"the cluster does not answer: {reason}")
@@ -259,16 +261,12 @@ def time_limits(case: Case) -> Finding:
 
 def _is_small(case: Case) -> bool:
     """Return whether the study has drawn slides and small networks alone."""
-    if not case.sound:
-        return False
     large = any(wants_gpu(use.backbone) for use in uses_of(case.study.models))
     return set(case.study.slides["source"]) == {"synthetic"} and not large
 
 
 def _idle(case: Case) -> set[str]:
     """Return rules that this study has no job for, as far as that is plain: they may ask for what they like."""
-    if not case.sound:
-        return set()
     idle = set() if set(case.study.slides["source"]) & {"dataset", "local"} else {"fetch_bundle"}
     if not any(use.part.startswith("baseline") and wants_gpu(use.backbone) for use in uses_of(case.study.models)):
         idle |= {f"{stage}_baseline{head}" for stage, head in _OF_PUBLISHED}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nuclass.core.progress import readable_bytes
 from nuclass.doctor.case import Case
-from nuclass.doctor.exam import Check, Finding, failed, passed, warned
+from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.machine import places
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def disk(case: Case) -> list[Finding]:
     """Free space against what the study will still need for all goals, disk by disk."""
     from nuclass.core.needs import study_needs
 
+    if not case.sound:
+        return [skipped("the study cannot be read")]
     needs = study_needs(case.study, case.root)
     wanted = {one.folder: (one.kept + one.passing).left(one.here) for one in needs.folders}
     by_disk: dict[int, list[str]] = {}

@@ -69,9 +69,15 @@ def _told(result: Result, verdict: str, width: int) -> list[str]:
     label = f"{result.name:<{_NAME}}"
     if len(result.name) >= _NAME:
         label += "\n" + indent
-    lines = textwrap.wrap(result.found, max(width - len(indent), 30), break_long_words=False, break_on_hyphens=False)
+    lines = [line for part in result.found.split("\n") for line in _wrapped(part, max(width - len(indent), 30))]
     told = [f"  {verdict}  {label}{(lines or [''])[0]}", *(indent + line for line in lines[1:])]
     if result.remedy:
         # A command must stay in one piece to be copied.
         told += [f"{indent}> {line}" for line in result.remedy.split("\n")]
     return told
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Return a line in parts of at most ``width`` characters, all indented as it is; words stay whole."""
+    indent = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
