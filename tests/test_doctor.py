@@ -40,7 +40,7 @@ def test_a_check_that_fails_is_told(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_a_fault(tmp_path: Path) -> None:
     (found,) = run_check(raising(ModuleNotFoundError("No module named 'pandas'")), make_case(tmp_path))
-    assert (found.verdict, found.remedy) == ("fail", "make setup")
+    assert (found.verdict, found.remedy) == ("fail", "rm -f .venv/.complete; make setup")
     assert "No module named 'pandas'" in found.found
 
 
@@ -162,7 +162,7 @@ def test_a_group_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(sys.modules, "nuclass.doctor.cluster", None)
     (check,) = (one for one in all_checks() if one.group == "cluster")
     (found,) = run_check(check, make_case(tmp_path))
-    assert (found.verdict, found.remedy) == ("fail", "make setup")
+    assert (found.verdict, found.remedy) == ("fail", "rm -f .venv/.complete; make setup")
     assert found.found.startswith("a package cannot be loaded: ")
 
 

@@ -94,7 +94,7 @@ def test_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(cluster.CHECKS, "plugin", make_case(tmp_path, outer={cluster.PLUGIN: "2.8.0"})).verdict == "pass"
     slurm(tmp_path)
     found = only(cluster.CHECKS, "plugin", make_case(tmp_path))
-    assert (found.verdict, found.remedy) == ("fail", "make setup")
+    assert (found.verdict, found.remedy) == ("fail", "rm -f .venv/.complete; make setup")
 
 
 def test_the_profile_and_its_link(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_driver_that_fails(tmp_path: Path) -> None:
             {"cuda": None},
             {},
             "torch 2.15.0 for processors: a build that knows no GPU",
-            "make setup   (it must bring the CUDA build of torch)",
+            "rm -f .venv/.complete; make setup   (it must bring the CUDA build of torch)",
         ),
         (
             {},
@@ -131,7 +131,7 @@ def test_the_cuda_build_in_a_conda_environment(tmp_path: Path) -> None:
     machine(tmp_path, "NVIDIA H100, 81559, 12")
     (tmp_path / "torch/torch.py").write_text(TORCH.format(**{**NOTHING, "cuda": None}), encoding="utf-8")
     found = only(gpu.CHECKS, "torch and CUDA", on(tmp_path, environment=Path("envs/train.yaml")))
-    assert found.remedy.startswith("CONDA_OVERRIDE_CUDA=13.2 snakemake --sdm conda --conda-create-envs-only")
+    assert found.remedy.startswith("rm -r .snakemake/conda; CONDA_OVERRIDE_CUDA=13.2 snakemake --cores 1 --sdm conda")
 
 
 def test_a_gpu_that_the_build_does_not_know(tmp_path: Path) -> None:
@@ -175,7 +175,11 @@ def test_a_pytorch_that_does_not_load(tmp_path: Path, body: str, found: str) -> 
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/torch.py").write_text(body, encoding="utf-8")
     told = only(gpu.CHECKS, "torch and CUDA", on(tmp_path))
-    assert (told.verdict, told.found, told.remedy) == ("fail", f"PyTorch cannot be loaded: {found}", "make setup")
+    assert (told.verdict, told.found, told.remedy) == (
+        "fail",
+        f"PyTorch cannot be loaded: {found}",
+        "rm -f .venv/.complete; make setup",
+    )
 
 
 def test_memory_that_is_too_small(tmp_path: Path) -> None:

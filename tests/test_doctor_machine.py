@@ -20,6 +20,7 @@ import pytest
 from doctor_example import REPOSITORY, make_case, only, program
 from nuclass.doctor import file_system, machine, packages
 from nuclass.doctor.asked import Asked, minutes_of, read_rules, runtimes
+from nuclass.doctor.case import INSTALL
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -241,7 +242,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.platform, "python_version", lambda: "3.14.1")
     found = only(packages.CHECKS, "Python", make_case(tmp_path))
     assert found.found.endswith("<3.13 is needed") or ">=3.11" in found.found
-    assert (found.verdict, found.remedy) == ("fail", "make setup PYTHON=/path/to/python3.12")
+    assert (found.verdict, found.remedy) == ("fail", "rm -f .venv/.complete; make setup PYTHON=/path/to/python3.12")
 
 
 def test_own_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +256,7 @@ def test_own_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(packages, "installed", changed)
     found = only(packages.CHECKS, "own packages", make_case(tmp_path))
-    assert (found.verdict, found.remedy) == ("fail", "make setup")
+    assert (found.verdict, found.remedy) == ("fail", "rm -f .venv/.complete; make setup")
     assert found.found == "missing: timm; too old: numpy 1.0.0 (needed: >=2.0)"
 
 
@@ -271,7 +272,7 @@ def test_locked_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         packages, "installed", lambda names: {name: one for name, one in true(names).items() if name != "scipy"}
     )
     found = only(packages.CHECKS, "locked versions", make_case(tmp_path))
-    assert (found.verdict, found.found, found.remedy) == ("fail", "missing: scipy", "make setup")
+    assert (found.verdict, found.found, found.remedy) == ("fail", "missing: scipy", "rm -f .venv/.complete; make setup")
 
 
 def test_packages_of_a_stage_are_those_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +301,7 @@ def test_snakemake(tmp_path: Path, outer: dict[str, str], verdict: str) -> None:
     found = only(packages.CHECKS, "Snakemake", make_case(tmp_path, outer=outer))
     assert found.verdict == verdict
     if verdict == "fail":
-        assert (found.found, found.remedy) == ("Snakemake 8.30.0; >=9.9 is needed", "make setup")
+        assert (found.found, found.remedy) == ("Snakemake 8.30.0; >=9.9 is needed", "rm -f .venv/.complete; make setup")
 
 
 def test_the_library_of_another_folder(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_the_library_of_another_folder(tmp_path: Path) -> None:
     (own / "__init__.py").touch()
     found = only(packages.CHECKS, "this library", case)
     assert found.verdict == "warn"
-    assert found.remedy == f"PYTHONPATH={case.root}/src nuclass doctor   (or make setup in this folder)"
+    assert found.remedy == f"PYTHONPATH={case.root}/src nuclass doctor   (or, there: {INSTALL})"
 
 
 @pytest.mark.parametrize(
@@ -334,7 +335,7 @@ def test_compiled_packages(tmp_path: Path) -> None:
     (tmp_path / "broken/openslide.py").write_text("raise OSError('libopenslide.so.1: not found')", encoding="utf-8")
     case = make_case(tmp_path, environ={"PYTHONPATH": str(tmp_path / "broken")})
     found = only(packages.CHECKS, "compiled packages", case)
-    assert (found.verdict, found.remedy) == ("fail", "make setup")
+    assert (found.verdict, found.remedy) == ("fail", "rm -f .venv/.complete; make setup")
     assert found.found.startswith("openslide does not load: exit status 1: OSError: libopenslide.so.1")
 
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(nuclass.__file__).parents[2]
 SLURM_PROFILE = "profiles/slurm/config.yaml"
-INSTALL = "make setup"
+# A mark tells make that all is installed, also where a package was removed or changed since.
+INSTALL = "rm -f .venv/.complete; make setup"
+CONDA_INSTALL = "snakemake --cores 1 --sdm conda --conda-create-envs-only"
 _STUDY = threading.Lock()
 
 

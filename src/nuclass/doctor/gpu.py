@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from nuclass.core.progress import readable_bytes
-from nuclass.doctor.case import INSTALL, Case
+from nuclass.doctor.case import CONDA_INSTALL, INSTALL, Case
 from nuclass.doctor.commands import ask, find
 from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.networks import Use, memory_of, uses_of, wants_gpu
@@ -154,7 +154,7 @@ def _blind(case: Case, told: Mapping[str, Any], build: str) -> tuple[str, str]:
     highest = driver_cuda(case.environ)
     if not told["cuda"]:
         known = f"{highest[0]}.{highest[1]}" if highest else "12.8"
-        again = f"CONDA_OVERRIDE_CUDA={known} snakemake --sdm conda --conda-create-envs-only"
+        again = f"rm -r .snakemake/conda; CONDA_OVERRIDE_CUDA={known} {CONDA_INSTALL}"
         return (
             f"{build}: a build that knows no GPU",
             f"{again if case.environment else INSTALL}   (it must bring the CUDA build of torch)",

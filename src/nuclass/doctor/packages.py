@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import nuclass
 from nuclass.core.provenance import package_versions
-from nuclass.doctor.case import INSTALL, REPOSITORY, Case
+from nuclass.doctor.case import CONDA_INSTALL, INSTALL, REPOSITORY, Case
 from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def bounds(case: Case) -> Finding:
 
 
 def _install(case: Case) -> str:
-    return "snakemake --sdm conda --conda-create-envs-only" if case.environment else INSTALL
+    return f"rm -r .snakemake/conda; {CONDA_INSTALL}" if case.environment else INSTALL
 
 
 def lock(case: Case) -> Finding:
@@ -187,7 +187,7 @@ def own_code(case: Case) -> Finding:
     if study.is_file() and study != here:
         return warned(
             f"this command is of {here.parents[2]}, the jobs of this folder use {study.parents[2]}",
-            f"PYTHONPATH={study.parents[1]} nuclass doctor   (or {INSTALL} in this folder)",
+            f"PYTHONPATH={study.parents[1]} nuclass doctor   (or, there: {INSTALL})",
         )
     return passed(f"nuclass {nuclass.__version__} in {here.parents[2]}")
 
