@@ -349,7 +349,8 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.verdict == "fail"
     assert "Connection refused" in found.found
     assert found.remedy == (
-        "go to a machine with a network (a cluster's login node: snakemake --until fetch_bundle), or set https_proxy"
+        "fetch on a machine with a network, such as a login node: snakemake --cores 1 --until fetch_bundle, "
+        "nuclass backbones fetch NAME; or set https_proxy"
     )
 
 

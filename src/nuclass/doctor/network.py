@@ -84,7 +84,8 @@ def _reach(server: str, url: str) -> Finding:
 def _no_answer(server: str, why: str) -> Finding:
     return failed(
         f"no answer: {why}",
-        "go to a machine with a network (a cluster's login node: snakemake --until fetch_bundle), or set https_proxy",
+        "fetch on a machine with a network, such as a login node: snakemake --cores 1 --until fetch_bundle, "
+        "nuclass backbones fetch NAME; or set https_proxy",
         server,
     )
 
