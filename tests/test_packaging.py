@@ -48,6 +48,12 @@ def test_environment_holds_what_the_script_can_reach(stage: str, script: str) ->
     assert not missing, f"envs/{stage}.yaml lacks {', '.join(sorted(missing))}"
 
 
+@pytest.mark.parametrize("stage", ["report", "workflow"])
+def test_snakemake_can_write_its_report(stage: str) -> None:
+    """It needs a package more for that, which it asks for only then."""
+    assert "pygments" in packages_of(stage)
+
+
 def test_every_script_of_a_rule_is_looked_at() -> None:
     assert {script for _, script in stages_and_scripts()} == {
         path.stem for path in (REPOSITORY / "scripts").glob("*.py")
