@@ -92,4 +92,5 @@ def results(folder: Path) -> dict[str, Any]:
         kept |= {str(path.relative_to(place)): path.read_bytes() for path in place.glob(pattern) if path.is_file()}
     for path in [*place.glob("labels/*/*.parquet"), *place.glob("predictions/*/*.parquet")]:
         kept[str(path.relative_to(place))] = pd.read_parquet(path).to_csv().encode()
-    return {name: value for name, value in kept.items() if not name.endswith("history.csv")}
+    # How long a training took stands in these.
+    return {name: value for name, value in kept.items() if not name.endswith(("history.csv", "metrics.json"))}
