@@ -27,6 +27,8 @@ WAYS = ("all at once", "a job", "Snakemake alone", "SIGTERM", "Ctrl-C")
 TIMES = ("seconds", "train_seconds", "seconds_per_epoch", "cells_per_second", "memory_mb")
 """What metrics and histories of trainings say of time and memory; all else in them is compared."""
 ENDS_IN_S = 60.0
+STAMP = ".snakemake_timestamp"
+"""What Snakemake itself puts into folders that are outputs."""
 BY_ITSELF = "ended by itself"
 State = dict[str, tuple[int, int]]
 
@@ -226,7 +228,7 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted((folder / part).rglob("*")):
             if path.is_symlink():
                 found[str(path.relative_to(folder))] = f"link to {os.readlink(path)}"  # noqa: PTH115
-            elif path.is_file():
+            elif path.is_file() and path.name != STAMP:
                 found[str(path.relative_to(folder))] = hashlib.sha256(_timeless(path)).hexdigest()
     return found
 
@@ -248,6 +250,8 @@ def leftovers(folder: Path) -> list[str]:
     found = []
     for part in (*MADE, "work"):
         for path in (folder / part).rglob("*"):
+            if path.name == STAMP:
+                continue
             state = part == "work" and path.is_file() and path.parent.name != "log"
             if path.name.startswith(".") or path.name.endswith((".part", ".tmp")) or state:
                 found.append(str(path.relative_to(folder)))

@@ -68,6 +68,13 @@ def test_a_checkpoint_survives_a_round_trip(tmp_path):
     assert {key: data[key] for key in payload()} == payload()
 
 
+def test_equal_content_gives_equal_bytes(tmp_path):
+    """Given a path, torch writes the file's name into it, which holds the number of the process while it is written."""
+    for name in ("one.ckpt", "two.ckpt"):
+        save_checkpoint(tmp_path / name, payload(), {"w": torch.arange(3)})
+    assert (tmp_path / "one.ckpt").read_bytes() == (tmp_path / "two.ckpt").read_bytes()
+
+
 def test_tensors_lie_in_the_file_and_changing_them_changes_nothing(tmp_path):
     save_checkpoint(tmp_path / "best.ckpt", payload(), {"w": torch.zeros(1 << 20)})
     data = load_checkpoint(tmp_path / "best.ckpt", "local")
@@ -79,7 +86,7 @@ def test_tensors_lie_in_the_file_and_changing_them_changes_nothing(tmp_path):
 
 def test_saving_copies_no_tensor(tmp_path, monkeypatch):
     kept = {}
-    monkeypatch.setattr(checkpoints.torch, "save", lambda data, path: (kept.update(data), Path(path).touch()))
+    monkeypatch.setattr(checkpoints.torch, "save", lambda data, stream: kept.update(data))
     state = {"w": torch.zeros(10), "v": torch.zeros(4, 2).T}
     save_checkpoint(tmp_path / "best.ckpt", payload(), state)
     assert kept["state"]["w"].data_ptr() == state["w"].data_ptr()

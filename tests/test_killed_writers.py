@@ -129,6 +129,14 @@ def training_state(folder: Path) -> None:
     save_atomically({"weights": torch.from_numpy(NOISE)}, folder / "last.ckpt")
 
 
+def checkpoint(folder: Path) -> None:
+    import torch
+
+    from nuclass.training.checkpoint import save_checkpoint
+
+    save_checkpoint(folder / "best.ckpt", {"model": "local"}, {"weights": torch.from_numpy(NOISE)})
+
+
 def features(folder: Path) -> None:
     from nuclass.data.features import write_features
 
@@ -177,7 +185,7 @@ def figure(folder: Path) -> None:
     save_figure(drawn, [folder / "a.pdf", folder / "a.png"], folder / "a.csv", pd.DataFrame(NOISE[:2]), synthetic=False)
 
 
-WRITERS = [slide_store, training_state, features, cached_features, predictions, table, text_table, figure]
+WRITERS = [slide_store, training_state, checkpoint, features, cached_features, predictions, table, text_table, figure]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=[writer.__name__ for writer in WRITERS])

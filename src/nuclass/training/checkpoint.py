@@ -17,7 +17,6 @@ import torch
 
 import nuclass
 from nuclass.core.errors import UserError
-from nuclass.core.files import atomic_path
 from nuclass.core.names import GATE, GLOBAL, LINEAR, LOCAL
 from nuclass.training.restore import (
     load_state,
@@ -29,6 +28,7 @@ from nuclass.training.restore import (
     restore_linear,
     restore_local,
 )
+from nuclass.training.state import save_atomically
 
 if TYPE_CHECKING:
     from nuclass.models.backbones import Backbone
@@ -69,6 +69,8 @@ _FIX_FOREIGN = (
 def save_checkpoint(path: Path, payload: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
     """Write a checkpoint of plain values and tensors, atomically; tensors on the processor are not copied.
 
+    Equal content gives equal bytes.
+
     Parameters
     ----------
     payload
@@ -80,8 +82,7 @@ def save_checkpoint(path: Path, payload: dict[str, Any], state: dict[str, torch.
     versions = {"nuclass": nuclass.__version__, "torch": torch.__version__, "python": platform.python_version()}
     data = {"format": FORMAT, "versions": {k: str(v) for k, v in versions.items()}, **payload}
     data["state"] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with atomic_path(path) as temporary:
-        torch.save(data, temporary)
+    save_atomically(data, Path(path))
 
 
 def load_checkpoint(path: str | Path, model: str) -> dict[str, Any]:
