@@ -56,7 +56,7 @@ def conda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(
-    command: list[str], conda: Path, folder: Path, timeout: int = 600, **changes: str
+    command: list[str], conda: Path, folder: Path, timeout: int = 1800, **changes: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a plain shell of which PATH holds the stand-in and no Python of ours."""
     left_out = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SNAKEMAKE_PROFILE", "CONDA_OVERRIDE_CUDA")
@@ -124,7 +124,7 @@ def test_snakemake_runs_the_study_in_the_environments(conda: Path, copy: Path) -
     done = run([*command, "labels"], conda, copy, **path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "results/labels/ovary_h/labels.parquet").is_file()
-    done = run([*command, "demo"], conda, copy, timeout=900, **path)
+    done = run([*command, "demo"], conda, copy, **path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (copy / "results/overview.html").is_file()
     made = [path for path in (copy / ".snakemake/conda").iterdir() if path.is_dir()]
