@@ -42,7 +42,9 @@ for name in asked["modules"]:
     importlib.import_module(name)
 homes = [pathlib.Path(sys.prefix), pathlib.Path(asked["library"])]
 files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-strange = [file for file in files if file and not any(home in pathlib.Path(file).parents for home in homes)]
+# Modules that torch makes up have a file without a folder.
+places = [pathlib.Path(file) for file in files if file and pathlib.Path(file).is_absolute()]
+strange = [str(place) for place in places if not any(home in place.parents for home in homes)]
 print(json.dumps({"strange": strange, "python": sys.version_info[:2]}))
 """
 
