@@ -212,7 +212,7 @@ rule draw_labels:
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
-        runtime=10,
+        runtime=30,
     conda:
         "../envs/figures.yaml"
     message:

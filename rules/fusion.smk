@@ -28,7 +28,7 @@ rule compare_fusions:
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
-        runtime=60,
+        runtime=240,
     conda:
         "../envs/evaluate.yaml"
     message:

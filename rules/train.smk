@@ -63,7 +63,7 @@ rule embed_context:
         without_gpu("context", "features")
     threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
-        mem_mb=mem(3000 + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
+        mem_mb=mem(model_base() + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
         runtime=network_minutes("context", 240),
         gpu=wants_gpu("context"),
     conda:

@@ -234,7 +234,7 @@ rule predict_variant:
         without_gpu("local", "variant_predictions")
     threads: 1
     resources:
-        mem_mb=mem(3000),
+        mem_mb=mem(model_base()),
         runtime=network_minutes("local", 480),
         gpu=wants_gpu("local"),
     conda:

@@ -131,7 +131,12 @@ def _write_python(cache: Path) -> dict[str, Any]:
         files[str(modules / source.relative_to(standard))] = (source, None)
     for source in (base / "lib").glob("libpython*.so*"):
         files[f"lib/{source.name}"] = (Path(os.path.realpath(source)), None)
-    links = {"bin/python": f"python{MINOR}", "bin/python3": f"python{MINOR}"}
+    # Debian's own Python looks for packages in another folder.
+    links = {
+        "bin/python": f"python{MINOR}",
+        "bin/python3": f"python{MINOR}",
+        str(modules / "dist-packages"): "site-packages",
+    }
     _write_package(record, files, cache, links)
     return record
 
