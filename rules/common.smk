@@ -163,8 +163,11 @@ def slide_threads(wildcards):
 
 
 def slide_minutes(large):
-    """Return a function that tells the time limit of a slide's job: ``large`` minutes, or a few for a small one."""
-    return lambda wildcards: 15 if is_small(wildcards) else large
+    """Return a function that tells the time limit of a slide's job: ``large`` minutes, or a few for a small one.
+
+    New attempts get up to three times as much: an earlier one may have met its limit.
+    """
+    return lambda wildcards, attempt: (15 if is_small(wildcards) else large) * min(attempt, 3)
 
 
 def slide_mem(wildcards, attempt):
@@ -177,11 +180,11 @@ def size_of(files):
     return sum(Path(file).stat().st_size for file in files if Path(file).exists()) / 2**20
 
 
-def mem(base, factor=0.0):
+def mem(base, factor=0.0, doublings=2):
     """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, up to four times in new attempts."""
 
     def megabytes(wildcards, input, attempt):
-        return SNAKEMAKE_MB + int((base + factor * size_of(input)) * 2 ** min(attempt - 1, 2))
+        return SNAKEMAKE_MB + int((base + factor * size_of(input)) * 2 ** min(attempt - 1, doublings))
 
     return megabytes
 

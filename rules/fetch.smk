@@ -48,7 +48,6 @@ rule fetch_bundle:
     benchmark:
         "benchmarks/fetch_bundle/{slide}.tsv"
     priority: 1
-    retries: 0
     threads: 1
     resources:
         mem_mb=2000,

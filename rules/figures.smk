@@ -208,7 +208,7 @@ rule draw_labels:
     benchmark:
         "benchmarks/draw_labels/{slide}.tsv"
     group:
-        "data"
+        with_slide("labels")
     threads: 1
     resources:
         mem_mb=mem(1000, 10),

@@ -127,6 +127,12 @@ def train_mem(name):
     return megabytes
 
 
+def gate_mem(wildcards, input, attempt):
+    """Return a memory request in MB for the gate: a base, and its features; twice as much in a new attempt, once."""
+    features = 2 * size_of([*input.features, *input.gate_features])
+    return SNAKEMAKE_MB + int((train_base() + features) * 2 ** min(attempt - 1, 1))
+
+
 def rows_of(tables):
     """Return how many rows Parquet tables have together."""
     import pyarrow.parquet as pq

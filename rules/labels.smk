@@ -69,7 +69,7 @@ rule label_cells:
         with_slide("labels")
     threads: 1
     resources:
-        mem_mb=mem(2000, 10),
+        mem_mb=mem(1500, 90),
         runtime=slide_minutes(60),
     conda:
         "../envs/labels.yaml"

@@ -47,7 +47,7 @@ def baseline_base(names):
 
 def linear_mem(names):
     """Return a memory request in MB for linear heads: a base, and the features of train and val cells."""
-    return mem(baseline_base(names) + 2 * BASELINE_CONFIG["linear"]["memory_mb"])
+    return mem(baseline_base(names) + 2 * BASELINE_CONFIG["linear"]["memory_mb"], doublings=1)
 
 
 def tuning_mem(wildcards, input, attempt):

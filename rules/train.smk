@@ -205,7 +205,7 @@ rule train_gate:
     priority: 1
     threads: own_threads()
     resources:
-        mem_mb=mem(train_base(), 4),
+        mem_mb=gate_mem,
         runtime=480,
         gpu=wants_gpu("local"),
     conda:
