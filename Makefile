@@ -46,7 +46,7 @@ test: $(STAMP)  ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES)
 
 slurmtest: $(STAMP)  ## test the workflow on a Slurm cluster of this machine (root, Debian's Slurm)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/test_slurm.py
 
 lint: $(STAMP)  ## check style, types and the workflow's form
 	@$(BIN)/ruff check .

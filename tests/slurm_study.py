@@ -19,7 +19,10 @@ GIVEN = Path(__file__).parent / "slurm"
 
 
 def models() -> dict[str, Any]:
-    """Return the demo's models, smaller and trained for less; the local one saves its state every other second."""
+    """Return the demo's models, smaller and trained for less; the local one saves its state every other second.
+
+    It is trained for long enough to be cancelled and requeued on a fast machine too.
+    """
     made: dict[str, Any] = yaml.safe_load((REPOSITORY / "config/models/demo.yaml").read_text(encoding="utf-8"))
     del made["ablations"]
     context = made["context"]
@@ -32,7 +35,7 @@ def models() -> dict[str, Any]:
     }
     context["pretrain"]["samples_per_epoch"] = 200
     context["pretrain"]["trainer"] |= {"max_epochs": 1}
-    made["local"]["trainer"] |= {"max_epochs": 3, "save_every_min": 0.03}
+    made["local"]["trainer"] |= {"max_epochs": 8, "save_every_min": 0.03}
     made["global"]["trainer"] |= {"max_epochs": 1}
     made["gate"]["trainer"] |= {"max_epochs": 5}
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -77,6 +78,37 @@ def test_a_job_of_another_program_goes_on(tmp_path: Path) -> None:
     time.sleep(0.3)
     assert is_there(job)
     os.kill(job, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+def test_a_look_that_fails_is_no_end(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open files, say: the job looks again, and leaves only when its parent is gone."""
+    looks = iter([OSError(number, "not now"), "7 (job (x) S 6 1", OSError(number, "not now"), "7 (job) S 1 1"])
+    asked: list[tuple[int, int]] = []
+
+    def read(*_: object, **__: object) -> str:
+        look = next(looks)
+        if isinstance(look, OSError):
+            raise look
+        return look
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(orphans, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(orphans.os, "kill", lambda *call: asked.append(call))
+    orphans._watch({7: 6})
+    assert asked == [(os.getpid(), signal.SIGTERM)]
+    assert list(looks) == []
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, ProcessLookupError])
+def test_a_process_that_is_gone_is_told_from_a_look_that_fails(
+    error: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert orphans._parent(7) == 0
 
 
 def test_where_the_system_tells_nothing_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,19 @@ pytestmark = [pytest.mark.slurm, pytest.mark.workflow]
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
 CLUSTER = "nuclass-tests"
 GOAL = "core"
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 def output(*call: str) -> str:
     return subprocess.run(call, capture_output=True, text=True, check=False).stdout
+
+
+def is_idle() -> bool:
+    """Whether no job is left; a controller that does not answer knows nothing of that."""
+    if not is_up():
+        return False
+    done = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=False)
+    return done.returncode == 0 and not done.stdout.strip()
 
 
 def is_up() -> bool:
@@ -52,17 +61,30 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     done = subprocess.run([GIVEN / "cluster.sh", "up", folder], capture_output=True, text=True, check=False)
     if done.returncode == 2:
         pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    yield folder
-    subprocess.run([GIVEN / "cluster.sh", "down", folder], check=True)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield folder
+    finally:
+        subprocess.run([GIVEN / "cluster.sh", "down", folder], check=True)
 
 
-def start(folder: Path, *arguments: str, faults: dict | None = None) -> subprocess.Popen[bytes]:
-    """Start Snakemake on the cluster; what it says is added to ``said.txt``."""
-    with (folder / "said.txt").open("ab") as said:
-        return subprocess.Popen(
-            command(*arguments, slurm=True), cwd=folder, env=environment(faults), stdout=said, stderr=said
-        )
+@pytest.fixture(scope="module")
+def start(cluster: Path) -> Iterator[Start]:
+    """Start Snakemake on the cluster; what it says is added to ``said.txt``. What still runs at the end is killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def one(folder: Path, *arguments: str, faults: dict | None = None) -> subprocess.Popen[bytes]:
+        call, given = command(*arguments, slurm=True), environment(faults)
+        with (folder / "said.txt").open("ab") as file:
+            process = subprocess.Popen(call, cwd=folder, env=given, stdout=file, stderr=file, start_new_session=True)
+        started.append(process)
+        return process
+
+    yield one
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def said(folder: Path) -> str:
@@ -105,7 +127,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, cluster: Path) -> Path:
     return folder
 
 
-def interrupted(folder: Path, cluster: Path) -> None:
+def interrupted(folder: Path, cluster: Path, start: Start) -> None:
     """Run the study on the cluster without a network; kill Snakemake in the first training, restart the controller."""
     faults = {"network": "off"}
     first = start(folder, GOAL, faults=faults)
@@ -114,17 +136,17 @@ def interrupted(folder: Path, cluster: Path) -> None:
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     subprocess.run([GIVEN / "cluster.sh", "restart", cluster], check=True)
-    wait_for(lambda: not output("squeue", "-h").strip() and is_up(), 600, "the end of the jobs that went on")
+    wait_for(is_idle, 600, "the end of the jobs that went on")
     assert start(folder, GOAL).wait() != 0, "a folder that was not unlocked"
     assert start(folder, "--unlock").wait() == 0
     assert start(folder, GOAL, faults=faults).wait() == 0, said(folder)[-3000:]
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory, cluster: Path) -> Path:
+def there(tmp_path_factory: pytest.TempPathFactory, cluster: Path, start: Start) -> Path:
     """The study, made on the cluster in spite of all that."""
     folder = copy_study(tmp_path_factory.mktemp("there"))
-    interrupted(folder, cluster)
+    interrupted(folder, cluster, start)
     return folder
 
 
@@ -193,7 +215,7 @@ def given_memory(folder: Path) -> dict[str, int]:
     return {job: int(re.search(r"MinMemoryNode=(\d+)M", shown(job))[1]) for job in jobs}
 
 
-def misfortunes(outcome: Outcome) -> None:
+def misfortunes(outcome: Outcome, start: Start) -> None:
     """One job eats more memory than it was given, one hangs, the training is cancelled, later put back in the queue."""
     folder = outcome.folder
     faults = {"label_cells": {"eat": 3000}, "draw_labels": {"hold": 400}}
@@ -225,7 +247,7 @@ def misfortunes(outcome: Outcome) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory, here: Path) -> Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory, here: Path, start: Start) -> Outcome:
     place = tmp_path_factory.mktemp("misfortunes")
     patterns = (
         "results/models/local",
@@ -236,7 +258,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, here: Path) -> Outcome:
     seen = Outcome(
         copy_without(here, place / "folder", *patterns), copy_without(here, place / "beside", "results/tables/*")
     )
-    misfortunes(seen)
+    misfortunes(seen, start)
     return seen
 
 

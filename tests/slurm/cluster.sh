@@ -5,21 +5,28 @@
 #   cluster.sh restart FOLDER      stop the controller and start it again; jobs go on
 #   cluster.sh down FOLDER         stop what up started
 set -euo pipefail
+# Debian's daemons lie there; not every shell looks there.
+PATH="$PATH:/usr/sbin:/sbin"
 
 COMMAND="${1:?up, restart or down}"
 FOLDER="$(realpath -m "${2:?a folder}")"
-PLACE=/etc/slurm
+# Elsewhere only where this file itself is tested.
+PLACE="${NUCLASS_TEST_SLURM_PLACE:-/etc/slurm}"
+CLUSTER=nuclass-tests
 NODE="$(hostname -s)"
 
 # Snakemake's process inside a job drops SLURM_CONF, so the configuration must lie where Slurm looks by itself.
+# A link may lead to a real cluster's file as well: what counts is the cluster it names.
 claim() {
-    install -d "$PLACE"
     local file
     for file in slurm.conf gres.conf; do
-        if [ -e "$PLACE/$file" ] && [ ! -L "$PLACE/$file" ]; then
+        if [ -e "$PLACE/$file" ] && ! grep -Eqx "(# )?ClusterName=$CLUSTER" "$PLACE/$file"; then
             echo "$PLACE/$file is there already: this machine belongs to a real cluster. Nothing is changed." >&2
             exit 2
         fi
+    done
+    install -d "$PLACE"
+    for file in slurm.conf gres.conf; do
         ln -sfn "$FOLDER/$file" "$PLACE/$file"
     done
 }
@@ -29,7 +36,7 @@ configure() {
     cpus="$(($(nproc) > 8 ? $(nproc) : 8))"
     memory=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024 - 512))
     cat >"$FOLDER/slurm.conf" <<CONF
-ClusterName=nuclass-tests
+ClusterName=$CLUSTER
 SlurmctldHost=$NODE(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
@@ -64,7 +71,8 @@ NodeName=$NODE NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:pretend
 PartitionName=cpu Nodes=$NODE Default=YES MaxTime=1-00:00:00
 PartitionName=gpu Nodes=$NODE MaxTime=1-00:00:00
 CONF
-    echo "AutoDetect=off
+    echo "# ClusterName=$CLUSTER
+AutoDetect=off
 NodeName=$NODE Name=gpu Type=pretended File=/dev/null" >"$FOLDER/gres.conf"
 }
 
@@ -99,8 +107,8 @@ stop() {
 
 case "$COMMAND" in
 up)
-    mkdir -p "$FOLDER/state" "$FOLDER/spool"
     claim
+    mkdir -p "$FOLDER/state" "$FOLDER/spool"
     configure
     start_munge
     slurmctld

@@ -37,7 +37,7 @@ def end_with_snakemake() -> threading.Thread | None:
 def _up_to_snakemake(process: int) -> dict[int, int]:
     """Return the parent of this process, and of each above, up to the nearest Snakemake; empty where there is none."""
     chain: dict[int, int] = {}
-    while (parent := _parent(process)) > 0:
+    while parent := _parent(process):
         chain[process] = parent
         if _is_snakemake(parent):
             return chain
@@ -46,19 +46,21 @@ def _up_to_snakemake(process: int) -> dict[int, int]:
 
 
 def _watch(chain: dict[int, int]) -> None:
-    """Wait until a process of the chain has another parent: its own is gone."""
-    while all(_parent(process) == parent for process, parent in chain.items()):
+    """Wait until a process of the chain has another parent: its own is gone. What cannot be read is looked at again."""
+    while all(_parent(process) in (parent, None) for process, parent in chain.items()):
         time.sleep(LOOK_EVERY_S)
     _log.warning("Snakemake, which started this job, is gone; the job ends too")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _parent(process: int) -> int:
-    """Return the parent's number; 0 where there is none or nothing is known of it."""
+def _parent(process: int) -> int | None:
+    """Return the parent's number; 0 where there is none or the process is gone, None where that cannot be read now."""
     try:
         text = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
+    except OSError:
+        return None
     # The name in brackets may hold anything.
     return int(text.rpartition(")")[2].split()[1])
 
