@@ -33,6 +33,9 @@ rule examine_study:
         runtime=10,
     conda:
         "../envs/train.yaml"
+    # It judges the machine, not the image.
+    container:
+        None
     message:
         "Checking whether the study will run on this machine"
     script:

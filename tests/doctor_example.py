@@ -54,6 +54,14 @@ def program(folder: Path, name: str, body: str) -> None:
     file.chmod(0o755)
 
 
+def distribution(folder: Path, name: str, version: str) -> Path:
+    """Write what the installer leaves of a package into a folder that stands for site-packages, and return that."""
+    place = folder / f"{name}-{version}.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    return folder
+
+
 def write_study(folder: Path) -> Path:
     """Copy settings, tables and profiles of the repository, for what reads them from the study's folder."""
     for name in ("config", "profiles", "resources"):

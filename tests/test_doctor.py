@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from doctor_example import make_case, program, write_study
+from doctor_example import distribution, make_case, program, write_study
 from nuclass.cli import main
 from nuclass.cli_doctor import _GROUPS
 from nuclass.core.errors import UserError
-from nuclass.doctor import GROUPS, all_checks, as_json, as_text, catalogue, stage_of_job, study_name
+from nuclass.doctor import GROUPS, all_checks, as_json, as_text, stage_of_job, study_name
 from nuclass.doctor.case import Case
 from nuclass.doctor.commands import ask
 from nuclass.doctor.exam import Check, Finding, Result, passed, run_all, run_check, warned
@@ -135,7 +137,7 @@ def test_a_broken_study_does_not_stop_the_other_checks(tmp_path: Path) -> None:
     write_study(tmp_path)
     sheet = tmp_path / "config/slides.tsv"
     sheet.write_text(sheet.read_text(encoding="utf-8").replace("\tcohort\t", "\tcohrt\t"), encoding="utf-8")
-    case = Case(tmp_path, offline=True)
+    case = Case(tmp_path, offline=True, environ={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)})
     found = run_all([check for check in all_checks() if check.group != "network"], case)
     settings = next(one for one in found if one.name == "settings and sheets")
     assert settings.verdict == "fail"
@@ -166,13 +168,17 @@ def test_a_group_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch, 
     assert found.found.startswith("a package cannot be loaded: ")
 
 
-def test_a_job_of_a_stage_knows_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise catalogue.metadata.PackageNotFoundError(name)
-
+def test_a_job_of_a_stage_knows_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake's own packages stand at the end of a job's path, so Snakemake can be imported in every environment."""
     assert stage_of_job("envs/train.yaml") is None
-    monkeypatch.setattr(catalogue.metadata, "version", missing)
+    foreign = distribution(tmp_path / "foreign", "snakemake", "9.27.1")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "stage/lib"), str(foreign)])
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "stage"))
+    assert metadata.version("snakemake") == "9.27.1"
     assert stage_of_job("envs/train.yaml") == Path("envs/train.yaml")
+    distribution(tmp_path / "stage/lib", "snakemake", "9.27.1")
+    importlib.invalidate_caches()
+    assert stage_of_job("envs/train.yaml") is None
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,37 @@ def test_gpu_jobs_in_a_partition_without_gpus(tmp_path: Path) -> None:
     assert look(cluster.CHECKS, "partitions", demo)[1].verdict == "skip"
 
 
+def test_several_partitions_for_a_job(tmp_path: Path) -> None:
+    """Slurm takes the first that can start the job, so one of them with GPUs, up and long enough will do."""
+    slurm(tmp_path)
+    case = with_profile(tmp_path, {"default-resources": {"slurm_partition": "cpu, gpu,old"}}, paper=True)
+    assert [one.verdict for one in look(cluster.CHECKS, "partitions", case)] == ["pass", "pass"]
+    assert only(cluster.CHECKS, "time limits", case).verdict == "pass"
+    case.__dict__["profile"] = {"default-resources": {"slurm_partition": "cpu,old"}}
+    assert [one.verdict for one in look(cluster.CHECKS, "partitions", case)] == ["pass", "fail"]
+    case.__dict__["profile"] = {"default-resources": {"slurm_partition": "gpu,a100"}}
+    assert only(cluster.CHECKS, "partitions", case).found.startswith("profiles/slurm/config.yaml names a100; there are")
+
+
+def test_the_longest_of_several_partitions_counts(tmp_path: Path) -> None:
+    slurm(tmp_path, "short*|up|8:00:00|gpu:1\nlonger|up|1-00:00:00|gpu:1")
+    case = with_profile(tmp_path, {"default-resources": {"slurm_partition": "longer,short"}}, paper=True)
+    found = only(cluster.CHECKS, "time limits", case)
+    assert "train_local 7200 min (partition longer,short: 1440)" in found.found
+    assert found.remedy.startswith("runtime: 1440 ")
+
+
+def test_rules_without_a_partition_are_told_by_the_time_limits(tmp_path: Path) -> None:
+    slurm(tmp_path, "short*|up|8:00:00|gpu:1")
+    case = with_profile(tmp_path, {"set-resources": {"train_local": {"slurm_partition": "lost"}}}, paper=True)
+    first, rest = look(cluster.CHECKS, "time limits", case)
+    assert first.verdict == "fail"
+    assert "train_local " not in first.found
+    assert (rest.verdict, rest.found) == ("skip", "1 rules not compared: their partition is not there (lost)")
+    case.__dict__["profile"] = {"default-resources": {"slurm_partition": "lost"}}
+    assert only(cluster.CHECKS, "time limits", case).verdict == "skip"
+
+
 def test_a_cluster_without_gpus(tmp_path: Path) -> None:
     slurm(tmp_path, "cpu*|up|infinite|(null)")
     found = look(cluster.CHECKS, "partitions", with_profile(tmp_path, {}, paper=True))[1]

@@ -379,7 +379,11 @@ def test_proxy(tmp_path: Path) -> None:
     case = make_case(tmp_path, environ={"HTTPS_PROXY": "http://me:secret@proxy.org:3128"})
     found = only(network.CHECKS, "proxy", case)
     assert (found.verdict, found.found) == ("pass", "https_proxy proxy.org:3128")
-    found = only(network.CHECKS, "proxy", make_case(tmp_path, environ={"https_proxy": "proxy:3128"}))
+    # Without http:// before it, which Python's own requests understand as well.
+    for value in ("proxy.uni.edu:3128", "proxy"):
+        assert only(network.CHECKS, "proxy", make_case(tmp_path, environ={"https_proxy": value})).verdict == "pass"
+    assert only(network.CHECKS, "proxy", make_case(tmp_path, environ={"https_proxy": "http://[::1"})).verdict == "fail"
+    found = only(network.CHECKS, "proxy", make_case(tmp_path, environ={"https_proxy": "http://:3128"}))
     assert (found.verdict, found.remedy) == ("fail", "export https_proxy=http://HOST:PORT")
 
 

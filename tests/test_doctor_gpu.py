@@ -83,6 +83,28 @@ def test_a_driver_that_fails(tmp_path: Path) -> None:
     assert found.verdict == "fail"
     assert found.found.startswith("the driver does not answer: exit status 9: NVIDIA-SMI has failed")
     assert found.remedy == "restart the machine, or ask its administrator: nvidia-smi fails"
+    # A login node has the driver of the nodes and no card; small networks need none.
+    assert only(gpu.CHECKS, "driver", on(tmp_path, paper=False)).verdict == "warn"
+    program(tmp_path, "sbatch", "")
+    assert only(gpu.CHECKS, "driver", on(tmp_path)).verdict == "warn"
+    # In a job that has a GPU this machine is the one that counts.
+    assert only(gpu.CHECKS, "driver", on(tmp_path, environ={"SLURM_JOB_GPUS": "0"})).verdict == "fail"
+
+
+def test_the_small_card_of_a_login_node(tmp_path: Path) -> None:
+    old = ("Quadro P400", 2_000_000_000, 6, 1)
+    machine(tmp_path, "Quadro P400, 2048, 0", devices=[old], broken="no kernel image is available")
+    names = ("torch and CUDA", "GPU memory")
+    assert [only(gpu.CHECKS, name, on(tmp_path)).verdict for name in names] == ["fail", "fail"]
+    program(tmp_path, "sbatch", "")
+    torch, memory = (only(gpu.CHECKS, name, on(tmp_path)) for name in names)
+    assert (torch.verdict, memory.verdict) == ("warn", "warn")
+    assert torch.found.endswith("; jobs run on the cluster's")
+    assert memory.remedy == ("srun --gpus=1 .venv/bin/nuclass doctor --only gpu machine   looks at one of its nodes")
+    given = on(tmp_path, environ={"SLURM_STEP_GPUS": "0"})
+    assert [only(gpu.CHECKS, name, given).verdict for name in names] == ["fail", "fail"]
+    machine(tmp_path, "Quadro P400, 2048, 0")
+    assert only(gpu.CHECKS, "torch and CUDA", on(tmp_path)).verdict == "warn"
 
 
 @pytest.mark.parametrize(
@@ -191,6 +213,17 @@ def test_memory_that_is_too_small(tmp_path: Path) -> None:
         "halve global.trainer.batch_size and double accumulate in the models' file, "
         "or set global.trainer.gradient_checkpointing: true"
     )
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "verdict"), [(35_000, "fail"), (36_500, "warn"), (53_000, "warn"), (54_500, "pass")]
+)
+def test_memory_within_what_the_reckoning_may_be_off(tmp_path: Path, mebibytes: int, verdict: str) -> None:
+    """56.3 GB are 53,700 MiB, two thirds of them 35,800."""
+    machine(tmp_path, f"NVIDIA A100, {mebibytes}, 0")
+    found = only(gpu.CHECKS, "GPU memory", on(tmp_path))
+    assert found.verdict == verdict
+    assert found.remedy.startswith("halve global.trainer.batch_size") == (verdict != "pass")
 
 
 def test_memory_that_is_in_use(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import locale
 import os
 import resource
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from doctor_example import REPOSITORY, make_case, only, program
+from doctor_example import REPOSITORY, distribution, make_case, only, program
 from nuclass.doctor import file_system, machine, packages
 from nuclass.doctor.asked import Asked, minutes_of, read_rules, runtimes
 from nuclass.doctor.case import INSTALL
@@ -77,7 +78,10 @@ def test_memory_against_the_largest_rule(tmp_path: Path, monkeypatch: pytest.Mon
     assert only(machine.CHECKS, "memory", make_case(tmp_path)).verdict == "pass"
     found = only(machine.CHECKS, "memory", make_case(tmp_path, paper=True))
     assert found.verdict == "fail"
-    assert found.found == "16.0 GB; the largest rule asks for at least 24.0 GB (train_local)"
+    assert found.found == (
+        "16.0 GB; of the rules that name a number the largest asks for at least 24.0 GB (train_local), "
+        "those that reckon theirs may ask for more"
+    )
     assert found.remedy == "take a machine with more memory, or send the jobs to a cluster: snakemake --profile slurm"
     program(tmp_path, "sbatch", "")
     assert only(machine.CHECKS, "memory", make_case(tmp_path, paper=True)).verdict == "pass"
@@ -287,6 +291,27 @@ def test_packages_of_a_stage_are_those_of_its_environment(tmp_path: Path, monkey
     for name in ("own packages", "locked versions", "Snakemake"):
         assert only(packages.CHECKS, name, case).verdict == "pass", name
     assert only(packages.CHECKS, "own packages", make_case(tmp_path)).verdict == "fail"
+
+
+def test_packages_of_a_stage_are_not_those_of_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a job all that Snakemake has can be imported as well: it counts for nothing, and its versions neither."""
+    stage = distribution(tmp_path / "stage/lib", "numpy", "2.1.0")
+    distribution(stage, "scipy", "1.14.0")
+    foreign = distribution(tmp_path / "foreign", "zarr", "3.1.0")
+    distribution(foreign, "scipy", "1.0.0")
+    file = tmp_path / "stage.yaml"
+    file.write_text("dependencies: [python, numpy, scipy, zarr]\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(stage), str(foreign)])
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "stage"))
+    found = only(packages.CHECKS, "own packages", make_case(tmp_path, environment=file))
+    assert (found.verdict, found.found) == ("fail", "missing: zarr")
+    distribution(stage, "zarr", "3.1.0")
+    importlib.invalidate_caches()
+    found = only(packages.CHECKS, "own packages", make_case(tmp_path, environment=file))
+    assert (found.verdict, found.found) == ("pass", "3 packages that the workflow uses are there and new enough")
+    told = only(packages.CHECKS, "locked versions", make_case(tmp_path, environment=file))
+    assert "numpy 2.1.0 (locked: " in told.found
+    assert "scipy 1.14.0 (locked: " in told.found
 
 
 def test_lock_lines_for_other_systems_do_not_count() -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from doctor_example import REPOSITORY
+from doctor_example import REPOSITORY, program
 from nuclass.core.files import read_json
 from nuclass.doctor import Result
 from test_doctor_cluster import slurm
@@ -22,11 +22,12 @@ __all__ = ["copy"]
 def test_snakemake_doctor(
     copy: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes the settings that Snakemake has, and tells each time it is asked."""
+    """It takes the settings that Snakemake has, tells each time it is asked, and never runs inside the image."""
     machine = tmp_path_factory.mktemp("machine")
     slurm(machine, "all*|up|infinite|gpu:1")
+    program(machine, "apptainer", 'if [ "$1" = --version ]; then echo apptainer version 1.3.4; exit; fi; exit 1')
     monkeypatch.setenv("PATH", f"{machine / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    done = snakemake("--cores", "1", "doctor", "--config", "study=mine", folder=copy)
+    done = snakemake("--cores", "1", "doctor", "--config", "study=mine", "--sdm", "apptainer", folder=copy)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASS  settings and sheets   'mine' of config/config.yaml" in done.stdout
     assert f"in {copy.resolve()}" in next(line for line in done.stdout.splitlines() if "this library" in line)

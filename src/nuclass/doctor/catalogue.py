@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from nuclass.doctor.case import INSTALL, Case
@@ -102,10 +101,9 @@ def study_name(case: Case) -> str | None:
 def stage_of_job(file: str | Path) -> Path | None:
     """Return the file of the conda environment that a job of the workflow runs in, None in the whole environment.
 
-    The whole environment has Snakemake; those of the stages that this is asked for have none.
+    The whole environment has Snakemake; those of the stages that this is asked for have none of their own. That it can
+    be imported says nothing: Snakemake appends its own packages to the path of every job.
     """
-    try:
-        metadata.version("snakemake")
-    except metadata.PackageNotFoundError:
-        return Path(file)
-    return None
+    from nuclass.doctor.packages import version_here
+
+    return None if version_here("snakemake") is not None else Path(file)

@@ -158,6 +158,18 @@ def _partition_of(rule: str, profile: Mapping[str, Any]) -> str | None:
     return str(named).strip("'\"") if named else None
 
 
+def _parts(name: str | None) -> list[str]:
+    """Return the partitions that ``slurm_partition`` names: one, or several with commas, of which Slurm takes one."""
+    return [part.strip() for part in (name or "").split(",") if part.strip()]
+
+
+def _places(name: str | None, known: Mapping[str, Partition], default: Partition | None) -> list[Partition]:
+    """Return the partitions that a job may go to, as far as they are there; the default where none is named."""
+    if not _parts(name):
+        return [default] if default else []
+    return [known[part] for part in _parts(name) if part in known]
+
+
 def _gpu_rules(case: Case, rules: Mapping[str, Asked]) -> list[str]:
     """Return the rules that ask for a GPU in this study."""
     if not case.sound or not any(
@@ -178,7 +190,7 @@ def partitions_named(case: Case) -> list[Finding] | Finding:
     known = {one.name: one for one in there}
     default = next((one for one in there if one.default), None)
     named = {rule: _partition_of(rule, case.profile) for rule in rules}
-    wrong = sorted({name for name in named.values() if name and name not in known})
+    wrong = sorted({part for name in named.values() for part in _parts(name) if part not in known})
     if wrong:
         near = closest(wrong[0], list(known))
         return failed(
@@ -190,7 +202,7 @@ def partitions_named(case: Case) -> list[Finding] | Finding:
             f"no partition is the default, and {SLURM_PROFILE} names none for all rules",
             f"slurm_partition: {there[0].name}   under default-resources in {SLURM_PROFILE}",
         )
-    down = sorted({name for name in named.values() if name and not known[name].up})
+    down = sorted({name for name in named.values() if name and not any(known[part].up for part in _parts(name))})
     if down:
         return failed(f"down: {', '.join(down)}", f"wait, or name another slurm_partition in {SLURM_PROFILE}")
     used = ", ".join(dict.fromkeys(name or f"{default.name if default else ''} (default)" for name in named.values()))
@@ -213,9 +225,8 @@ def _gpus(
         return failed("no partition shows GPUs (sinfo, column GRES)", "ask for access to a partition with GPUs", name)
     without = []
     for rule in needy:
-        place = named[rule]
-        one = known[place] if place else default
-        if one is not None and not one.gpus:
+        places = _places(named[rule], known, default)
+        if places and not any(one.gpus for one in places):
             without.append(rule)
     if without:
         shown = ", ".join(without[:_SHOWN]) + (f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else "")
@@ -227,7 +238,7 @@ def _gpus(
     return passed(f"{len(needy)} rules ask for GPUs, and go where there are some ({', '.join(able)})", name)
 
 
-def time_limits(case: Case) -> Finding:
+def time_limits(case: Case) -> list[Finding] | Finding:
     """Time that the rules ask for against the longest job of their partition."""
     if not _has_slurm(case):
         return skipped(_NO_SLURM)
@@ -242,21 +253,43 @@ def time_limits(case: Case) -> Finding:
     rules = read_rules(REPOSITORY / "rules")
     asked = runtimes(rules, case.profile, _is_small(case))
     asked = {rule: time for rule, time in asked.items() if rule not in _idle(case)}
+    unknown: dict[str, str] = {}
     for rule, wanted in asked.items():
         place = _partition_of(rule, case.profile)
-        one = known.get(place) if place else default
-        if one is not None and one.longest is not None and wanted > one.longest:
-            long[rule] = (wanted, one.longest, one.name)
+        places = _places(place, known, default)
+        limits = [one.longest for one in places if one.longest is not None]
+        if not places:
+            unknown[rule] = place or "no default"
+        elif len(limits) == len(places) and wanted > max(limits):
+            long[rule] = (wanted, max(limits), ",".join(one.name for one in places))
+    return [*_too_long(asked, long, unknown), *_not_compared(unknown)]
+
+
+def _not_compared(unknown: Mapping[str, str]) -> list[Finding]:
+    names = ", ".join(sorted(set(unknown.values())))
+    told = f"{len(unknown)} rules not compared: their partition is not there ({names})"
+    return [skipped(told, "time limits, rest")] if unknown else []
+
+
+def _too_long(
+    asked: Mapping[str, int], long: Mapping[str, tuple[int, int, str]], unknown: Mapping[str, str]
+) -> list[Finding]:
+    """Return the finding on the rules whose partition is there; ``long`` has minutes asked for, limit and partition."""
+    compared = [wanted for rule, wanted in asked.items() if rule not in unknown]
+    if not compared:
+        return []
     if not long:
-        return passed(f"no rule asks for more time than its partition gives (the longest {max(asked.values())} min)")
+        return [passed(f"no rule asks for more time than its partition gives (the longest {max(compared)} min)")]
     shown = sorted(long, key=lambda rule: -long[rule][0])[:_SHOWN]
     told = ", ".join(f"{rule} {long[rule][0]} min (partition {long[rule][2]}: {long[rule][1]})" for rule in shown)
     more = f" and {len(long) - _SHOWN} more" if len(long) > _SHOWN else ""
-    return failed(
-        f"asks for more than its partition gives, so it would never start: {told}{more}",
-        f"runtime: {long[shown[0]][1]}   for each of them under set-resources in {SLURM_PROFILE}; "
-        "trainings go on in the next job",
-    )
+    return [
+        failed(
+            f"asks for more than its partition gives, so it would never start: {told}{more}",
+            f"runtime: {long[shown[0]][1]}   for each of them under set-resources in {SLURM_PROFILE}; "
+            "trainings go on in the next job",
+        )
+    ]
 
 
 def _is_small(case: Case) -> bool:

@@ -77,7 +77,10 @@ def main_memory(case: Case) -> Finding:
     if case.sound:
         more = _least_of_study(case)
         needed, rule = max((needed, rule), more)
-    told = f"{readable_bytes(there)}; the largest rule asks for at least {readable_bytes(needed * 1e6)} ({rule})"
+    told = (
+        f"{readable_bytes(there)}; of the rules that name a number the largest asks for at least "
+        f"{readable_bytes(needed * 1e6)} ({rule}), those that reckon theirs may ask for more"
+    )
     if there >= needed * 1e6:
         return passed(told)
     if _at_cluster(case):

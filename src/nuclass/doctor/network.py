@@ -90,6 +90,14 @@ def _no_answer(server: str, why: str) -> Finding:
     )
 
 
+def _host(value: str) -> str | None:
+    """Return the machine that the address of a proxy names, with or without ``http://`` before it."""
+    try:
+        return urllib.parse.urlsplit(value if "://" in value else f"http://{value}").hostname
+    except ValueError:
+        return None
+
+
 def proxy(case: Case) -> Finding:
     """The proxies that the environment names."""
     named = {}
@@ -99,7 +107,7 @@ def proxy(case: Case) -> Finding:
             named[name] = value
     if not named:
         return passed("none is set")
-    wrong = [name for name, value in named.items() if not urllib.parse.urlsplit(value).hostname]
+    wrong = [name for name, value in named.items() if not _host(value)]
     told = ", ".join(f"{name} {value.rpartition('@')[2]}" for name, value in named.items())
     if wrong:
         return failed(f"{told}: {', '.join(wrong)} is no address", f"export {wrong[0]}=http://HOST:PORT")

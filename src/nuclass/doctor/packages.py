@@ -69,6 +69,25 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return {name: version for name, version in package_versions(names).items() if version is not None}
 
 
+def version_here(name: str) -> str | None:
+    """Return the version of a package that lies in this environment itself; None where it is missing or elsewhere."""
+    own = Path(sys.prefix).resolve()
+    for found in metadata.distributions(name=name):
+        if Path(str(found.locate_file(""))).resolve().is_relative_to(own):
+            return found.version
+    return None
+
+
+def _there(case: Case, names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of packages that are installed; in a job's own environment those that lie in it."""
+    found = installed(names)
+    if case.environment is None:
+        return found
+    # Snakemake appends its own packages to the path of a job, after those of the job's environment.
+    own = {name: version_here(name) for name in found}
+    return {name: version for name, version in own.items() if version is not None}
+
+
 def closure(roots: Iterable[str]) -> set[str]:
     """Return packages with all that they need here, as their own metadata tell it."""
     from packaging.requirements import InvalidRequirement, Requirement
@@ -136,7 +155,7 @@ def _expected(case: Case) -> dict[str, Requirement]:
 def bounds(case: Case) -> Finding:
     """What the workflow imports itself: there, and new enough."""
     wanted = _expected(case)
-    there = {**installed(wanted), **{plain(k): v for k, v in case.outer.items() if plain(k) in wanted}}
+    there = {**_there(case, wanted), **{plain(k): v for k, v in case.outer.items() if plain(k) in wanted}}
     missing = [name for name in wanted if name not in there]
     old = [
         f"{name} {there[name]} (needed: {one.specifier})"
@@ -157,7 +176,7 @@ def lock(case: Case) -> Finding:
     """Every version against the lock file, by which others got the same results."""
     pinned = locked((REPOSITORY / "requirements.lock").read_text(encoding="utf-8"))
     names = closure(_expected(case)) & set(pinned)
-    there = installed(names)
+    there = _there(case, names)
     missing = sorted(names - set(there))
     other = [
         f"{name} {there[name]} (locked: {pinned[name]})"
