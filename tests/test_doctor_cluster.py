@@ -171,6 +171,8 @@ def test_the_longest_of_several_partitions_counts(tmp_path: Path) -> None:
     found = only(cluster.CHECKS, "time limits", case)
     assert "train_local 7200 min (partition longer,short: 1440)" in found.found
     assert found.remedy.startswith("runtime: 1440 ")
+    slurm(tmp_path, "short*|up|8:00:00|gpu:1\nlonger|up|5-00:00:00|gpu:1")
+    assert only(cluster.CHECKS, "time limits", case).verdict == "pass"
 
 
 def test_rules_without_a_partition_are_told_by_the_time_limits(tmp_path: Path) -> None:
