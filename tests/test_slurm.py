@@ -46,7 +46,7 @@ def is_up() -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cluster of this machine; one that cluster.sh has started before is used and left as it is."""
+    """A cluster of this machine; one that cluster.sh has started before is used, and left, if NUCLASS_TEST_SLURM is set."""
     missing = [name for name in NEEDED if shutil.which(name) is None and not Path("/usr/sbin", name).exists()]
     if missing:
         pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
@@ -55,6 +55,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("one cluster a machine: these tests run alone, by make slurmtest")
     if is_up():
+        if not os.environ.get("NUCLASS_TEST_SLURM"):
+            pytest.skip("a test cluster is up that this run has not started; NUCLASS_TEST_SLURM=1 uses it")
         yield Path(os.path.realpath("/etc/slurm/slurm.conf")).parent
         return
     folder = tmp_path_factory.mktemp("cluster")

@@ -120,6 +120,13 @@ restart)
     slurmctld
     ;;
 down)
+    # Jobs outlive their daemon.
+    jobs="$(squeue -h -o %A 2>/dev/null || true)"
+    if [ -n "$jobs" ]; then
+        # shellcheck disable=SC2086
+        scancel $jobs || true
+        sleep 5
+    fi
     stop slurmd
     stop slurmctld
     if [ -e "$FOLDER/munge.ours" ]; then kill "$(cat /run/munge/munged.pid)" || true; fi
