@@ -46,7 +46,7 @@ def is_up() -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cluster of this machine; one that cluster.sh has started before is used, and left, if NUCLASS_TEST_SLURM is set."""
+    """A cluster of this machine; one that stands already is used, and left, if NUCLASS_TEST_SLURM is set."""
     missing = [name for name in NEEDED if shutil.which(name) is None and not Path("/usr/sbin", name).exists()]
     if missing:
         pytest.skip(f"Slurm is not installed: no {', '.join(missing)}")
