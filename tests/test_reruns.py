@@ -136,7 +136,7 @@ def test_what_changes_no_result_runs_nothing(study: Path) -> None:
     rules = study / "rules/train.smk"
     text = rules.read_text(encoding="utf-8")
     for old, new in (
-        ("time=7200", "time=1"),
+        ("time=480", "time=1"),
         ("Training", "Now"),
         ("mem(model_base())", "mem(9)"),
         ("priority: 1", "priority: 2"),
