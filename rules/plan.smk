@@ -36,6 +36,9 @@ rule plan_study:
         runtime=10,
     conda:
         "../envs/train.yaml"
+    # It starts the Snakemake that started it, which the image may lack.
+    container:
+        None
     message:
         "Reckoning what the study will cost"
     script:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 from nuclass.core.config import load_study, merge_files
 from nuclass.core.errors import UserError
+from nuclass.core.needs import study_needs
 from nuclass.core.sizes import Estimate
 from nuclass.plan.jobs import Job
 from nuclass.plan.learn import learn, read_benchmark, write_learned
 from nuclass.plan.networks import PUBLISHED, gflop
-from nuclass.plan.plan import make_plan, stage_of
+from nuclass.plan.plan import downloads_of, make_plan, stage_of, with_networks
 from nuclass.plan.rates import RATES, origin, rate_of, read_rates, write_rates
 from nuclass.plan.report import as_json, as_rows, as_text
 from nuclass.plan.schedule import Limits, chain, run
@@ -72,6 +74,7 @@ def test_training_counts_all_epochs_and_validations() -> None:
     assert work.epochs == Estimate.exactly(4)
     assert work.gflop.expected == pytest.approx(4 * (3 * train + 2 * val) * 370.94)
     assert work.kcells.expected == pytest.approx(4 * (train + 2 * val) / 1000)
+    assert work.held_at_once == pytest.approx((train + val) / 1000)
     again = {
         "local": {**settings["local"], "trainer": {**settings["local"]["trainer"], "gradient_checkpointing": True}}
     }
@@ -83,7 +86,60 @@ def test_the_global_model_asks_the_local_one_once() -> None:
     job = Job(0, "train_global", params={"models": {"global": {"trainer": TRAINER}}, "slides": [{"slide": "a"}]})
     train, val = 930 * 0.5, 930 * 0.25
     passes = 4 * (3 * train + val) + train + val
-    assert expected(job, slide("a", 1000)).gflop.expected == pytest.approx(passes * 370.94)
+    work = expected(job, slide("a", 1000))
+    assert work.gflop.expected == pytest.approx(passes * 370.94)
+    assert work.held_at_once == pytest.approx((train + val) / 1000)
+
+
+def test_the_context_pretraining_holds_each_cell_once() -> None:
+    pretrain = {"samples_per_epoch": 100, "trainer": TRAINER}
+    job = Job(
+        0,
+        "pretrain_context",
+        params={"models": {"context": {"backbone": NETWORK, "pretrain": pretrain}}, "slides": ["a"]},
+    )
+    work = expected(job, slide("a", 1000))
+    assert work.kcells.expected == pytest.approx(4 * (100 + 930 * 0.25) / 1000)
+    assert work.held_at_once == pytest.approx((100 + 930 * 0.25) / 1000)
+
+
+def test_fusions_are_compared_on_validation_and_cohorts() -> None:
+    inputs = [f"results/predictions/local/{name}.parquet" for name in "ah"]
+    work = expected(Job(0, "compare_fusions", inputs=inputs), slide("a", 1000), slide("h", 2000, role="cohort"))
+    assert work.kcells.expected == pytest.approx((1000 * 0.25 + 2000) * 0.93 / 1000)
+    assert work.gflop.expected == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "operations"),
+    [
+        ("compute_gradcam", 3 * 370.94 + 2 * 727.19),
+        ("compute_controls", 18 * 370.94),
+        ("compute_baseline_maps", 8.82),
+    ],
+)
+def test_activation_maps_count_passes_of_the_shown_cells(rule: str, operations: float) -> None:
+    more = {"shown": 6, "context_backbone": {"name": "dinov3-vitl16", "input_px": 512}, "names": ["plip"]}
+    work = expected(Job(0, rule, params=more), slide("a", 1000))
+    assert work.gflop.expected == pytest.approx(6 * operations)
+    assert work.kcells.expected == 0
+
+
+def test_activation_maps_of_large_networks_take_minutes_and_say_what_they_rest_on() -> None:
+    files = ["config/config.yaml", "config/paper.yaml"]
+    study = load_study(merge_files(files, REPOSITORY), REPOSITORY, files, check_models=parse_models)
+    job = with_networks(Job(0, "compute_controls", threads=2), study)
+    assert job.params["shown"] == 6
+    row = rate_of(read_rates(REPOSITORY / RATES), job.rule, False)
+    # 6 cells, 18 passes of 371 GFLOP each, at 55 GFLOP/s.
+    assert seconds(row, work_of(job, {}, {}), 2, 0).expected == pytest.approx(11.31 + 6 * 18 * 370.94 / 55)
+    assert row.grade == "reckoned"
+
+
+def test_no_rate_is_of_a_gpu_that_its_rule_does_not_ask_for() -> None:
+    asking = {origin(rule) for rule, text in rule_blocks().items() if re.search(r"\bgpu=(?!0\b)", text)}
+    dead = {rule for rule, device in read_rates(REPOSITORY / RATES) if device == "gpu" and rule != "*"} - asking
+    assert not dead
 
 
 def test_features_prediction_and_gate_pass_once() -> None:
@@ -118,7 +174,8 @@ def test_memory_does_not_grow_with_epochs() -> None:
     row = rate("r", mb=100, mb_kcell=2)
     job = Job(0, "r", mem_mb=1000)
     assert megabytes(row, Work(kcells=Estimate.exactly(10)), job).expected == 120
-    assert megabytes(row, Work(kcells=Estimate.exactly(10), epochs=Estimate.exactly(5)), job).expected == 104
+    again = Work(kcells=Estimate.exactly(10), epochs=Estimate.exactly(5), held=Estimate.exactly(2))
+    assert megabytes(row, again, job).expected == 104
     assert megabytes(row, Work(), job).high == 1000
 
 
@@ -256,13 +313,48 @@ def test_jobs_of_many_sizes_tell_how_a_rule_grows(tmp_path: Path, monkeypatch: p
     files = ["config/config.yaml"]
     study = load_study(merge_files(files, REPOSITORY), REPOSITORY, files, check_models=parse_models)
     sizes = {name: slide(name, cells) for name, cells in zip("abcd", (1e3, 1e4, 5e4, 1e5), strict=True)}
-    monkeypatch.setattr("nuclass.plan.learn.study_needs", lambda *_: type("N", (), {"slides": sizes})())
+    monkeypatch.setattr(
+        "nuclass.plan.learn.study_needs", lambda *_: type("N", (), {"slides": sizes, "downloads": ()})()
+    )
     jobs = [Job(n, "label_cells", {"slide": s}, benchmark=f"b/{s}.tsv") for n, s in enumerate(sizes)]
     for job in jobs:
         benchmark(tmp_path, job, 4 + 0.3 * sizes[job.wildcards["slide"]].cells.expected / 1000)
     learned = learn(study, jobs, rates(rate("label_cells", fixed_s=50, kcell_s=9)), tmp_path)["label_cells", "cpu"]
     assert learned.fixed_s == pytest.approx(4, rel=1e-3)
     assert learned.kcell_s == pytest.approx(0.3, rel=1e-3)
+
+
+def test_downloads_are_learned_by_all_their_bytes(tmp_path: Path) -> None:
+    files = ["config/config.yaml", "config/paper.yaml"]
+    study = load_study(merge_files(files, REPOSITORY), REPOSITORY, files, check_models=parse_models)
+    job = Job(0, "fetch_bundle", {"slide": "breast_1"}, benchmark="b/breast_1.tsv")
+    mb = downloads_of(study_needs(study, tmp_path), whole=True)["breast_1"].expected * 1e-6
+    benchmark(tmp_path, job, 10 + 0.1 * mb)
+    learned = learn(study, [job], rates(rate("fetch_bundle", fixed_s=10, mb_s=0.05)), tmp_path)["fetch_bundle", "cpu"]
+    factor = (10 + 0.1 * mb) / (10 + 0.05 * mb)
+    assert factor < 2
+    assert (learned.fixed_s, learned.mb_s) == pytest.approx((10 * factor, 0.05 * factor))
+    # Once the bundle is here nothing is left to come; its time still tells of all of it.
+    folder = tmp_path / "resources/bundles/breast_1"
+    folder.mkdir(parents=True)
+    source = study.slides.loc["breast_1", "dataset"]
+    (folder / "bundle.json").write_text(f'{{"source": "{source}"}}')
+    again = learn(study, [job], rates(rate("fetch_bundle", fixed_s=10, mb_s=0.05)), tmp_path)["fetch_bundle", "cpu"]
+    assert downloads_of(study_needs(study, tmp_path))["breast_1"].expected == 0
+    assert again == learned
+
+
+def test_memory_of_trainings_is_learned_without_their_epochs(tmp_path: Path) -> None:
+    files = ["config/config.yaml"]
+    study = load_study(merge_files(files, REPOSITORY), REPOSITORY, files, check_models=parse_models)
+    local = {"local": {"backbone": NETWORK, "trainer": {"max_epochs": 40, "patience": 40}}}
+    job = Job(0, "train_local", params={"models": local, "slides": ["ovary_1"]}, benchmark="b/all.tsv")
+    benchmark(tmp_path, job, 60.0, mib=1000.0)
+    old = rate("train_local", fixed_s=5, kcell_s=1, mb=500, mb_kcell=100)
+    learned = learn(study, [job], rates(old), tmp_path)["train_local", "cpu"]
+    work = work_of(with_networks(job, study), study_needs(study, tmp_path).slides, {})
+    assert work.kcells.expected > 40
+    assert megabytes(learned, work, job).expected == pytest.approx(1048.576)
 
 
 def test_nothing_finished_is_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nuclass.core.config import Study, load_study, merge_files
-from nuclass.core.needs import NETWORKS, Download, folder_bytes, study_needs
+from nuclass.core.needs import FETCHED_AT_ONCE, NETWORKS, OUTS, Download, folder_bytes, study_needs
 from nuclass.core.sizes import NOTHING, Estimate, slide_sizes, tiff_shape, total
 from nuclass.models.backbones.registry import REGISTRY
 from nuclass.training.config import parse_models
@@ -144,6 +144,43 @@ def test_rules_choose_what_counts(empty: Path) -> None:
     study = study_of()
     few = {part.folder for part in study_needs(study, empty, {"build_slide", "simulate_bundle"}).folders}
     assert few == {"resources/bundles", "results/slides"}
+
+
+def test_whole_zips_of_slides_that_are_fetched_at_once(empty: Path) -> None:
+    study = study_of("config/paper.yaml")
+    needs = study_needs(study, empty)
+    zips = {file.slide: file.size.high for file in needs.downloads if file.file == OUTS}
+    largest = sorted(zips, key=lambda slide: zips[slide])[-5:]
+    bundles = next(part for part in needs.folders if part.folder == "resources/bundles")
+    assert bundles.passing == Estimate(0, 0, sum(zips[slide] for slide in largest[1:]))
+    assert zips["breast_1"] == 48.29e9
+    assert f"downloads={FETCHED_AT_ONCE}" in (REPOSITORY / "profiles/slurm/config.yaml").read_text()
+    # A slide that is here whole needs its zip no more.
+    row = study.slides.loc[largest[-1]]
+    folder = empty / "resources/bundles" / largest[-1]
+    folder.mkdir(parents=True)
+    (folder / "bundle.json").write_text(json.dumps({"source": row["dataset"]}))
+    bundles = next(part for part in study_needs(study, empty).folders if part.folder == "resources/bundles")
+    assert bundles.passing.high == sum(zips[slide] for slide in largest[:-1])
+
+
+@pytest.mark.parametrize(("tag", "count", "value"), [(256, 1, 0), (257, 1, 0), (256, 0, 64), (277, 0, 3)])
+def test_damaged_headers_of_pictures_tell_nothing(tmp_path: Path, tag: int, count: int, value: int) -> None:
+    import struct
+
+    import numpy as np
+    import tifffile
+
+    file = tmp_path / "he.tif"
+    tifffile.imwrite(file, np.zeros((64, 64, 3), np.uint8), tile=(16, 16))
+    assert tiff_shape(file) == (64, 64)
+    with tifffile.TiffFile(file) as tiff:
+        at = tiff.pages.first.tags[tag].offset
+    whole = bytearray(file.read_bytes())
+    # Of an entry of the header: its kind stays, how many values it has and what they are do not.
+    whole[at + 4 : at + 12] = struct.pack("<II", count, value)
+    file.write_bytes(whole)
+    assert tiff_shape(file) is None
 
 
 def test_a_whole_download_leaves_nothing(tmp_path: Path) -> None:

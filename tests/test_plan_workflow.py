@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +15,7 @@ from nuclass.cli import main
 from nuclass.core.errors import UserError
 from nuclass.plan import jobs as jobs_module
 from nuclass.plan.jobs import jobs_of
-from test_workflow import copy, snakemake
+from test_workflow import copy, rule_blocks, snakemake
 
 __all__ = ["copy"]
 pytestmark = pytest.mark.workflow
@@ -60,6 +63,48 @@ def test_finished_jobs_cost_nothing(copy: Path, capsys: pytest.CaptureFixture[st
     assert next(line[3:] for line in lines if line[:2] == ["slide cells", "ovary_1"])[:3] == ["3", "3", "3"]
     jobs = json.loads(told.read_text())["jobs"]
     assert [job["job"] for job in jobs] == ["simulate_bundle lung_1"]
+
+
+SMALL = """\
+container: "none.sif"
+rule all:
+    input: "made.txt"
+rule make:
+    output: "made.txt"
+    conda: "tools.yaml"
+    script: "make.py"
+"""
+
+
+def test_finished_is_what_the_profile_says(tmp_path: Path) -> None:
+    """Neither the time of a script nor the software of a run makes a finished job run again."""
+    flow = tmp_path / "workflow"
+    flow.mkdir()
+    (flow / "Snakefile").write_text(SMALL)
+    (flow / "make.py").write_text("open(snakemake.output[0], 'w').close()\n")
+    (flow / "tools.yaml").write_text("channels: [none]\ndependencies: [none]\n")
+    needed = {job.rule: job.needed for job in jobs_of(root=tmp_path, goals=["all"])}
+    assert needed["make"]
+    done = snakemake("--cores", "1", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = [file for file in (tmp_path / ".snakemake/metadata").rglob("*") if file.is_file()]
+    told = json.loads(record.read_text())
+    assert "software_stack_hash" in told
+    record.write_text(json.dumps(told | {"software_stack_hash": "of another run", "container_img_url": "none.sif"}))
+    later = time.time() + 100
+    os.utime(flow / "make.py", (later, later))
+    needed = {job.rule: job.needed for job in jobs_of(root=tmp_path, goals=["all"])}
+    assert not needed["make"]
+
+
+def test_the_plan_is_made_outside_of_the_image() -> None:
+    assert re.search(r"^    container:\s+None$", rule_blocks()["plan_study"], re.MULTILINE)
+
+
+def test_a_python_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be started") as told:
+        jobs_of(["all"], root=tmp_path, python=str(tmp_path / "no_python"))
+    assert "no_python" in str(told.value)
 
 
 def test_what_snakemake_says_is_told(copy: Path) -> None:

@@ -77,6 +77,8 @@ STATE_A_PARAMETER = 12
 """Weights and the optimizer's two moments, float32."""
 AT_ONCE = 16
 """Trainings that run at once, at the most."""
+FETCHED_AT_ONCE = 4
+"""Slides that are fetched at once, at the most: ``downloads`` of profiles/slurm."""
 REPORTS = Estimate(60e6, 100e6, 300e6)
 SYNTHETIC_BUNDLE = Estimate(24e6, 26e6, 28e6)
 
@@ -369,8 +371,12 @@ def _passing(study: Study, rules: Collection[str] | None) -> Estimate:
 
 
 def _zip(brought: Iterable[Download]) -> Estimate:
-    """Return what a whole zip takes besides while its members are taken out; only where a server knows no ranges."""
-    return Estimate(0.0, 0.0, max((file.size.high - file.kept.high for file in brought), default=0.0))
+    """Return what whole zips take beside the members taken out of them: the largest of so many slides at once.
+
+    Only in ``high``, for they come only where a server knows no ranges; each stays until its last member is out.
+    """
+    whole = sorted((file.size.high for file in brought if file.file == OUTS and not file.done), reverse=True)
+    return Estimate(0.0, 0.0, sum(whole[:FETCHED_AT_ONCE]))
 
 
 def _network(models: Mapping[str, Any], name: str) -> tuple[int, int]:

@@ -231,7 +231,7 @@ def tiff_shape(file: Path) -> tuple[int, int] | None:
         with tifffile.TiffFile(file) as tiff:
             page = tiff.series[0].levels[0].keyframe
             return int(page.imagelength), int(page.imagewidth)
-    except (OSError, ValueError, IndexError, tifffile.TiffFileError):
+    except (OSError, ValueError, IndexError, TypeError, ZeroDivisionError, tifffile.TiffFileError):
         return None
 
 

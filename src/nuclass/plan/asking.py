@@ -1,5 +1,8 @@
 """Ask Snakemake for the jobs of a study, in a process of its own: ``python -m nuclass.plan.asking REQUEST ANSWER``.
 
+Finished is what profiles/default takes for it: the time of a script says nothing, its hash is a parameter of its rule.
+Nor does the software of a run, for the plan does not know how the study will be started (``--sdm``).
+
 The workflow changes settings of the process that parses it and may end it; the caller is spared both. It is a dry run:
 nothing is made, no lock is taken, neither a network nor any input is needed.
 """
@@ -23,6 +26,7 @@ def main(request: str, answer: str) -> int:
     from snakemake.api import SnakemakeApi
     from snakemake.settings import types
 
+    triggers = {types.RerunTrigger.MTIME, types.RerunTrigger.PARAMS, types.RerunTrigger.INPUT}
     asked = json.loads(Path(request).read_text(encoding="utf-8"))
     quiet = {types.Quietness.RULES, types.Quietness.PROGRESS, types.Quietness.HOST, types.Quietness.REASON}
     with SnakemakeApi(types.OutputSettings(dryrun=True, quiet=quiet)) as snakemake:
@@ -32,7 +36,7 @@ def main(request: str, answer: str) -> int:
                 config_settings=types.ConfigSettings(configfiles=[Path(file) for file in asked["configfiles"]]),
                 snakefile=Path(asked["snakefile"]),
             )
-            dag = workflow.dag(dag_settings=types.DAGSettings(targets=set(asked["goals"])))
+            dag = workflow.dag(dag_settings=types.DAGSettings(targets=set(asked["goals"]), rerun_triggers=triggers))
             dag.execute_workflow(executor="dryrun", execution_settings=types.ExecutionSettings(lock=False))
             graph = workflow._workflow.dag
             needed = set(graph.needrun_jobs(exclude_finished=False))

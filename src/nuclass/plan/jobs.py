@@ -90,7 +90,7 @@ def jobs_of(
     Raises
     ------
     UserError
-        Snakemake is not installed, or cannot lay the jobs out; its own words are told.
+        Snakemake is not installed or cannot be started, or cannot lay the jobs out; its own words are told.
     """
     if python is None and find_spec("snakemake") is None:
         raise UserError(
@@ -113,7 +113,16 @@ def jobs_of(
         paths = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [python or sys.executable, "-m", "nuclass.plan.asking", str(asked), str(answer)]
         environment = {**os.environ, "PYTHONPATH": paths}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise UserError(
+                "The process that asks Snakemake for the jobs cannot be started",
+                where=f"{command[0]}, in {Path(root).resolve()}",
+                found=str(error),
+                expected="a folder, and a Python that has Snakemake and can be started from here",
+                fix="start `nuclass plan` in the environment that runs the workflow, outside of any container",
+            ) from error
         if done.returncode != 0 or not answer.is_file():
             raise _failure(done.stderr or done.stdout, request["goals"])
         return [Job(**row) for row in json.loads(answer.read_text(encoding="utf-8"))]

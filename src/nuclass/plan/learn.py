@@ -14,9 +14,9 @@ from nuclass.core.config import Study
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.needs import study_needs
-from nuclass.core.sizes import SlideSize
+from nuclass.core.sizes import Estimate, SlideSize
 from nuclass.plan.jobs import Job
-from nuclass.plan.plan import with_networks
+from nuclass.plan.plan import downloads_of, with_networks
 from nuclass.plan.rates import Rate, Rates, origin, rate_of, write_rates
 from nuclass.plan.work import Work, seconds, work_of
 
@@ -39,7 +39,9 @@ def learn(study: Study, jobs: Sequence[Job], rates: Rates, root: str | Path = ".
     UserError
         No job of the study has left a benchmark file.
     """
-    sizes = study_needs(study, root).slides
+    needs = study_needs(study, root)
+    # What lies here already came by the network once.
+    downloads = downloads_of(needs, whole=True)
     found: dict[tuple[str, str], list[tuple[Job, float, float]]] = {}
     for job in jobs:
         measured = read_benchmark(Path(root) / job.benchmark) if job.benchmark else None
@@ -53,7 +55,7 @@ def learn(study: Study, jobs: Sequence[Job], rates: Rates, root: str | Path = ".
             expected="the benchmark files of a study that has run in this folder",
             fix="run the study first, or name its folder with --directory",
         )
-    return {key: _learned(key, rows, study, rates, sizes) for key, rows in sorted(found.items())}
+    return {key: _learned(key, rows, study, rates, needs.slides, downloads) for key, rows in sorted(found.items())}
 
 
 def read_benchmark(file: Path) -> tuple[float, float] | None:
@@ -74,10 +76,10 @@ def _learned(
     study: Study,
     rates: Rates,
     sizes: Mapping[str, SlideSize],
+    downloads: Mapping[str, Estimate],
 ) -> Rate:
     old = rate_of(rates, key[0], key[1] == "gpu")
-    # A download's time says nothing once the file is here.
-    works = [work_of(with_networks(job, study), sizes, {}) for job, _, _ in rows]
+    works = [work_of(with_networks(job, study), sizes, downloads) for job, _, _ in rows]
     measured = [taken for _, taken, _ in rows]
     planned = [
         seconds(old, work, job.threads, job.gpus).expected for work, (job, _, _) in zip(works, rows, strict=True)
@@ -86,7 +88,7 @@ def _learned(
     source = f"{len(rows)} finished job{'s' * (len(rows) > 1)} of the study '{study.config['study']}'"
     new = _fitted(old, works, measured, rows) or _scaled(old, median(np.divide(measured, planned).tolist()))
     mb = max(memory, default=old.mb)
-    least = max(mb - old.mb_kcell * max(work.kcells.expected for work in works), 0.5 * mb)
+    least = max(mb - old.mb_kcell * max(work.held_at_once for work in works), 0.5 * mb)
     return replace(new, rule=key[0], device=key[1], mb=float(least), grade="learned", source=source)
 
 

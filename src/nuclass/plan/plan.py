@@ -180,9 +180,7 @@ def make_plan(
     """
     rules = {job.rule for job in jobs}
     needs = study_needs(study, root, rules)
-    downloads: dict[str, Estimate] = {}
-    for file in needs.downloads:
-        downloads[file.slide] = downloads.get(file.slide, NOTHING) + file.left
+    downloads = downloads_of(needs)
     told = [with_networks(job, study) for job in jobs]
     costs = {job.number: _cost(job, needs, downloads, rates) for job in told if job.needed}
     start = rates[START, "cpu"].fixed_s if start_s is None and (START, "cpu") in rates else start_s or 0.0
@@ -208,13 +206,25 @@ def make_plan(
     )
 
 
+def downloads_of(needs: Needs, whole: bool = False) -> dict[str, Estimate]:
+    """Return the bytes by slide that are still to come, or (``whole``) that come in all."""
+    found: dict[str, Estimate] = {}
+    for file in needs.downloads:
+        found[file.slide] = found.get(file.slide, NOTHING) + (file.size if whole else file.left)
+    return found
+
+
 def with_networks(job: Job, study: Study) -> Job:
     """Return a job that knows the networks it runs; trained models tell them in their checkpoints alone."""
+    wanted = study.config["figures"]["gradcam"]
+    shown = len(wanted["cells"]) or wanted["per_cohort"] * int((study.slides["role"] == "cohort").sum())
     models = study.short_models if job.rule.endswith("_variant") else study.models
     more = {
         "local_backbone": models["local"]["backbone"],
+        "context_backbone": models["context"]["backbone"],
         "baselines": models.get("baselines") or {},
         "shares": split_shares(study.config),
+        "shown": shown,
     }
     return replace(job, params={**more, **job.params})
 

@@ -45,7 +45,7 @@ class Course:
 
 
 def waiting(jobs: Sequence[Job]) -> dict[int, list[int]]:
-    """Return for each job that is needed the needed jobs that it waits for, through finished ones too."""
+    """Return for each job that is needed the needed jobs that it waits for; finished jobs hold nothing up."""
     by_number = {job.number: job for job in jobs}
     found: dict[int, list[int]] = {}
     for job in jobs:

@@ -16,6 +16,8 @@ from nuclass.plan.rates import Rate, origin
 BACKWARD = 3.0
 """Operations of a training step, of one forward pass; a third more where activations are computed again."""
 LEAST_EPOCHS = 2.0
+CONTROL_PASSES = 18.0
+"""Passes of a cell for the controls of its map: 5 networks drawn anew to three degrees, three of the trained one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Work:
         10^9 operations of its networks.
     epochs
         Epochs of a training; nothing for other jobs.
+    held
+        Thousands of cells that a training holds, each once; nothing for other jobs, which read each cell once.
     """
 
     kcells: Estimate = NOTHING
@@ -41,6 +45,12 @@ class Work:
     mb: Estimate = NOTHING
     gflop: Estimate = NOTHING
     epochs: Estimate | None = None
+    held: Estimate | None = None
+
+    @property
+    def held_at_once(self) -> float:
+        """Thousands of cells that memory grows with, expected: each once, however often it is read."""
+        return (self.kcells if self.held is None else self.held).expected
 
 
 def work_of(job: Job, sizes: Mapping[str, SlideSize], downloads: Mapping[str, Estimate]) -> Work:
@@ -77,9 +87,8 @@ def seconds(rate: Rate, work: Work, threads: int, gpus: int) -> Estimate:
 
 
 def megabytes(rate: Rate, work: Work, job: Job) -> Estimate:
-    """Return the memory of a job, 10^6 bytes; epochs do not add up."""
-    epochs = work.epochs.expected if work.epochs else 1.0
-    expected = rate.mb + rate.mb_kcell * work.kcells.expected / max(epochs, 1.0)
+    """Return the memory of a job, 10^6 bytes; neither epochs nor validations add up."""
+    expected = rate.mb + rate.mb_kcell * work.held_at_once
     return Estimate(0.8 * expected, expected, max(1.5 * expected, float(job.mem_mb or 0)))
 
 
@@ -118,7 +127,7 @@ def _training(
     validations = 1.0 / float(run.get("validate_every", 1.0))
     passes = turns * (train * BACKWARD * again + val * validations) + (train + val) * once
     kcells = (turns * (train + val * validations) + (train + val) * once) * 1e-3
-    return Work(kcells, NOTHING, NOTHING, passes * operations, turns)
+    return Work(kcells, NOTHING, NOTHING, passes * operations, turns, (train + val) * 1e-3)
 
 
 def _local(job: Job, slides: Sequence[SlideSize]) -> Work:
@@ -146,7 +155,8 @@ def _pretrain(job: Job, slides: Sequence[SlideSize]) -> Work:
     drawn = Estimate(*(min(float(run["samples_per_epoch"]), n) for n in (train.low, train.expected, train.high)))
     turns = epochs(run["trainer"])
     passes = turns * (drawn * BACKWARD + val)
-    return Work(turns * (drawn + val) * 1e-3, NOTHING, NOTHING, passes * gflop(section["backbone"]), turns)
+    once = (drawn + val) * 1e-3
+    return Work(turns * once, NOTHING, NOTHING, passes * gflop(section["backbone"]), turns, once)
 
 
 def _embed(job: Job, slides: Sequence[SlideSize]) -> Work:
@@ -186,6 +196,28 @@ def _predict_baseline(job: Job, slides: Sequence[SlideSize]) -> Work:
     return Work(cells * 1e-3, NOTHING, NOTHING, cells * _baseline_networks(job))
 
 
+def _compare_fusions(job: Job, slides: Sequence[SlideSize]) -> Work:
+    return Work(_judged(job, slides) * 1e-3)
+
+
+def _maps(job: Job, networks: float) -> Work:
+    """Return the work of activation maps of the shown cells, by the operations of all passes of one cell."""
+    return Work(gflop=Estimate.exactly(float(job.params["shown"]) * networks))
+
+
+def _gradcam(job: Job, slides: Sequence[SlideSize]) -> Work:
+    # One map of the local model and two of the global one, whose networks are alike; the context twice: features, map.
+    return _maps(job, 3.0 * gflop(job.params["local_backbone"]) + 2.0 * gflop(job.params["context_backbone"]))
+
+
+def _controls(job: Job, slides: Sequence[SlideSize]) -> Work:
+    return _maps(job, CONTROL_PASSES * gflop(job.params["local_backbone"]))
+
+
+def _baseline_maps(job: Job, slides: Sequence[SlideSize]) -> Work:
+    return _maps(job, _baseline_networks(job))
+
+
 _NETWORKS = {
     "train_local": _local,
     "train_global": _global,
@@ -196,4 +228,8 @@ _NETWORKS = {
     "embed_baseline": _embed_baseline,
     "train_baseline_finetuned": _finetune,
     "predict_baseline": _predict_baseline,
+    "compare_fusions": _compare_fusions,
+    "compute_gradcam": _gradcam,
+    "compute_controls": _controls,
+    "compute_baseline_maps": _baseline_maps,
 }
