@@ -208,11 +208,11 @@ rule draw_labels:
     benchmark:
         "benchmarks/draw_labels/{slide}.tsv"
     group:
-        with_slide("labels")
+        "data"
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
-        runtime=30,
+        runtime=10,
     conda:
         "../envs/figures.yaml"
     message:
