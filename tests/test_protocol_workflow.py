@@ -145,7 +145,7 @@ def test_what_training_asks_of_a_machine(tmp_path):
     assert (many["threads"], many["gpu"]) == (9, 0)
     assert many["mem"] == pytest.approx(small["mem"] + 3 * 2 * (500 + 64), abs=3)
     large = asked(tmp_path, "config/models/paper.yaml")
-    assert (large["threads"], large["gpu"]) == (17, 1)
+    assert (large["threads"], large["gpu"]) == (18, 1)
     assert large["mem"] == pytest.approx(24006 + 16 * (500 + 64), abs=10)
     assert asked(tmp_path, "config/models/paper.yaml", devices=[0, 1, 3])["gpu"] == 3
     assert asked(tmp_path, "config/models/paper.yaml", devices="auto")["gpu"] == 1
