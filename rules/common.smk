@@ -30,13 +30,6 @@ from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.fetch import check_offline, needs_image
 from nuclass.xenium.slide_folder import local_inputs
 
-# By default Snakemake 9 limits the jobs that start within a second, and looks again for work a second after each look: every
-# finished job begins a chain of looks of its own, and after a hundred the scheduler keeps half a core busy. A limit
-# that was asked for stays.
-_limit = getattr(workflow.scheduling_settings, "max_jobs_per_timespan", None)
-if _limit is not None and (_limit.max_jobs, _limit.timespan) == (100, 1):
-    workflow.scheduling_settings.max_jobs_per_timespan = None
-
 # The default file is merged first, then those of --configfile in their order.
 try:
     STUDY = load_study(
@@ -77,6 +70,17 @@ wildcard_constraints:
     slide="|".join(ALL_SLIDES),
     cohort="|".join(COHORTS),
     model="|".join(MODELS),
+
+
+def lift_start_limit():
+    """Lift Snakemake's default limit of starts per second, before the first job; a limit that was asked for stays.
+
+    With a limit, Snakemake 9 looks again for work a second after each look: every finished job begins a chain of looks
+    of its own, and after a hundred jobs the scheduler keeps half a core busy.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
 
 
 def slide_row(slide, *columns):

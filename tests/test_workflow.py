@@ -136,3 +136,17 @@ def test_a_mistake_is_told_without_a_traceback(copy: Path) -> None:
     assert "Traceback" not in told
     assert "common.smk" not in told
     assert not (copy / "results").exists()
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(("arguments", "limited"), [([], False), (["--max-jobs-per-timespan", "50/1m"], True)])
+def test_the_default_limit_of_starts_is_lifted(copy: Path, arguments: list[str], limited: bool) -> None:
+    """With it Snakemake's scheduler looks for work once a second for every job that has ended."""
+    snakefile = copy / "workflow/Snakefile"
+    text = snakefile.read_text(encoding="utf-8")
+    told = 'onsuccess:\n    logger.info(f"limited: {workflow.scheduler.job_rate_limiter is not None}")\n'
+    assert text.count("onsuccess:\n") == 1
+    snakefile.write_text(text.replace("onsuccess:\n", told), encoding="utf-8")
+    done = snakemake("--cores", "1", *arguments, "--", "plan", folder=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"limited: {limited}" in done.stdout + done.stderr
