@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo full test slurmtest lint format bench lock pins schemas dag clean
+.PHONY: help setup demo full test longtest slurmtest lint format bench docs lock pins schemas dag clean
 
 # Cores for the demo and the tests: make demo CORES=8
 CORES ?= 2
@@ -42,8 +42,11 @@ full: $(STAMP)  ## the demo with baselines, ablations and the audit (CORES=2)
 	@$(BIN)/snakemake --cores $(CORES) all
 	@echo "The report: $(CURDIR)/results/report.html"
 
-test: $(STAMP)  ## run all tests
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES)
+test: $(STAMP)  ## run the tests (CORES=2)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) -m "not long and not slurm" --durations 25
+
+longtest: $(STAMP)  ## run those of whole runs: killed again and again, in conda environments (minutes each)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m long --durations 0
 
 slurmtest: $(STAMP)  ## test the workflow on a Slurm cluster of this machine (root, Debian's Slurm)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/test_slurm.py
@@ -62,6 +65,10 @@ format: $(STAMP)  ## put code and rules into the house's layout
 
 bench: $(STAMP)  ## measure time and memory of the demo in a fresh folder
 	@$(BIN)/python benchmarks/demo.py --cores $(CORES)
+
+docs: $(STAMP)  ## build the site of docs/ into site/ (warnings are errors)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site: $(CURDIR)/site/index.html"
 
 schemas: $(STAMP)  ## write the schema of the models' settings anew
 	@$(BIN)/python docs/write_models_schema.py
