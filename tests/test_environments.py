@@ -33,7 +33,7 @@ from test_packaging import STAGES
 from test_workflow import copy
 
 __all__ = ["copy"]
-pytestmark = [pytest.mark.slow, pytest.mark.workflow]
+pytestmark = [pytest.mark.long, pytest.mark.workflow]
 
 PROBE = """
 import importlib, json, pathlib, sys

@@ -38,7 +38,7 @@ MODELS: dict[str, Any] = {
     "global": {"trainer": {"max_epochs": 2, "save_every_min": 0.02}},
     "gate": {"views": 1, "trainer": {"max_epochs": 4}},
 }
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.long, pytest.mark.workflow]
 
 
 def small_study(folder: Path) -> Path:
