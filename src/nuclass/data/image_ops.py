@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_HED = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
-_HED = _HED / _HED.norm(dim=1, keepdim=True)
+HED = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+HED = HED / HED.norm(dim=1, keepdim=True)
+"""Colours of haematoxylin, eosin and the rest in optical density of red, green and blue, rows of length 1."""
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
@@ -102,8 +103,8 @@ def draw_stain(
         return 2 * torch.rand(n, *shape, generator=generator) - 1
 
     factor = 1 + scale * uniform(3)
-    stain_to_rgb = _HED @ (torch.eye(3) + mix * uniform(3, 3))
-    linear = torch.linalg.inv(_HED) @ (factor[:, :, None] * stain_to_rgb)
+    stain_to_rgb = HED @ (torch.eye(3) + mix * uniform(3, 3))
+    linear = torch.linalg.inv(HED) @ (factor[:, :, None] * stain_to_rgb)
     added = (shift * uniform(3))[:, None, :] @ stain_to_rgb
     offset = math.log(256) * (1 - linear.sum(1, keepdim=True)) - added
     return linear.mT, offset.mT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,37 +222,66 @@ def context_features(
     accelerator: str,
     batch_size: int | None,
 ) -> Prepared:
+    """Return a data set with the features of neighbourhoods of its cells; see :func:`with_context`."""
+    study = with_context(
+        prepared.study,
+        work,
+        checkpoints,
+        data,
+        accelerator=accelerator,
+        batch_size=batch_size,
+        there=_of_the_study(prepared, data[GLOBAL]["features"]),
+    )
+    return replace(prepared, study=study)
+
+
+def with_context(
+    study: Study,
+    work: Path,
+    checkpoints: Mapping[str, Path],
+    data: Mapping[str, dict[str, Any]],
+    *,
+    accelerator: str,
+    batch_size: int | None,
+    there: Path | None = None,
+    frame: pd.DataFrame | None = None,
+) -> Study:
     """Compute the features of neighbourhoods that the global model and the gate read, where they are not there yet.
 
     A pass that was killed goes on. The backbone is the one that the global model was trained with.
 
     Parameters
     ----------
+    study
+        One slide.
     work
         Folder for the features and the running state.
     checkpoints, data
         Paths and contents of the checkpoints, ``global`` among them.
     accelerator, batch_size
         Device; windows at once, None as in training.
+    there
+        Features of this kind that are there already.
+    frame
+        The cells; None takes the labelled ones of the study's tables.
+
+    Returns
+    -------
+    The study, whose slide names its features.
     """
     wide = data[GLOBAL]
     smaller = bool(data.get(GATE, {}).get("protocol", {}).get("smaller_gate_context"))
-    paths = {"features": _of_the_study(prepared, wide["features"]) or _feature_file(work, wide["features"])}
+    paths = {"features": there or _feature_file(work, wide["features"])}
     if smaller:
         paths["gate_features"] = _feature_file(work, data[GATE]["features"])
-    (row,) = prepared.study.slides
-    study = Study(
-        [{**row, **{name: str(path) for name, path in paths.items()}}],
-        prepared.study.results,
-        mpp=prepared.study.mpp,
-        windows=prepared.study.windows,
-        cache_mb=prepared.study.cache_mb,
-    )
+    (row,) = study.slides
+    study = replace(study, slides=[{**row, **{name: str(path) for name, path in paths.items()}}])
     for name, path in paths.items():
         if not path.is_file():
             sections = _sections(wide, accelerator, batch_size, smaller=name == "gate_features")
-            _embed(sections, study, path, work / f"{path.stem}_work", context_folder(wide, checkpoints[GLOBAL]))
-    return Prepared(prepared.holdout, study, prepared.slide, prepared.patient, prepared.key, prepared.labels)
+            folder = context_folder(wide, checkpoints[GLOBAL])
+            _embed(sections, study, path, work / f"{path.stem}_work", folder, frame)
+    return study
 
 
 def _of_the_study(prepared: Prepared, features: Mapping[str, Any]) -> Path | None:
@@ -283,10 +312,17 @@ def _sections(
     return {"context": context, "protocol": {name: True for name, value in on.items() if value}}
 
 
-def _embed(sections: dict[str, Any], study: Study, path: Path, work: Path, folder: Path | None) -> None:
+def _embed(
+    sections: dict[str, Any],
+    study: Study,
+    path: Path,
+    work: Path,
+    folder: Path | None,
+    frame: pd.DataFrame | None = None,
+) -> None:
     from nuclass.training.context import embed_context
 
-    embed_context(sections, study, path, work, folder=folder)
+    embed_context(sections, study, path, work, folder=folder, frame=frame)
 
 
 def context_folder(wide: Mapping[str, Any], checkpoint: Path) -> Path | None:

@@ -112,6 +112,42 @@ def needed_for(model: str) -> tuple[str, ...]:
     return (LOCAL, GLOBAL, GATE) if model == GATE else (model,)
 
 
+def find_checkpoints(ckpt: Path, model: str, given: Mapping[str, Path | None] | None = None) -> dict[str, Path]:
+    """Return the checkpoints that a model predicts with, by model: its own, and with a gate the two it weighs.
+
+    Parameters
+    ----------
+    ckpt, model
+        A checkpoint, and the model that it is to be of.
+    given
+        Where the local and the global model of a gate lie; None or nothing looks beside the gate's folder, in
+        ``../local/best.ckpt`` and ``../global/best.ckpt``.
+
+    Raises
+    ------
+    UserError
+        The file is no checkpoint of this model, or one that a gate needs is not there.
+    """
+    from nuclass.training.checkpoint import load_checkpoint
+
+    load_checkpoint(ckpt, model)
+    if model != GATE:
+        return {model: ckpt}
+    beside = ckpt.absolute().parent.parent
+    paths = {name: (given or {}).get(name) or beside / name / "best.ckpt" for name in (LOCAL, GLOBAL)}
+    missing = {name: path for name, path in paths.items() if not path.is_file()}
+    if missing:
+        raise UserError(
+            f"The gate weighs the local and the global model, and of the {' and the '.join(missing)} model there is no "
+            "checkpoint",
+            where=ckpt,
+            found="nothing at " + ", ".join(map(str, missing.values())),
+            expected="the checkpoints of the models that the gate was trained on",
+            fix="name them: " + " ".join(f"--{name} CKPT" for name in missing),
+        )
+    return {**paths, GATE: ckpt}
+
+
 def evaluate_holdouts(
     checkpoints: Checkpoints, holdouts: Sequence[Holdout], out: Path, options: Options
 ) -> pd.DataFrame:

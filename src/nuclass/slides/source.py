@@ -81,7 +81,7 @@ class Source:
 
 @contextmanager
 def open_source(path: str | Path) -> Iterator[Source]:
-    """Open an RGB or RGBA H&E: TIFF, OME-TIFF, BigTIFF, SVS and what openslide reads, PNG or JPEG.
+    """Open an RGB or RGBA H&E: TIFF, OME-TIFF, BigTIFF, SVS and what openslide reads, OME-Zarr, PNG or JPEG.
 
     With or without a pyramid, in any order of axes that tifffile knows: YXS, (1, Y, X, 3), (3, Y, X) in one
     page or three. 16 bits become 8 by a fixed rule, see :func:`nuclass.slides.tiff.bits_rule`.
@@ -91,11 +91,14 @@ def open_source(path: str | Path) -> Iterator[Source]:
     UserError
         The file is missing, cut off, of no known format, or no RGB.
     """
-    from nuclass.slides import openslide_file, picture, tiff
+    from nuclass.slides import openslide_file, picture, tiff, zarr_source
 
     file = Path(path)
-    head = _head(file)
-    if file.suffix.lower() in _OPENSLIDE:
+    of_zarr = zarr_source.is_zarr(file)
+    head = b"" if of_zarr else _head(file)
+    if of_zarr:
+        opener = zarr_source.open_zarr
+    elif file.suffix.lower() in _OPENSLIDE:
         opener = openslide_file.open_slide
     elif head.startswith(_TIFF):
         opener = tiff.open_tiff
@@ -123,7 +126,7 @@ def _head(file: Path) -> bytes:
         raise UserError(
             "The H&E image is a folder",
             where=file,
-            expected="one image file",
+            expected="one image file, or the folder of an OME-Zarr image",
             fix="name the file in the slide sheet",
         ) from error
 
@@ -143,7 +146,7 @@ def _no_image(file: Path) -> Iterator[Source]:
         "The H&E image cannot be read",
         where=file,
         found=found,
-        expected="a TIFF, OME-TIFF or SVS, another slide that openslide reads, or a PNG or JPEG picture",
+        expected="a TIFF, OME-TIFF or SVS, another slide that openslide reads, an OME-Zarr, or a PNG or JPEG picture",
         fix=fix,
     )
     yield

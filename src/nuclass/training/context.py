@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nuclass.core.names import TEST, TRAIN, VAL
 from nuclass.data.study import Study
 from nuclass.models.backbones import Backbone, build_backbone
 from nuclass.training.config import Context, parse_models
 from nuclass.training.embedding import Embedding, embed_slide
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def context_backbone(settings: Context, folder: Path | None, *, smaller: bool = False) -> Backbone:
@@ -51,6 +54,7 @@ def embed_context(
     folder: Path | None = None,
     views_out: Path | None = None,
     seed: int = 42,
+    frame: pd.DataFrame | None = None,
 ) -> int:
     """Cache one slide's context features; returns the number of cells.
 
@@ -66,6 +70,8 @@ def embed_context(
         Folder of the trained context backbone; None takes the registered one of the settings.
     views_out
         File for the features of train and val cells under ``context.views`` stain augmentations, (N, V, K).
+    frame
+        The cells, of any class; None takes the labelled ones of the study's tables.
 
     With ``smaller_gate_context`` in the section ``protocol`` of ``models`` these are the features for the gate; with
     ``truncated_context`` windows are reduced as the original does; with ``test_as_val`` test cells get views too.
@@ -76,7 +82,8 @@ def embed_context(
     settings, flaws = parsed.context, parsed.protocol
     shared = {item.name for item in fields(Embedding)} & {item.name for item in fields(Context)}
     chosen = {name: getattr(settings, name) for name in shared} | {"truncated": flaws.truncated_context}
-    frame = load_cells(study.slides, study.results, (TRAIN, VAL, TEST))
+    if frame is None:
+        frame = load_cells(study.slides, study.results, (TRAIN, VAL, TEST))
     embed_slide(
         context_backbone(settings, folder, smaller=flaws.smaller_gate_context),
         frame,

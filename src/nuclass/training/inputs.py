@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -100,3 +100,14 @@ def cells_by_slide(*frames: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
         for (slide, split), part in frame.groupby(["slide", "split"], sort=True, observed=True):
             result.setdefault(str(slide), {})[str(split)] = part["cell_id"].astype(str).tolist()
     return result
+
+
+def stain_by_slide(study: Study, frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return how strongly each slide is stained, by :func:`nuclass.data.stain.stain_of`, as a checkpoint stores it."""
+    from nuclass.data.stain import stain_of
+
+    with study.reader() as reader:
+        return {
+            str(slide): stain_of(reader, part, study.windows["local"])
+            for slide, part in frame.groupby("slide", sort=True, observed=True)
+        }

@@ -130,13 +130,15 @@ class Predictor:
         own = self.checkpoints[GATE].get("temperatures") or self.temperatures
         return float(own[LOCAL]), float(own[GLOBAL])
 
-    def check(self, frame: pd.DataFrame, study: Study) -> None:
+    def check(self, frame: pd.DataFrame, study: Study, *, unseen: bool = True) -> None:
         """Raise when the models cannot predict these cells: seen in training, or features of another kind.
 
         Classes and organs that the models do not know are told in the log.
+        Without ``unseen`` cells may be those of the training; their predictions must not be judged by.
         """
-        for name in self.names:
-            check_unseen(frame, self.checkpoints[name])
+        if unseen:
+            for name in self.names:
+                check_unseen(frame, self.checkpoints[name])
         tell_unknown(frame, self.vocabulary)
         if self.first_organ and self.local is not None and self._taken_as_first(frame).any():
             _log.warning(

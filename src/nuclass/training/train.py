@@ -33,7 +33,7 @@ from nuclass.training.checkpoint import (
     weights_of,
 )
 from nuclass.training.config import Local, Models, Trainer, parse_models, to_plain
-from nuclass.training.inputs import cells_by_slide, context_features, data_hash
+from nuclass.training.inputs import cells_by_slide, context_features, data_hash, stain_by_slide
 from nuclass.training.interruption import leaving
 from nuclass.training.outputs import cost_report, predict_logits, write_outputs
 from nuclass.training.predict import check_unseen
@@ -268,7 +268,7 @@ def class_weights(labels: Tensor, vocabulary: Any, beta: float, *, guard: bool =
 
 
 def common_payload(study: Study, data: LocalData, protocol: Protocol, stage: str) -> dict[str, Any]:
-    """Return what both checkpoints hold besides their model: vocabulary, scale, cells, flaws that are on."""
+    """Return what both checkpoints hold besides their model: vocabulary, scale, cells, stain, flaws that are on."""
     return {
         "model": stage,
         **data.known.to_dict(),
@@ -276,6 +276,7 @@ def common_payload(study: Study, data: LocalData, protocol: Protocol, stage: str
         "windows": dict(study.windows),
         "slides": {row["slide"]: row["organ"] for row in study.slides},
         "cells": cells_by_slide(data.train, data.val),
+        "stain": stain_by_slide(study, data.train),
         "protocol": switches_of(protocol, stage),
     }
 

@@ -1,0 +1,118 @@
+"""``nuclass predict``: what it says, its exit status, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tifffile
+import torch
+
+from nuclass import cli_predict
+from nuclass.cli import main
+from nuclass.training.predictor import Predictor
+from toy_study import paint, toy
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, Path]:
+    return toy(tmp_path_factory)[1]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("own")
+    image, cells = paint("lung_h", 3)
+    tifffile.imwrite(folder / "mine.tif", image, tile=(128, 128), photometric="rgb")
+    cells.rename(columns={"x_px": "a", "y_px": "b"}).to_csv(folder / "cells.csv", index=False)
+    return folder / "mine.tif", folder / "cells.csv"
+
+
+def predict(files: tuple[Path, Path], checkpoint: Path, out: Path, *more: str) -> int:
+    command = ["predict", files[0], "--cells", files[1], "--ckpt", checkpoint, "--out", out, "--mpp", "0.25"]
+    own = ["--columns", "x=a,y=b,id=cell_id", "--frame", "he", "--device", "cpu", "--batch", "64"]
+    return main([str(part) for part in [*command, *own, *more]])
+
+
+def test_one_command_types_the_cells_of_a_slide(trained, files, tmp_path, capsys):
+    assert predict(files, trained["gate"], tmp_path, "--organ", "liver", "--formats", "csv,geojson") == 0
+    told, logged = capsys.readouterr()
+    assert "organ: The model never saw the organ 'liver' (it knows colon, lung) and takes it as unknown." in logged
+    facts = json.loads((tmp_path / "run.json").read_text())
+    counts = facts["counts"]
+    assert told.startswith(f"mine: 220 cells, {counts['typed']} (")
+    assert told.endswith(f"\nWrote {tmp_path}.\n")
+    for name, n in facts["composition"].items():
+        assert not n or f"  {name}" in told
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 220
+    assert len(json.loads((tmp_path / "predictions.geojson").read_text())["features"]) == 220
+
+
+def test_ctrl_c_leaves_what_the_same_command_goes_on_from(trained, files, tmp_path, capsys, monkeypatch):
+    real = Predictor.stream
+
+    def stopped(self, frame, study, start=0):
+        yield from list(real(self, frame, study, start))[:1]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "stream", stopped)
+        assert predict(files, trained["local"], tmp_path, "--formats", "csv") == 130
+    assert capsys.readouterr().err.endswith("Stopped; the same command goes on from what is there.\n")
+    assert predict(files, trained["local"], tmp_path, "--formats", "csv") == 0
+    assert "64 of 220 rows are there from an earlier run" in capsys.readouterr().err
+
+
+def test_mistakes_are_told_in_words(trained, files, tmp_path, capsys):
+    assert predict(files, tmp_path / "gone.ckpt", tmp_path) == 1
+    told = capsys.readouterr().err
+    assert "A checkpoint is not there" in told
+    assert "Traceback" not in told
+    assert predict(files, trained["local"], tmp_path, "--formats", "cvs") == 1
+    assert "Did you mean 'csv'?" in capsys.readouterr().err
+    assert predict(files, trained["local"], tmp_path, "--organ", "lungg") == 1
+    assert "Did you mean 'lung'?" in capsys.readouterr().err
+    assert predict((tmp_path / "gone.svs", files[1]), trained["local"], tmp_path) == 1
+    assert "The H&E image is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--batch", "0"], "'0' is no number of cells; expected a whole number from 1"),
+        (["--device", "gpu"], "'gpu' is not known."),
+    ],
+)
+def test_a_wrong_option_is_told(files, capsys, more, told):
+    with pytest.raises(SystemExit) as stop:
+        predict(files, Path("x"), Path("y"), *more)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--help"])
+    told = capsys.readouterr().out
+    assert stop.value.code == 0
+    for word in ("examples:", "--cells", "--frame", "--abstain-below", "geojson", "goes on", "nuclass predict a.svs"):
+        assert word in told
+
+
+def test_the_summary_in_words():
+    facts = {
+        "slide": "a",
+        "counts": {"total": 10, "typed": 8, "abstained": 1, "left_out": 1},
+        "composition": {"T_Cell": 2, "Macrophage": 6, "B_Cell": 0},
+        "hints": [],
+    }
+    assert cli_predict.told(facts, Path("out")) == (
+        "a: 10 cells, 8 (80 %) typed, 1 (10 %) abstained, 1 left out\n\n"
+        "  Macrophage  6 (75 %)\n"
+        "  T_Cell      2 (25 %)\n\n"
+        "Wrote out.\n"
+    )
