@@ -1,12 +1,49 @@
 """The checked study, lists of slides, code hashes and memory requests, for all other files."""
 
+import io
 import os
+import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.sourcecache import GenericSourceFile
 
-ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
+
+def workflow_folder(rules):
+    """Return the folder that holds the folder of these rules; one that lies in a git repository alone is unpacked.
+
+    So it is where another workflow names this one by a repository and a version: scripts and rules are then read out
+    of Snakemake's clone one by one, but the library and the tables are wanted as files.
+    """
+    here = Path(rules.get_path_or_uri(secret_free=True))
+    if here.is_dir():
+        return here.parent
+    if isinstance(rules, GenericSourceFile):
+        raise WorkflowError(
+            f"{rules}: the workflow cannot be read from a bare address. Name a clone, or a repository and a version: "
+            'github("OWNER/REPOSITORY", path="workflow/Snakefile", tag="VERSION")'
+        )
+    clone = getattr(rules, "repo_path", None) or rules.hosted_repo.repo_clone
+    git = ["git", "-C", str(clone)]
+    commit = subprocess.run([*git, "rev-parse", f"{rules.ref}^{{commit}}"], capture_output=True, text=True, check=True)
+    folder = Path(".snakemake", "nuclass", commit.stdout.strip()).absolute()
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run([*git, "archive", "--format=tar", folder.name], capture_output=True, check=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as unpacked:
+            with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+                archive.extractall(f"{unpacked}/whole", filter="data")
+            # Another process of the same run may have been faster.
+            if not folder.is_dir():
+                os.rename(f"{unpacked}/whole", folder)
+    return folder
+
+
+ROOT = workflow_folder(workflow.current_basedir)
 LIBRARY = str(ROOT / "src")
 
 # Jobs import the library from here, also inside their own conda environment and on a cluster node.
@@ -16,9 +53,10 @@ if LIBRARY not in sys.path:
     sys.path.insert(0, LIBRARY)
 
 from nuclass.core.code import code_hash
-from nuclass.core.config import load_study
+from nuclass.core.config import load_study, settings_of_module
 from nuclass.core.errors import UserError
 from nuclass.core.bundle_source import parse_given
+from nuclass.core.own_files import own_file
 from nuclass.core.patch_rows import PATCHES, find_patches
 from nuclass.core.protocol import flaws, switches_of
 from nuclass.labels.given import check_given
@@ -30,12 +68,24 @@ from nuclass.xenium.alignment import read_alignment
 from nuclass.xenium.fetch import check_offline, needs_image
 from nuclass.xenium.slide_folder import local_inputs
 
+# Used by another workflow (docs/module.md): its settings come in place of config/config.yaml.
+AS_MODULE = not workflow.modifier.is_main_snakefile()
 # The default file is merged first, then those of --configfile in their order.
+CONFIG_FILES = [] if AS_MODULE else [*workflow.configfiles[-1:], *workflow.configfiles[:-1]]
+_paths = getattr(workflow.modifier, "path_modifier", None)
+
 try:
+    if getattr(_paths, "prefix", None) or getattr(_paths, "modifies_prefixes", False):
+        raise UserError(
+            "This workflow cannot be used with a prefix of its paths",
+            where="the module's prefix or replace_prefix",
+            expected="none: it writes results/, resources/bundles/, work/, logs/ and benchmarks/ of the working folder",
+            fix="take the prefix out; for names of its own write: use rule * from nuclass as nuclass_*",
+        )
     STUDY = load_study(
-        config,
+        settings_of_module(config) if AS_MODULE else config,
         root=".",
-        files=[*workflow.configfiles[-1:], *workflow.configfiles[:-1]],
+        files=CONFIG_FILES,
         schemas=ROOT / "config" / "schemas",
         tables={"ontology": load_ontology},
         read_alignment=read_alignment,
@@ -83,6 +133,27 @@ def lift_start_limit():
         workflow.scheduler.job_rate_limiter = None
 
 
+def own(path):
+    """Return a file that comes along with the workflow, seen from the working folder."""
+    return os.path.relpath(ROOT / path)
+
+
+def keep_lanes():
+    """Tell the Snakemake inside a cluster job the lanes of the run: `--resources` does not reach it by itself.
+
+    Without them it asks for as many cores as jobs of its group could run side by side, and Slurm refuses that step.
+    """
+    if not workflow.remote_exec:
+        lanes = workflow.global_resources.get("lanes").value
+        if lanes is not None:
+            os.environ["NUCLASS_LANES"] = str(lanes)
+    elif "NUCLASS_LANES" in os.environ:
+        workflow.register_resource("lanes", int(os.environ["NUCLASS_LANES"]))
+
+
+keep_lanes()
+
+
 def slide_row(slide, *columns):
     """Return a slide's row of the sheet as a dictionary: the given columns, or all."""
     row = {"slide": slide, **SLIDES.loc[slide].to_dict()}
@@ -111,8 +182,9 @@ def fetch_inputs(wildcards):
     files = local_inputs(row, f"resources/bundles/{wildcards.slide}")
     if row["source"] == "dataset":
         # A new note in the tables is no reason to download again.
-        files["registry"] = ancient("resources/datasets.tsv")
-        files["registry_files"] = ancient("resources/dataset_files.tsv")
+        registry = Path(os.path.relpath(own_file("resources/datasets.tsv")))
+        files["registry"] = ancient(str(registry))
+        files["registry_files"] = ancient(str(registry.with_name("dataset_files.tsv")))
     return files
 
 

@@ -5,11 +5,8 @@ import time
 from nuclass.doctor.packages import installed
 
 
-localrules:
-    examine_study,
-
-
 rule examine_study:
+    localrule: True
     input:
         CONFIG["slides"],
     output:
@@ -17,7 +14,7 @@ rule examine_study:
     params:
         # Told anew each time it is asked for: the machine may have changed where no file has.
         asked=time.time_ns(),
-        files=[*map(str, workflow.configfiles[-1:]), *map(str, workflow.configfiles[:-1])],
+        files=[*map(str, CONFIG_FILES)],
         # A job's own environment need not have them.
         outer=installed(["snakemake", "snakemake-executor-plugin-slurm"]),
         environment=str(ROOT / "envs" / "train.yaml"),

@@ -31,8 +31,8 @@ rule evaluate_cohort:
         ),
         checkpoints=expand("results/models/{model}/best.ckpt", model=MODELS),
         composition="results/evaluation/composition.csv",
-        classes="resources/classes.tsv",
-        style="resources/style/nuclass.mplstyle",
+        classes=own("resources/classes.tsv"),
+        style=own("resources/style/nuclass.mplstyle"),
     output:
         expand("results/evaluation/{model}/{{selection}}/{file}", model=MODELS, file=EVALUATED),
         gates="results/evaluation/gate/{selection}/gates.npy",

@@ -42,7 +42,7 @@ rule cut_explorer_tiles:
 rule write_explorer_cells:
     input:
         tables=expand("results/predictions/{model}/{{slide}}.parquet", model=MODELS),
-        classes="resources/classes.tsv",
+        classes=own("resources/classes.tsv"),
         all_cells="results/slides/{slide}/cells.parquet",
         chosen="results/interpret/cells.csv",
         maps="results/interpret/gradcam.npz",
@@ -71,7 +71,7 @@ rule write_explorer_cells:
 
 rule make_explorer:
     input:
-        page=os.path.relpath(EXPLORER_SOURCES / "index.html"),
+        page=own("resources/explorer/index.html"),
         sources=EXPLORER_FILES,
         cells=expand("results/explorer/slides/{slide}/cells", slide=EXPLORED),
         tiles=[f"results/explorer/slides/{slide}/tiles" for slide in EXPLORED if slide in BUNDLE_SLIDES],

@@ -4,7 +4,7 @@
 include: "outputs.smk"
 
 
-SHEETS = {"classes": "resources/classes.tsv", "style": "resources/style/nuclass.mplstyle"}
+SHEETS = {"classes": own("resources/classes.tsv"), "style": own("resources/style/nuclass.mplstyle")}
 
 
 rule draw_dataset_composition:

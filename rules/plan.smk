@@ -5,13 +5,10 @@ import sys
 import time
 
 
-localrules:
-    plan_study,
-
-
 rule plan_study:
+    localrule: True
     input:
-        rates="resources/rates.tsv",
+        rates=own("resources/rates.tsv"),
         slides=CONFIG["slides"],
     output:
         text="results/plan.txt",

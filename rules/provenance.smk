@@ -11,13 +11,8 @@ GIVEN_FILES = [str(parse_given(text).path) for text in SLIDES["given"] if text n
 report: "../workflow/report/workflow.rst"
 
 
-localrules:
-    write_methods,
-    record_provenance,
-    render_report,
-
-
 rule write_methods:
+    localrule: True
     input:
         composition="results/evaluation/composition.csv",
         quality="results/evaluation/label_quality.csv",
@@ -54,6 +49,7 @@ rule write_methods:
 
 
 rule record_provenance:
+    localrule: True
     input:
         tables=[CONFIG["slides"], CONFIG["ontology"], CONFIG["markers"], *OWN_MARKERS, *GIVEN_FILES, *MODEL_FILES],
         bundles=expand("resources/bundles/{slide}/bundle.json", slide=BUNDLE_SLIDES),
@@ -123,6 +119,7 @@ wildcard_constraints:
 
 
 rule render_report:
+    localrule: True
     input:
         config=rules.record_provenance.output.config,
         results=lambda wildcards: list(BOUND[wildcards.report]),

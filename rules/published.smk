@@ -3,7 +3,7 @@
 
 rule tabulate_paper_comparison:
     input:
-        values="resources/paper_values.tsv",
+        values=own("resources/paper_values.tsv"),
         comparison="results/evaluation/comparison.csv",
         composition="results/evaluation/composition.csv",
     output:

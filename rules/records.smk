@@ -169,9 +169,9 @@ rule tabulate_runtime:
 
 rule tabulate_hyperparameters:
     input:
-        words="resources/parameters.tsv",
+        words=own("resources/parameters.tsv"),
         paper=PAPER_FILES,
-        schema=os.path.relpath(ROOT / "config" / "schemas" / "models.schema.yaml"),
+        schema=own("config/schemas/models.schema.yaml"),
     output:
         csv=laid_out("hyperparameters", "Methods", "Settings"),
         md="results/tables/hyperparameters.md",

@@ -10,7 +10,8 @@ with snakemake_job(snakemake):
 
     from nuclass.core.config import load_study
     from nuclass.core.files import atomic_path, write_json
-    from nuclass.plan.jobs import jobs_of
+    from nuclass.core.own_files import home
+    from nuclass.plan.jobs import SNAKEFILE, jobs_of
     from nuclass.plan.plan import make_plan
     from nuclass.plan.rates import read_rates
     from nuclass.plan.report import as_json, as_rows, as_text, write_rows
@@ -22,7 +23,7 @@ with snakemake_job(snakemake):
         settings = Path(folder) / "config.yaml"
         settings.write_text(params.config, encoding="utf-8")
         study = load_study(json.loads(params.config), ".", [settings], check_models=parse_models)
-        jobs = jobs_of(params.goals, [settings], ".", python=params.python)
+        jobs = jobs_of(params.goals, [settings], ".", python=params.python, snakefile=home() / SNAKEFILE)
     plan = make_plan(study, jobs, read_rates(snakemake.input.rates), ".", params.goals)
     text = as_text(plan)
     with atomic_path(snakemake.output.text) as temporary:

@@ -10,12 +10,13 @@ with snakemake_job(snakemake):
 
     from nuclass.core.crate import run_crate
     from nuclass.core.files import atomic_path, write_json
+    from nuclass.core.own_files import home
     from nuclass.core.provenance import copy_workflow, run_record
 
     settings = json.loads(snakemake.params.config)
     bundles = dict(zip(snakemake.params.slides, snakemake.input.bundles, strict=True))
     patches = {Path(path).parent.name: path for path in snakemake.input.patches}
-    repository = Path(snakemake.scriptdir).parent
+    repository = home()
     models = json.loads(snakemake.params.models)
     made = sorted({*snakemake.input.results, *snakemake.input.models})
     record = run_record(

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 from nuclass.core.jobs import snakemake_job
 
@@ -10,14 +9,16 @@ with snakemake_job(snakemake):
     from nuclass.core.errors import UserError
     from nuclass.core.files import atomic_path
     from nuclass.core.log import get_logger
+    from nuclass.core.own_files import home
 
     log = get_logger("nuclass.report")
     with atomic_path(snakemake.output[0]) as path:
         # The outer Snakemake holds the lock and its settings; the report only reads what is finished.
-        snakefile = Path(snakemake.scriptdir).parent / "workflow" / "Snakefile"
+        snakefile = home() / "workflow" / "Snakefile"
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
         command += ["--configfile", snakemake.input.config, "--profile", "none", "--workflow-profile", "none"]
-        command += ["--nolock", "--cores", "1", "--report", str(path), "--", *snakemake.params.targets]
+        command += ["--replace-workflow-config", "--nolock", "--cores", "1"]
+        command += ["--report", str(path), "--", *snakemake.params.targets]
         done = subprocess.run(command, capture_output=True, text=True)
         log.info("%s", done.stderr.strip() or done.stdout.strip())
         if done.returncode != 0 or not path.exists():

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import nuclass
 from nuclass.cli_backbones import add_backbones
-from nuclass.cli_common import BASE, add_command, add_settings
+from nuclass.cli_common import BASE, add_command, add_debug, add_settings
 from nuclass.cli_data import add_fetch
 from nuclass.cli_doctor import add_doctor
 from nuclass.cli_evaluate import add_evaluate
@@ -20,10 +20,12 @@ from nuclass.cli_labels import add_label
 from nuclass.cli_panel import add_panel
 from nuclass.cli_patches import add_patches
 from nuclass.cli_plan import add_plan
+from nuclass.cli_predict import add_predict
 from nuclass.cli_slides import add_align, add_build_slide, add_check_bundle
 from nuclass.cli_splits import add_split
 from nuclass.cli_train import add_train
-from nuclass.core.errors import UserError, closest
+from nuclass.core.errors import closest
+from nuclass.core.failures import tell_error
 
 _EXAMPLES = """\
 examples:
@@ -34,14 +36,17 @@ examples:
   nuclass simulate ovary_1 --organ ovary --out work/simulated
   nuclass train local --print-config             the settings of a model, each with where it comes from
   nuclass evaluate gate --help                   trained models on data sets of your own
+  nuclass predict --help                         the cells of your own slide, typed
   nuclass COMMAND --help                         what a command reads, writes and expects
 
 The whole study, from bundles to the report, is one Snakemake command: snakemake --cores 2
+
+exit status: 0 done, 1 an error that is told in words (or a FAIL of a check), 2 a command that is misspelt, 130 Ctrl-C
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 1 for a mistake that is told in words."""
+    """Run the command line and return its exit status: 0, 1 for an error told in words, 130 after Ctrl-C."""
     from nuclass.core.log import configure
 
     options = _parser().parse_args(arguments)
@@ -53,16 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of a pipe (head, less) has seen enough; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except PermissionError as error:
-        told = UserError("There is no right to read or write a file", where=error.filename, found=error.strerror)
-        sys.stderr.write(f"{told}\n")
-        return 1
-    except KeyboardInterrupt as stopped:
-        sys.stderr.write(f"{stopped or 'Stopped.'}\n")
-        return 130
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001
+        return tell_error(error, options.debug)
     return 0
 
 
@@ -89,10 +86,11 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nuclass {nuclass.__version__}")
+    add_debug(parser, False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     data = (_add_check, add_doctor, add_fetch, _add_simulate, add_check_bundle, add_align, add_build_slide)
     labels = (add_panel, add_label, add_split, add_patches)
-    for add in (*data, *labels, add_plan, add_backbones, add_train, add_import_checkpoint, add_evaluate):
+    for add in (*data, *labels, add_plan, add_backbones, add_train, add_import_checkpoint, add_evaluate, add_predict):
         add(commands)
     return parser
 
@@ -111,7 +109,8 @@ def _add_check(commands: _Commands) -> None:
         "check",
         _check,
         "Check a study's configuration, sheets and tables before anything runs.\n"
-        "All faults come in one message, each with file, line, what was expected and how to mend it.",
+        "All faults come in one message, each with file, line, what was expected and how to mend it.\n\n"
+        "examples:\n  nuclass check\n  nuclass check --configfile config/mine.yaml\n",
     )
     add_settings(parser)
     parser.add_argument("--directory", type=Path, default=Path(), help="folder of the study (default: the current one)")
@@ -139,7 +138,8 @@ def _add_simulate(commands: _Commands) -> None:
         "simulate",
         _simulate,
         "Write one synthetic slide: a complete Xenium bundle, its H&E image and its alignment.\n"
-        "The same slide name and seed give the same bytes. The truth is written to a folder of its own.",
+        "The same slide name and seed give the same bytes. The truth is written to a folder of its own.\n\n"
+        "example:\n  nuclass simulate ovary_1 --organ ovary --out work/simulated\n",
     )
     parser.add_argument("slide", help="name of the slide; it enters the seed")
     parser.add_argument("--organ", choices=ORGANS, required=True, help="organ of the section")

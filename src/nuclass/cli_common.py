@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import nuclass
+from nuclass.core.own_files import home, own_file
 
 BASE = Path("config/config.yaml")
 
@@ -18,7 +18,13 @@ def add_command(
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=short, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_debug(parser, argparse.SUPPRESS)
     return parser
+
+
+def add_debug(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add ``--debug``, which may stand before a command or behind it."""
+    parser.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
 
 
 def add_settings(parser: argparse.ArgumentParser, section: str = "") -> None:
@@ -34,9 +40,9 @@ def add_settings(parser: argparse.ArgumentParser, section: str = "") -> None:
     )
 
 
-def study_file(path: str) -> Path:
-    """Return a file that the settings name: of the study in this folder, else of the repository."""
-    return Path(path) if Path(path).exists() else Path(nuclass.__file__).parents[2] / path
+def study_file(path: str | Path) -> Path:
+    """Return a file that the settings name: of the study in this folder, else the one that comes along."""
+    return own_file(path)
 
 
 def add_own_markers(parser: argparse.ArgumentParser) -> None:
@@ -70,5 +76,5 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """
     from nuclass.core.config import load_settings
 
-    root = Path() if BASE.is_file() else Path(nuclass.__file__).parents[2]
+    root = Path() if BASE.is_file() else home()
     return load_settings([BASE, *(file.absolute() for file in options.configfile)], root)

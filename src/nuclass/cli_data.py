@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nuclass.cli_common import add_command, add_settings, settings_of
+from nuclass.cli_common import add_command, add_settings, settings_of, study_file
 
 if TYPE_CHECKING:
     from nuclass.xenium.registry import Dataset
@@ -45,7 +45,7 @@ def _fetch(options: argparse.Namespace) -> None:
     from nuclass.xenium.registry import dataset_named, read_registry
     from nuclass.xenium.remote import HttpSettings
 
-    registry = read_registry(options.registry)
+    registry = read_registry(study_file(options.registry))
     if options.list:
         _list(registry)
         return

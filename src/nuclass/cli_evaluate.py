@@ -153,11 +153,12 @@ def _rules(settings: dict[str, Any]) -> Rules:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from nuclass.core.protocol import parse_protocol, switches_of
-    from nuclass.evaluation.holdout_run import Checkpoints, Options, evaluate_holdouts
+    from nuclass.evaluation.holdout_run import Checkpoints, Options, evaluate_holdouts, find_checkpoints
     from nuclass.evaluation.holdouts import read_holdouts
 
     settings = settings_of(options)
-    checkpoints = Checkpoints(_checkpoints(options))
+    given = {name: getattr(options, f"{name}_checkpoint", None) for name in (LOCAL, GLOBAL)}
+    checkpoints = Checkpoints(find_checkpoints(options.ckpt, options.model, given))
     first = checkpoints.first
     holdouts = read_holdouts(
         options.holdouts, organs=first["organs"], windows=checkpoints.windows, select=options.select
@@ -194,29 +195,6 @@ def _draw(out: Path, holdout: str, model: str) -> None:
     )
 
 
-def _checkpoints(options: argparse.Namespace) -> dict[str, Path]:
-    """Return the checkpoints that a model predicts with."""
-    from nuclass.core.errors import UserError
-    from nuclass.training.checkpoint import load_checkpoint
-
-    load_checkpoint(options.ckpt, options.model)
-    if options.model != GATE:
-        return {options.model: options.ckpt}
-    beside = options.ckpt.absolute().parent.parent
-    paths = {name: getattr(options, f"{name}_checkpoint") or beside / name / "best.ckpt" for name in (LOCAL, GLOBAL)}
-    missing = {name: path for name, path in paths.items() if not path.is_file()}
-    if missing:
-        raise UserError(
-            f"The gate weighs the local and the global model, and of the {' and the '.join(missing)} model there is no "
-            "checkpoint",
-            where=options.ckpt,
-            found="nothing at " + ", ".join(map(str, missing.values())),
-            expected="the checkpoints of the models that the gate was trained on",
-            fix="name them: " + " ".join(f"--{name} CKPT" for name in missing),
-        )
-    return {**paths, GATE: options.ckpt}
-
-
 def _patients(settings: dict[str, Any]) -> dict[str, str]:
     """Return the patient of each training slide of the study in this folder; nothing outside of one."""
     from nuclass.core.config import SCHEMAS
@@ -225,7 +203,7 @@ def _patients(settings: dict[str, Any]) -> dict[str, str]:
 
     if not BASE.is_file() or not Path(settings["slides"]).is_file():
         return {}
-    columns = read_yaml(SCHEMAS / "slides.schema.yaml")
+    columns = read_yaml(study_file(str(SCHEMAS)) / "slides.schema.yaml")
     rows, _ = read_sheet(settings["slides"], list(columns["properties"]), list(columns["required"]))
     return {row.values["slide"]: row.values["patient"] for row in rows if row.values.get("patient")}
 

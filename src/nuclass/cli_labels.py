@@ -117,6 +117,7 @@ def _label(options: argparse.Namespace) -> None:
     if options.cells is None:
         raise UserError(
             "The slide's table of cells is wanted with a bundle",
+            found="a bundle without --cells",
             expected="--cells results/slides/SLIDE/cells.parquet, as 'nuclass build-slide' writes it",
         )
     settings = settings_of(options)

@@ -279,7 +279,7 @@ def _described(options: argparse.Namespace, settings: dict[str, Any]) -> dict[st
 
     row: dict[str, str] = {}
     if options.slide and BASE.is_file():
-        columns = read_yaml(SCHEMAS / "slides.schema.yaml")
+        columns = read_yaml(study_file(str(SCHEMAS)) / "slides.schema.yaml")
         rows, _ = read_sheet(settings["slides"], list(columns["properties"]), list(columns["required"]))
         row = next((row.values for row in rows if row.values["slide"] == options.slide), {})
     told = {

@@ -23,11 +23,18 @@ examples:
 _CHECK = """\
 Is a bundle whole, and do its files agree? Each rule that holds in real bundles gets a line: PASS, WARN, FAIL or SKIPPED
 (what it needs is not there). Ends with status 1 if one fails.
+
+example:
+  nuclass check-bundle resources/bundles/ovary_1
 """
 _BUILD = """\
 Bring one slide's H&E to the study's scale and place its cells on it.
 Reads a fetched bundle (a folder with bundle.json) and the transform.json of nuclass align; writes he.ome.zarr and
 cells.parquet.
+
+examples:
+  nuclass build-slide results/mine/bundle --out results/mine
+  nuclass build-slide resources/bundles/ovary_1 --transform results/slides/ovary_1/transform.json --out work/ovary_1
 """
 
 

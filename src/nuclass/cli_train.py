@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nuclass
 from nuclass.cli_common import BASE, add_command, add_settings, settings_of
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE, GLOBAL, LOCAL
+from nuclass.core.own_files import home
 from nuclass.core.patch_rows import DATA_DIRS, DATA_ROOT
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _root() -> Path:
     """Return the folder of the study: this one, or else the repository that the library lies in."""
-    return Path() if BASE.is_file() else Path(nuclass.__file__).parents[2]
+    return Path() if BASE.is_file() else home()
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nuclass.core.errors import UserError, closest
 from nuclass.core.holdout import apply_holdout
 from nuclass.core.models_file import models_locator, read_models_file
+from nuclass.core.own_files import home, own_file
 from nuclass.core.patch_rows import PATCHES
 from nuclass.core.protocol import Protocol, parse_protocol, to_setting
 from nuclass.core.schema import check_settings, locator, raise_faults, read_yaml
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMAS = Path("config/schemas")
+DEFAULTS = Path("config/config.yaml")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,32 @@ def _merge(into: dict[str, Any], data: Mapping[str, Any]) -> None:
             into[key] = value
 
 
+def settings_of_module(given: Mapping[str, Any], root: str | Path = ".") -> dict[str, Any]:
+    """Return the settings of a study that another workflow defines, laid over those of the demo study.
+
+    Parameters
+    ----------
+    given
+        The settings that the other workflow hands over; sections are merged key by key.
+    root
+        Its folder. Files that come along (ontology, markers, models) may be named as in the repository without being
+        there; the sheet of slides and a marker table of one's own may only where ``given`` does not name them.
+    """
+    settings = merge_files([home() / DEFAULTS])
+    _merge(settings, copy.deepcopy(dict(given)))
+    along = ["ontology", "markers", "models", *(["slides"] if "slides" not in given else [])]
+    settings |= {key: _found(settings[key], root) for key in along if isinstance(settings[key], str)}
+    labels, of_labels = settings["labels"], given.get("labels")
+    if isinstance(labels, dict) and not (isinstance(of_labels, dict) and "extra_markers" in of_labels):
+        labels["extra_markers"] = _found(labels["extra_markers"], root)
+    return settings
+
+
+def _found(name: str, root: str | Path) -> str:
+    place = own_file(name, root)
+    return name if place == Path(root) / name else os.path.relpath(place, root)
+
+
 def load_study(
     config: Mapping[str, Any],
     root: str | Path = ".",
@@ -128,7 +157,7 @@ def load_study(
     files
         The files the settings came from, later ones winning; used to name file and line of a fault.
     schemas
-        The folder of the schemas; by default ``config/schemas`` under ``root``.
+        The folder of the schemas; by default ``config/schemas`` under ``root``, else that of the repository.
     tables
         Readers of the tables the settings name, by key (such as ``ontology``); each raises a
         :class:`UserError` for a fault of its table.
@@ -151,7 +180,7 @@ def load_study(
     import pandas as pd
 
     root = Path(root)
-    schemas = Path(schemas) if schemas is not None else root / SCHEMAS
+    schemas = Path(schemas) if schemas is not None else own_file(SCHEMAS, root)
     for file in files:
         read_yaml(root / file)
     places = [root / file for file in files]
@@ -206,7 +235,7 @@ def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[s
     root = Path(root)
     merged = merge_files(files, root)
     locate = locator([root / file for file in files], "the configuration", merged)
-    checked, faults = check_settings(merged, read_yaml(root / SCHEMAS / "config.schema.yaml"), locate)
+    checked, faults = check_settings(merged, read_yaml(own_file(SCHEMAS, root) / "config.schema.yaml"), locate)
     raise_faults(faults or _check_numbers(checked, locate), "The configuration cannot be used")
     return checked
 
@@ -304,9 +333,15 @@ def _check_markers(
 ) -> list[UserError]:
     """Read the marker tables on the ontology; a fault of the ontology itself is told by its own reader.
 
-    Types that are to be left out must be in the tables: a misspelt one would stay in.
+    Types that are to be left out must be in the tables: a misspelt one would stay in. Settings of the wrong kind are
+    told by the schema.
     """
-    extra = config["labels"].get("extra_markers") or None
+    labels = config.get("labels")
+    if not isinstance(labels, dict) or not all(isinstance(config.get(key), str) for key in ("markers", "ontology")):
+        return []
+    extra, left_out = labels.get("extra_markers") or None, labels.get("leave_out", [])
+    if not isinstance(extra, str | None) or not isinstance(left_out, list):
+        return []
     try:
         table = read(root / config["markers"], root / extra if extra else None, root / config["ontology"])
     except UserError as error:
@@ -314,11 +349,11 @@ def _check_markers(
     known = sorted(set(table["cell_type"]))
     return [
         UserError(
-            f"labels.leave_out has '{name}', which is no cell type of the marker table.{closest(name, known)}",
+            f"labels.leave_out has '{name}', which is no cell type of the marker table.{closest(str(name), known)}",
             where=locate(["labels", "leave_out"]),
             expected="names of the column cell_type of the marker table",
             fix="correct the name, or take it out",
         )
-        for name in config["labels"].get("leave_out", [])
+        for name in left_out
         if name not in known
     ]

@@ -78,6 +78,15 @@ def read_json(path: str | Path) -> Any:
             found=error.msg,
             fix="write the file again; it may be cut off",
         ) from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise UserError("A folder stands where a file is wanted", where=file, fix="name the file in it") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(
+            "A file holds what no JSON of this kind does",
+            where=file,
+            found="values nested too deep" if isinstance(error, RecursionError) else str(error),
+            fix="write the file again",
+        ) from error
 
 
 def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclass.core.names import GATE, GLOBAL, LOCAL
+from nuclass.core.own_files import own_file
 from nuclass.core.patch_rows import PATCHES
 from nuclass.core.sizes import (
     BUNDLES,
@@ -201,8 +202,8 @@ def _wanted(rules: Collection[str] | None, *names: str) -> bool:
 def _downloads(
     study: Study, rows: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, SlideSize], root: Path
 ) -> list[Download]:
-    records = read_table(root / DATASET_FILES)
-    facts = read_facts(root / DATASETS)
+    records = read_table(own_file(DATASET_FILES, root))
+    facts = read_facts(own_file(DATASETS, root))
     found = []
     for slide, row in rows.items():
         if row["source"] != "dataset":

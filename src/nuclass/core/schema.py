@@ -11,6 +11,8 @@ from nuclass.core.errors import UserError, closest
 
 Locate = Callable[[Sequence[str | int]], str]
 """Gives the place (file, line, key) of a path into the settings."""
+_MAX_NODES, _MAX_DEPTH = 100_000, 60
+"""Values and depth of a YAML file, its aliases counted as often as they stand: no file of settings comes near them."""
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -20,13 +22,18 @@ def read_yaml(path: str | Path) -> Any:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
+        # First by its events, for composing what is nested too deep ends the process.
+        _check_depth(text, file)
+        _check_nodes(yaml.compose(text, Loader=_loader()), file)
         data = yaml.load(text, Loader=_loader())
-        root = yaml.compose(text, Loader=_loader())
     except FileNotFoundError as error:
         raise UserError("A file is missing", where=file, fix="check the path in the configuration") from error
     except IsADirectoryError as error:
         raise UserError("A folder stands where a file is wanted", where=file, fix="name the file in it") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError("A file cannot be read", where=file, found=error.strerror) from error
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        # PyYAML lets through what a date out of range, or a tag on a value of another kind, raises.
         mark = getattr(error, "problem_mark", None)
         place = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
         raise UserError(
@@ -35,7 +42,6 @@ def read_yaml(path: str | Path) -> Any:
             found=getattr(error, "problem", None) or str(error),
             fix="compare the indentation, colons and quotes of that line with the lines around it",
         ) from error
-    _refuse_repeated_keys(root, file)
     return data
 
 
@@ -46,26 +52,56 @@ def _loader() -> Any:
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _refuse_repeated_keys(node: Any, file: Path) -> None:
+def _too_much(file: Path) -> UserError:
+    return UserError(
+        "A YAML file holds too many values, or they are nested too deep",
+        where=file,
+        expected=f"at most {_MAX_NODES:,} values, {_MAX_DEPTH} deep; an alias counts as often as it stands",
+        fix="take its anchors (&name) and aliases (*name) out",
+    )
+
+
+def _check_depth(text: str, file: Path) -> None:
     import yaml
 
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            line = key.start_mark.line + 1
-            if name in seen:
-                raise UserError(
-                    f"The key '{name}' stands twice",
-                    where=f"{file}, lines {seen[name]} and {line}",
-                    expected="each key once; of two, only the last would count",
-                    fix="delete one of the two lines",
-                )
-            seen[name] = line
-            _refuse_repeated_keys(value, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, file)
+    depth = 0
+    for event in yaml.parse(text, Loader=_loader()):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise _too_much(file)
+
+
+def _check_nodes(root: Any, file: Path) -> None:
+    """Refuse repeated keys, and files that would not end: values in themselves, aliases of aliases."""
+    import yaml
+
+    seen_nodes = 0
+    waiting = [(root, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        seen_nodes += 1
+        if seen_nodes > _MAX_NODES or depth > _MAX_DEPTH:
+            raise _too_much(file)
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated_keys(node, file)
+            waiting += [(part, depth + 1) for pair in reversed(node.value) for part in reversed(pair)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(item, depth + 1) for item in reversed(node.value)]
+
+
+def _refuse_repeated_keys(node: Any, file: Path) -> None:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        name = str(key.value)
+        line = key.start_mark.line + 1
+        if name in seen:
+            raise UserError(
+                f"The key '{name}' stands twice",
+                where=f"{file}, lines {seen[name]} and {line}",
+                expected="each key once; of two, only the last would count",
+                fix="delete one of the two lines",
+            )
+        seen[name] = line
 
 
 def key_lines(path: str | Path) -> dict[tuple[str | int, ...], int]:
@@ -201,7 +237,7 @@ def _faults(error: Any, locate: Locate) -> Iterator[UserError]:
     about = error.schema.get("description")
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         valid = sorted(error.schema.get("properties", {}))
-        for name in sorted(set(error.instance) - set(valid)):
+        for name in sorted(set(error.instance) - set(valid), key=str):
             inside = f" in {key}" if key else ""
             yield UserError(
                 f"unknown key '{name}'{inside}.{closest(str(name), valid)}",

@@ -41,6 +41,8 @@ def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tup
         return [], [UserError("a sheet is missing", where=file, fix="check the path in the configuration")]
     except UnicodeDecodeError:
         return [], [UserError("a sheet is not UTF-8 text", where=file, fix="save it again as UTF-8, tab-separated")]
+    except (OSError, ValueError) as error:
+        return [], [UserError("a sheet cannot be read", where=file, found=str(error))]
     numbered = [(number, text) for number, text in enumerate(lines, 1) if text.strip() and not text.startswith("#")]
     if not numbered:
         return [], [UserError("a sheet is empty", where=file, expected="a line with the columns, then the rows")]
@@ -52,7 +54,11 @@ def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tup
     rows = []
     for number, text in numbered[1:]:
         # Line by line: a quote that is not closed must not swallow the next rows.
-        cells = next(csv.reader([text], delimiter="\t"))
+        try:
+            cells = next(csv.reader([text], delimiter="\t"))
+        except csv.Error as error:
+            faults.append(UserError("a row cannot be read", where=f"{file}, line {number}", found=str(error)))
+            continue
         if len(cells) > len(header):
             faults.append(
                 UserError(

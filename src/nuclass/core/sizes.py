@@ -12,6 +12,7 @@ from typing import Any
 
 from nuclass.core.bundle_source import EXPERIMENT, find_he, locate_bundle, source_folders
 from nuclass.core.errors import UserError
+from nuclass.core.own_files import own_file
 from nuclass.core.patch_rows import PATCHES, find_patches
 
 DATASETS = Path("resources/datasets.tsv")
@@ -110,7 +111,7 @@ def slide_sizes(
     root
         The folder of the study.
     """
-    facts = read_facts(Path(root) / DATASETS)
+    facts = read_facts(own_file(DATASETS, root))
     return {slide: _size(slide, row, mpp, windows, Path(root), facts) for slide, row in rows.items()}
 
 

@@ -26,6 +26,7 @@ from nuclass.core.bundle_source import (
 )
 from nuclass.core.errors import UserError, closest
 from nuclass.core.names import ORGANS
+from nuclass.core.own_files import own_file
 from nuclass.core.patch_rows import PATCHES, Peek, find_patches, fingerprint, rows_from_environment
 from nuclass.core.schema import check_settings
 from nuclass.core.sheets import Row, read_sheet
@@ -94,15 +95,27 @@ def read_slides(
     data = []
     for row in rows:
         values = row.values
-        if values["source"] == PATCHES:
-            data.append(fingerprint(root / values["path"], windows) if values["path"] else "")
-            found = _patches_faults(root, values, windows)
-        else:
-            source, found = _source_faults(root, values, datasets, values["align"] or align, read_alignment)
-            found += _labels_faults(root, values, source, datasets, labels, read_given)
-            data.append(str(source.path.resolve()) + source.prefix if source else values["dataset"])
+        try:
+            if values["source"] == PATCHES:
+                place = fingerprint(root / values["path"], windows) if values["path"] else ""
+                found = _patches_faults(root, values, windows)
+            else:
+                source, found = _source_faults(root, values, datasets, values["align"] or align, read_alignment)
+                found += _labels_faults(root, values, source, datasets, labels, read_given)
+                place = str(source.path.resolve()) + source.prefix if source else values["dataset"]
+        except (OSError, ValueError) as error:
+            place, found = "", [_no_path(error)]
+        data.append(place)
         of_rows += [_placed(fault, path, row) for fault in found]
     return rows, [*faults, *across_rows(path, rows, data, held_out, not lacking), *of_rows]
+
+
+def _no_path(error: Exception) -> UserError:
+    return UserError(
+        "a path of a slide cannot be followed",
+        found=" ".join(str(error).split())[:200],
+        fix="correct the columns path, he, alignment and given, or the right to read there",
+    )
 
 
 def _placed(fault: UserError, path: str, row: Row) -> UserError:
@@ -131,10 +144,11 @@ def _row_faults(path: str, row: Row, schema: Mapping[str, Any]) -> list[UserErro
 
 def _datasets(root: Path) -> dict[str, set[str]] | None:
     """Return the files that have an address, for every dataset of the registry; None if there is no registry."""
-    if not (root / DATASETS).is_file():
+    registry = own_file(DATASETS, root)
+    if not registry.is_file():
         return None
-    known: dict[str, set[str]] = {row["dataset"]: set() for row in _table(root / DATASETS)}
-    for row in _table(root / DATASET_FILES):
+    known: dict[str, set[str]] = {row["dataset"]: set() for row in _table(registry)}
+    for row in _table(registry.with_name(DATASET_FILES.name)):
         if row.get("url"):
             known.setdefault(row["dataset"], set()).add(row["file"])
     return known

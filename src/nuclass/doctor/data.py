@@ -53,12 +53,13 @@ def _slide(case: Case, row: Mapping[str, Any]) -> Finding | None:
     """Return what there is of a slide; None where it is still to be downloaded."""
     if row["source"] == PATCHES:
         return _patches(case, row)
+    from nuclass.core.own_files import own_file
     from nuclass.xenium.fetch import BUNDLES, REGISTRY, missing_of, needs_image
     from nuclass.xenium.registry import read_registry
     from nuclass.xenium.slide_folder import open_folder
 
     align = str(row["align"] or case.study.config["alignment"]["align"])
-    registry = read_registry(case.root / REGISTRY) if row["source"] == "dataset" else None
+    registry = read_registry(own_file(REGISTRY, case.root)) if row["source"] == "dataset" else None
     image = needs_image(row, align)
     place = open_folder(_placed(case.root, row), case.root / BUNDLES / row["slide"], registry, image)
     if row["source"] == "dataset":

@@ -19,6 +19,7 @@ _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 def addresses(case: Case) -> dict[str, str]:
     """Return one address a server of what the study still has to fetch: slides that are not here, weights."""
+    from nuclass.core.own_files import own_file
     from nuclass.doctor.weights import HUB, wanted
     from nuclass.models.backbones.hub import hub_is_off
     from nuclass.models.backbones.weights import locate
@@ -30,7 +31,7 @@ def addresses(case: Case) -> dict[str, str]:
     if (study.slides["source"] == "dataset").any() and not study.config["fetch"]["offline"]:
         rows = [{"slide": str(slide), **row} for slide, row in study.slides.to_dict("index").items()]
         align = study.config["alignment"]["align"]
-        for item in missing_files(rows, read_registry(case.root / REGISTRY), case.root / BUNDLES, align):
+        for item in missing_files(rows, read_registry(own_file(REGISTRY, case.root)), case.root / BUNDLES, align):
             for url in item.urls[:1]:
                 if url.startswith("http"):
                     found.setdefault(urllib.parse.urlsplit(url).netloc, url)

@@ -17,8 +17,8 @@ MUCH = 50e9
 
 def settings(case: Case) -> list[Finding]:
     """Settings, sheets, tables and models, as the workflow checks them when it starts."""
-    named = ", ".join(str(file) for file in case.files)
-    if not (case.root / case.files[0]).is_file():
+    named = ", ".join(str(file) for file in case.files) or "another workflow"
+    if case.files and not (case.root / case.files[0]).is_file():
         return [
             failed(
                 f"there is no {case.files[0]} in {case.root.absolute()}",

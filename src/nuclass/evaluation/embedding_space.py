@@ -349,7 +349,11 @@ def _shared_only(found: Predictions, shared: Sequence[str]) -> Predictions:
     columns = [found.classes.index(name) for name in shared]
     rows = np.flatnonzero(np.isin(found.y, columns))
     if not len(rows):
-        raise UserError("No cell has a class that all models know", expected=list(shared))
+        raise UserError(
+            "No cell has a class that all models know",
+            found=f"cells of {', '.join(sorted({found.classes[k] for k in found.y}))}",
+            expected=list(shared),
+        )
     place = np.full(len(found.classes), -1)
     place[columns] = np.arange(len(columns))
     kept = found.take(rows)

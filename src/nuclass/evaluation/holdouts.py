@@ -180,10 +180,15 @@ def _root(name: str, text: str | None, file: Path, windows: Mapping[str, int], f
     """Return the folder of a data set, and whether it is a slide's of this workflow."""
     if text is None:
         return Path(), False
-    given = Path(text).expanduser()
-    root = given if given.exists() or given.is_absolute() else file.parent / given
     where = f"{name}.root"
-    if not root.exists():
+    try:
+        given = Path(text).expanduser()
+        root = given if given.exists() or given.is_absolute() else file.parent / given
+        there = root.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        faults.append(f"{where}: {text[:60]!r} is no path ({error})")
+        return Path(), False
+    if not there:
         tried = "" if given.is_absolute() else f", neither from here nor from {file.parent}"
         near = _nearest_folder(root)
         faults.append(f"{where}: nothing at {given}{tried}; expected a folder.{near}")

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from nuclass.core.errors import UserError, closest
+from nuclass.core.own_files import own_file
 from nuclass.core.schema import read_yaml
 
 CLASSES = (
@@ -152,9 +153,7 @@ def plain(name: str) -> str:
 
 def default_ontology() -> Path:
     """Return the path of the ontology that comes with the project: of this folder's study, else the repository's."""
-    import nuclass
-
-    return DEFAULT if DEFAULT.is_file() else Path(nuclass.__file__).parents[2] / DEFAULT
+    return own_file(DEFAULT)
 
 
 def load_ontology(path: str | Path) -> Ontology:

@@ -284,6 +284,8 @@ def _records(path: Path, chunk: int = _CHUNK) -> Iterator[tuple[str, dict[str, A
         raise UserError(
             "The annotations are not text", where=path, found=str(error), expected="JSON in UTF-8", fix="write it again"
         ) from error
+    except IsADirectoryError as error:
+        raise UserError("The annotations are a folder", where=path, expected="a file of JSON") from error
     except PermissionError as error:
         raise UserError("The annotations may not be read", where=path, fix="ask for the right to read them") from error
     except FileNotFoundError as error:
@@ -375,5 +377,8 @@ class _Text:
                 if open_end and small:
                     raise _broken(self.path, "its end in the middle") from error
                 raise _broken(self.path, f"{error.msg} at character {self._before + error.pos}") from error
+            except ValueError as error:
+                # Python reads no whole number of more than 4300 digits.
+                raise _broken(self.path, f"{error} (at character {self.place})") from error
             self._at = end
             return value

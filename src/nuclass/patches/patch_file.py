@@ -24,6 +24,10 @@ Layout = Literal["merged", "per_key"]
 
 IMAGES, KEYS, PADDED = "images", "keys", "padded"
 _LOOKED_AT = 64
+# More than any window has; a file may claim any size without holding it.
+_MAX_SIDE = 8192
+_BROKEN = (OSError, RuntimeError, KeyError, TypeError, ValueError)
+"""What h5py raises on damaged files and on types that NumPy does not have."""
 
 
 class PatchFile:
@@ -61,9 +65,12 @@ class PatchFile:
         self._pid = 0
         self._map: Image | None = None
         file = self._open()
-        self.layout: Layout = "merged" if IMAGES in file and KEYS in file else "per_key"
         try:
+            self.layout: Layout = "merged" if IMAGES in file and KEYS in file else "per_key"
             shape = self._merged_shape(file) if self.layout == "merged" else self._per_key_shape(file)
+        except _BROKEN as error:
+            self.close()
+            raise self._damaged("its list of datasets", error) from error
         except BaseException:
             self.close()
             raise
@@ -192,7 +199,10 @@ class PatchFile:
         file = self._open()
         if self.layout != "merged" or PADDED not in file or file[PADDED].shape != (self.count,):
             return None
-        shares: NDArray[np.float32] = file[PADDED][:].astype(np.float32)
+        try:
+            shares: NDArray[np.float32] = file[PADDED][:].astype(np.float32)
+        except _BROKEN as error:
+            raise self._damaged(PADDED, error) from error
         return shares
 
     def close(self) -> None:
@@ -271,12 +281,12 @@ class PatchFile:
                 fix="write the windows as 8-bit pictures (shares of 0 to 1 times 255, 16 bits by 257)" + beside,
             )
         flat = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
-        if not flat or shape[0] != shape[1] or shape[0] < 1:
+        if not flat or shape[0] != shape[1] or not 1 <= shape[0] <= _MAX_SIDE:
             raise UserError(
                 "Windows have the wrong shape",
                 where=f"{self.path}, {name}",
                 found=" x ".join(map(str, shape)) or "a single number",
-                expected="S x S x 3: square, colour channels last",
+                expected=f"S x S x 3: square, colour channels last, S at most {_MAX_SIDE}",
                 fix="write the windows as square RGB pictures" + beside,
             )
         return tuple(int(n) for n in shape)
@@ -325,11 +335,25 @@ class PatchFile:
                 expected="text; numbers lose leading zeros",
                 fix="write the ids as text (h5py.string_dtype())",
             )
+        self._refuse_unwritten(dataset)
         try:
             # Bytes of fixed length count as ASCII in HDF5, but hold UTF-8 all the same.
             return list(dataset.asstr("utf-8")[:])
         except UnicodeDecodeError as error:
             raise self._no_text(f"{KEYS}: {error}") from error
+        except _BROKEN as error:
+            raise self._damaged(KEYS, error) from error
+
+    def _refuse_unwritten(self, dataset: Any) -> None:
+        """Refuse ids whose number the bytes in the file cannot hold, however well they are packed."""
+        stored = dataset.id.get_storage_size()
+        if not dataset.is_virtual and len(dataset) > 10_000 + 1000 * stored:
+            raise UserError(
+                "The cell ids of a file of windows were never written",
+                where=f"{self.path}, {KEYS}",
+                found=f"{len(dataset):,} ids in {stored:,} bytes",
+                fix="write the file again",
+            )
 
     def _read_merged(self, images: Any, wanted: NDArray[np.int64], out: Image) -> None:
         """Fill ``out``; rows that follow each other in the file are read at once."""
@@ -403,7 +427,7 @@ def _memory_map(path: Path, images: Any) -> Image | None:
     if images.chunks is not None or images.is_virtual or images.external:
         return None
     offset = images.id.get_offset()
-    if offset is None:
+    if offset is None or offset + images.size > path.stat().st_size:
         return None
     return np.memmap(path, np.uint8, "r", offset, images.shape)
 

@@ -33,7 +33,10 @@ def main(request: str, answer: str) -> int:
         try:
             workflow = snakemake.workflow(
                 resource_settings=types.ResourceSettings(cores=MANY_CORES),
-                config_settings=types.ConfigSettings(configfiles=[Path(file) for file in asked["configfiles"]]),
+                config_settings=types.ConfigSettings(
+                    configfiles=[Path(file) for file in asked["configfiles"]],
+                    replace_workflow_config=bool(asked.get("whole")),
+                ),
                 snakefile=Path(asked["snakefile"]),
             )
             dag = workflow.dag(dag_settings=types.DAGSettings(targets=set(asked["goals"]), rerun_triggers=triggers))

@@ -15,6 +15,7 @@ from typing import Any
 
 import nuclass
 from nuclass.core.errors import UserError
+from nuclass.core.own_files import own_file
 
 SNAKEFILE = Path("workflow/Snakefile")
 
@@ -72,7 +73,11 @@ class Job:
 
 
 def jobs_of(
-    goals: Sequence[str], configfiles: Sequence[str | Path] = (), root: str | Path = ".", python: str | None = None
+    goals: Sequence[str],
+    configfiles: Sequence[str | Path] = (),
+    root: str | Path = ".",
+    python: str | None = None,
+    snakefile: Path | None = None,
 ) -> list[Job]:
     """Return all jobs of the goals, done or not, by a dry run of Snakemake.
 
@@ -86,6 +91,9 @@ def jobs_of(
         The folder of the study.
     python
         The interpreter that has Snakemake; this one by default.
+    snakefile
+        The workflow, which then takes nothing but ``configfiles`` for its settings; by default that of the study's
+        folder, else of the repository, with its own settings below ``configfiles``.
 
     Raises
     ------
@@ -99,10 +107,9 @@ def jobs_of(
             expected="the environment that runs the workflow; the other commands do without Snakemake",
             fix="python -m pip install 'nuclass[workflow]', or start nuclass in that environment",
         )
-    own = Path(root) / SNAKEFILE
-    snakefile = own if own.is_file() else Path(nuclass.__file__).parents[2] / SNAKEFILE
     request = {
-        "snakefile": str(snakefile.resolve()),
+        "snakefile": str((snakefile or own_file(SNAKEFILE, root)).resolve()),
+        "whole": snakefile is not None,
         "configfiles": [str(Path(file).resolve()) for file in configfiles],
         "goals": list(goals) or ["all"],
     }

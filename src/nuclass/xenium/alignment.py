@@ -42,6 +42,9 @@ _FIX = "export the alignment again from Xenium Explorer, or take the *_he_imagea
 _MAX_CONDITION = 1e12
 # The last row of a homography in pixels is a millionth or so; at this it would fold the image.
 _MAX_TILT = 1e-2
+# Matrices and keypoints have hundreds of bytes; more is another file, such as a whole bundle.
+_MAX_BYTES = 1 << 24
+_MAX_NUMBER = 1e12
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +99,14 @@ def read_alignment(
     """
     path = Path(file)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(
             "The alignment file is missing", where=path, found="no such file", expected=_EXPECTED, fix=_FIX
         ) from error
+    if len(content) > _MAX_BYTES:
+        raise _too_large(path)
     original = re.split(r"[?#]", name or path.name)[0].lower()
     unsettled = original.endswith(_UNSETTLED)
     if content.startswith(b"PK"):
@@ -114,6 +120,8 @@ def _from_zip(content: bytes, path: Path, pixel_size: float, robust: bool) -> Al
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [n for n in archive.namelist() if not n.endswith("/")]
             chosen = [n for n in names if n.lower().endswith((".csv", ".txt")) and not _hidden(n)]
+            if sum(archive.getinfo(n).file_size for n in chosen) > _MAX_BYTES:
+                raise _too_large(path)
             texts = {n: archive.read(n) for n in chosen}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError("The alignment archive cannot be read", where=path, found=str(error), fix=_FIX) from error
@@ -149,6 +157,16 @@ def _from_zip(content: bytes, path: Path, pixel_size: float, robust: bool) -> Al
         found="; ".join(reasons) if reasons else ", ".join(names) or "no files",
         expected=_EXPECTED,
         fix=_FIX,
+    )
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(
+        "The alignment file is too large",
+        where=path,
+        found=f"more than {_MAX_BYTES >> 20} MB",
+        expected=_EXPECTED,
+        fix="give the file of the alignment alone",
     )
 
 
@@ -239,7 +257,7 @@ def _number(table: TextTable, row: Line, column: int, where: str) -> float:
             fix=_FIX,
         )
     value = table.value(row.cells[column])
-    if value is None or not np.isfinite(value):
+    if value is None or not np.isfinite(value) or abs(value) > _MAX_NUMBER:
         raise UserError(
             "A value of the alignment is not a number",
             where=f"{where}, line {row.number}, value {column + 1}",

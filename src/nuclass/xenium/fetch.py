@@ -11,6 +11,7 @@ from nuclass.core.bundle_source import ALIGNMENT_CHOICES, EXPERIMENT, GRID, bund
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
+from nuclass.core.own_files import own_file
 from nuclass.xenium.download import FileChangedError, download, drop_part, first_that_exists, part_of, verify
 from nuclass.xenium.fetch_given import CELL_GROUPS, bring_given, lacks_given
 from nuclass.xenium.inventory import given_name, write_inventory
@@ -488,4 +489,4 @@ def check_offline(config: Mapping[str, Any], slides: pd.DataFrame, root: str | P
         return
     align = config.get("alignment", {}).get("align", "given")
     rows = [{"slide": str(slide), **row} for slide, row in slides.to_dict("index").items()]
-    raise_missing(missing_files(rows, read_registry(Path(root) / REGISTRY), Path(root) / BUNDLES, align))
+    raise_missing(missing_files(rows, read_registry(own_file(REGISTRY, root)), Path(root) / BUNDLES, align))

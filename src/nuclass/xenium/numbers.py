@@ -141,7 +141,11 @@ def _cells(line: str, separator: str | None) -> tuple[str, ...]:
     if separator is None:
         cells = line.split()
     else:
-        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        try:
+            cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+        except csv.Error:
+            # A cell longer than any number or name.
+            cells = line.split(separator)
         if len(cells) == 1 and separator in cells[0]:
             # A whole line in quotes: Excel, where the text stood in one column.
             cells = cells[0].split(separator)
