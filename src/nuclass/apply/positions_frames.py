@@ -1,0 +1,256 @@
+"""Frames in which users give positions, and the way from each to H&E level-0 px."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclass.apply.positions_found import Points
+from nuclass.core.bundle_source import GRID, parse_matrix
+from nuclass.core.errors import UserError, closest
+from nuclass.core.log import get_logger
+from nuclass.slides.geometry import Frames
+
+_log = get_logger(__name__)
+
+HE, UM, PX, MORPH, XENIUM_UM = "he", "um", "px", "morph", "xenium_um"
+NAMES = (HE, UM, PX, MORPH, XENIUM_UM)
+# The size of a morphology pixel on every known instrument, um.
+MORPH_UM = 0.2125
+FRAMES_TOLD = (
+    "he (px of the H&E at full resolution), um (micrometres from the image's top left corner), px@0.25 (px of 0.25 um, "
+    "or of another size), morph (morphology px) or xenium_um (micrometres of a Xenium run); the last two need "
+    "--alignment"
+)
+_ENOUGH, _SPAN = 0.95, 0.3
+_LEVELS = (2, 4, 8, 16, 32)
+_USUAL_MPP = (0.25, 0.5, 1.0)
+_MPP_APART = 0.03
+
+
+@dataclass(frozen=True)
+class Given:
+    """A frame as the user stated it: its name, and um per unit where the name alone does not say it."""
+
+    name: str
+    mpp: float | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.mpp is None else f"{self.name}@{self.mpp:g}"
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether only an alignment leads from it to the H&E."""
+        return self.name in (MORPH, XENIUM_UM)
+
+    def scale(self, mpp_he: float) -> float:
+        """Return H&E px per unit, for frames that share the H&E's corner."""
+        if self.name == HE:
+            return 1.0
+        if self.name == UM:
+            return 1 / (self.mpp or mpp_he)
+        assert self.name == PX
+        assert self.mpp is not None
+        return self.mpp / mpp_he
+
+    def unit_um(self, mpp_he: float) -> float:
+        """Return about how many um one unit is, to judge sizes."""
+        return {MORPH: MORPH_UM, XENIUM_UM: 1.0}.get(self.name) or self.scale(mpp_he) * mpp_he
+
+
+def parse_frame(text: str | None, mpp: float | None = None) -> Given | None:
+    """Read what the user says of a frame: ``he``, ``um``, ``px@0.25``, ``morph``, ``xenium_um``; None stays None.
+
+    Parameters
+    ----------
+    text
+        The words. ``px`` needs the size of its px, behind ``@`` or as ``mpp``. ``um@0.2528`` are micrometres that were
+        made from px with another size than the H&E has by now.
+    mpp
+        Micrometres per px, where ``text`` has no ``@``.
+
+    Raises
+    ------
+    UserError
+        There is no such frame, or the size of a px is missing or no positive number.
+    """
+    if text is None:
+        return None
+    name, mark, size = text.strip().lower().partition("@")
+    name = name.strip().replace("µm", "um").replace("μm", "um")
+    if name not in NAMES:
+        raise UserError(
+            "The frame of the positions is not known",
+            where="--frame",
+            found=repr(text),
+            expected=FRAMES_TOLD,
+            fix=f"write one of these.{closest(name, list(NAMES))}",
+        )
+    if mark:
+        try:
+            mpp = float(size)
+        except ValueError:
+            mpp = math.nan
+    if mpp is not None and not 0.01 <= mpp <= 100:
+        raise UserError(
+            "The size of a px is no size",
+            where="--frame",
+            found=repr(text) if mark else repr(mpp),
+            expected="um per px, 0.01 to 100, such as px@0.25",
+        )
+    if mark and name not in (PX, UM):
+        raise UserError("A frame has a size it cannot have", where="--frame", found=repr(text), expected=FRAMES_TOLD)
+    if name == PX and mpp is None:
+        raise UserError(
+            "The size of the positions' px is not stated",
+            where="--frame",
+            found=repr(text),
+            expected="um per px behind @",
+            fix="write px@0.25 if the segmentation ran at 0.25 um/px; write he for px of the image's full resolution",
+        )
+    return Given(name, mpp if name in (PX, UM) else None)
+
+
+def aligned_frames(
+    alignment: Path | str | None,
+    *,
+    mpp_he: float,
+    he_shape: tuple[int, int],
+    pixel_size: float = MORPH_UM,
+    where: object = None,
+) -> tuple[Frames, list[str]]:
+    """Return the frames of an alignment, and what is to be said of them.
+
+    Parameters
+    ----------
+    alignment
+        The file, the word ``grid`` (the H&E lies on the morphology pixels), or a matrix as text.
+    mpp_he, he_shape
+        Of the H&E: um per px, and (height, width) in px.
+    pixel_size
+        Micrometres per morphology px.
+    where
+        What needs the alignment, for the message where there is none.
+
+    Raises
+    ------
+    UserError
+        There is no alignment, or it cannot be read.
+    """
+    from nuclass.xenium.alignment import read_alignment
+
+    if alignment is None:
+        raise UserError(
+            "Positions of a Xenium run need the alignment of the H&E",
+            where=where,
+            found="no alignment",
+            expected="the file that maps H&E px to morphology px, such as *_he_imagealignment.csv",
+            fix="add --alignment FILE, or --alignment grid if the H&E lies on the morphology pixels",
+        )
+    notes = []
+    text = str(alignment)
+    typed = None if Path(text).is_file() else parse_matrix(text)
+    if text == GRID:
+        matrix = np.eye(3)
+    elif typed is not None:
+        matrix = np.array(typed)
+    else:
+        read = read_alignment(alignment, pixel_size=pixel_size)
+        matrix = read.matrix
+        if read.unit == "unsettled":
+            matrix, note = _settled(matrix, pixel_size, mpp_he)
+            notes.append(note)
+    frames = Frames(matrix, pixel_size, he_shape=he_shape)
+    if abs(frames.mpp_he / mpp_he - 1) > _MPP_APART:
+        note = f"by the alignment a px of the H&E is {frames.mpp_he:.4g} um, taken is {mpp_he:.4g} um"
+        _log.warning("%s: %s", alignment, note)
+        notes.append(note)
+    return frames, notes
+
+
+def _settled(matrix: NDArray[np.float64], pixel_size: float, mpp_he: float) -> tuple[NDArray[np.float64], str]:
+    """Return a matrix to morphology px, of one that leads there or to um: the reading that gives the H&E's scale."""
+    in_px = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2] / matrix[2, 2]))))
+    as_px, as_um = abs(math.log(in_px * pixel_size / mpp_he)), abs(math.log(in_px / mpp_he))
+    if as_px <= as_um:
+        return matrix, "the alignment was taken as leading to morphology px, by its scale"
+    in_morph = np.diag([1 / pixel_size, 1 / pixel_size, 1.0]) @ matrix
+    return in_morph, "the alignment was taken as leading to um, by its scale"
+
+
+def check_inside(
+    given: Points,
+    xy_he: Points,
+    frame: Given,
+    *,
+    where: object,
+    mpp_he: float,
+    he_shape: tuple[int, int],
+) -> int:
+    """Return how many positions lie outside the image.
+
+    Parameters
+    ----------
+    given
+        (N, 2) as in the file, in ``frame``.
+    xy_he
+        (N, 2) the same in H&E px.
+
+    Raises
+    ------
+    UserError
+        More than half do; the frames in which they would fit are named.
+    """
+    outside = len(xy_he) - _inside(xy_he, he_shape)
+    if 2 * outside <= len(xy_he):
+        return outside
+    (x0, y0), (x1, y1) = xy_he.min(axis=0), xy_he.max(axis=0)
+    height, width = he_shape
+    if frame.needs_alignment:
+        fix = "check the alignment: it must map H&E px to morphology px, and belong to this image"
+    else:
+        fits = _that_fit(given, frame, mpp_he, he_shape)
+        fix = "check that the positions are of this image and not of a part of it, and state their frame by --frame"
+        if fits:
+            fix = f"the positions would fit {' or '.join(fits)}"
+    raise UserError(
+        "Most positions lie outside the image",
+        where=where,
+        found=f"{outside:,} of {len(xy_he):,}; "
+        f"read as {frame} they span x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} px",
+        expected=f"positions on an image of {width} x {height} px",
+        fix=fix,
+    )
+
+
+def _inside(xy: Points, he_shape: tuple[int, int]) -> int:
+    return int(((xy >= 0) & (xy <= (he_shape[1], he_shape[0]))).all(axis=1).sum())
+
+
+def _that_fit(given: Points, frame: Given, mpp_he: float, he_shape: tuple[int, int]) -> list[str]:
+    """Return the frames in which the positions would lie on the image and fill a good part of it, in words."""
+    now = frame.scale(mpp_he)
+    candidates = [(Given(HE).scale(mpp_he), "--frame he"), (Given(UM).scale(mpp_he), "--frame um (micrometres)")]
+    candidates += [(Given(PX, mpp).scale(mpp_he), f"--frame px@{mpp:g}") for mpp in _USUAL_MPP]
+    candidates += [
+        (float(n), f"--frame px@{mpp_he * n:.4g} (px of a pyramid level {n} times smaller)") for n in _LEVELS
+    ]
+    fitting: list[tuple[float, str]] = []
+    for scale, words in candidates:
+        known = any(abs(scale / other - 1) < 0.01 for other, _ in fitting)
+        if abs(scale / now - 1) > 0.01 and not known and _fills(given * scale, he_shape):
+            fitting.append((scale, words))
+    if _fills(given[:, ::-1] * now, he_shape):
+        fitting.append((now, "with x and y exchanged (--columns x=..,y=.. in a table)"))
+    # The largest that fits fills most of the image.
+    return [words for _, words in sorted(fitting, key=lambda one: -one[0])[:2]]
+
+
+def _fills(xy: Points, he_shape: tuple[int, int]) -> bool:
+    on = _inside(xy, he_shape) >= _ENOUGH * len(xy)
+    span = (xy.max(axis=0) - xy.min(axis=0)) / (he_shape[1], he_shape[0])
+    return bool(on and span.max() >= _SPAN)

@@ -1,0 +1,248 @@
+"""Positions from tables: columns by name, frames stated or said, every form of text and Parquet."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nuclass.apply.positions import Positions, read_positions
+from nuclass.apply.tables_in import fold, parse_columns
+from nuclass.core.errors import UserError
+
+SHAPE = (1000, 1200)
+MPP = 0.25
+XY = np.array([(100.0, 200.0), (300.5, 400.25), (800.0, 900.0)])
+IDS = ["a", "b", "c"]
+
+
+def read(path: Path, **options: object) -> Positions:
+    return read_positions(path, **({"mpp_he": MPP, "he_shape": SHAPE} | options))  # type: ignore[arg-type]
+
+
+def refused(path: Path, **options: object) -> UserError:
+    with pytest.raises(UserError) as caught:
+        read(path, **options)
+    return caught.value
+
+
+def table(x: str, y: str, scale: float = 1.0, /, **more: object) -> pd.DataFrame:
+    return pd.DataFrame({**more, x: XY[:, 0] / scale, y: XY[:, 1] / scale})
+
+
+def csv(path: Path, frame: pd.DataFrame, **options: object) -> Path:
+    frame.to_csv(path, index=False, **options)
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "semicolon", "bar", "csv.gz", "utf-16", "cp1252", "bom", "parquet"])
+def test_every_form_of_a_table_gives_the_same(tmp_path, form):
+    frame = table("Centroid X µm", "Centroid Y µm", 4.0, **{"Object ID": IDS, "Name": "x, y"})
+    path = tmp_path / "cells.txt"
+    if form == "parquet":
+        frame.to_parquet(path)
+    elif form == "csv.gz":
+        path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+    else:
+        options = {
+            "tsv": {"sep": "\t"},
+            "semicolon": {"sep": ";", "decimal": ","},
+            "bar": {"sep": "|"},
+            "utf-16": {"encoding": "utf-16"},
+            "cp1252": {"encoding": "cp1252"},
+            "bom": {"encoding": "utf-8-sig"},
+        }.get(form, {})
+        csv(path, frame, **options)
+    found = read(path)
+    assert found.kind == "table"
+    assert found.cell_id.tolist() == IDS
+    np.testing.assert_allclose(found.xy, XY)
+    assert found.outlines is None
+    assert found.source == "cells.txt: 3 positions of columns 'Centroid X µm' and 'Centroid Y µm', frame um"
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "frame", "scale"),
+    [
+        ("x_he", "y_he", None, 1),
+        ("Centroid X px", "Centroid Y px", None, 1),
+        ("Centroid X Âµm", "Centroid Y Âµm", None, 4),
+        ("x", "y", "he", 1),
+        ("X", "Y", "um", 4),
+        ("x", "y", "px@0.5", 2),
+        ("x_um", "y_um", "um", 4),
+        ("centroid_x", "centroid_y", "um@0.5", 2),
+    ],
+)
+def test_usual_names(tmp_path, x, y, frame, scale):
+    found = read(csv(tmp_path / "cells.csv", table(x, y, scale, id=[5, 6, 7])), frame=frame)
+    np.testing.assert_allclose(found.xy, XY)
+    assert found.cell_id.tolist() == ["5", "6", "7"]
+
+
+def test_the_cells_table_of_a_slide(tmp_path):
+    """As the workflow writes it: the H&E's px are taken whatever else is there."""
+    frame = table("x_he", "y_he", cell_id=IDS, x_um=[1.0, 2, 3], y_um=[1.0, 2, 3], x_px=[9.0, 9, 9], y_px=[9.0, 9, 9])
+    frame.to_parquet(tmp_path / "cells.parquet", index=False, compression="zstd")
+    found = read(tmp_path / "cells.parquet")
+    np.testing.assert_allclose(found.xy, XY)
+    assert found.cell_id.tolist() == IDS
+    found = read(tmp_path / "cells.parquet", frame="um")
+    np.testing.assert_allclose(found.xy[:, 0], [4, 8, 12])
+
+
+def test_columns_of_xenium_need_the_alignment(tmp_path):
+    frame = table("x_centroid", "y_centroid", 1 / 0.2125, cell_id=IDS)
+    path = csv(tmp_path / "cells.csv", frame)
+    assert refused(path).what == "The frame of the positions is not stated"
+    assert refused(path, frame="xenium_um").what == "Positions of a Xenium run need the alignment of the H&E"
+    found = read(path, frame="xenium_um", alignment="grid", mpp_he=0.2125)
+    np.testing.assert_allclose(found.xy, XY)
+
+
+def test_stated_columns(tmp_path):
+    frame = table("col", "row, y", name=IDS, x=[1.0, 2, 3], y=[3.0, 2, 1])
+    path = csv(tmp_path / "cells.csv", frame)
+    found = read(path, frame="he", columns="x=col,y=row, y,id=name")
+    np.testing.assert_allclose(found.xy, XY)
+    assert found.cell_id.tolist() == IDS
+    found = read(path, frame="he", columns={"x": "col", "y": "row, y"})
+    assert found.cell_id.tolist() == ["1", "2", "3"]
+    error = refused(path, frame="he", columns="x=colum,y=y")
+    assert error.what == "A stated column is not in the table"
+    assert error.found == "name, x, y, col, row, y"
+    assert error.fix == "name a column of the table. Did you mean 'col'?"
+
+
+@pytest.mark.parametrize("text", ["", "x=a", "x=a,y=a", "a=x,b=y", "x=a,y=b,x=c", "x=,y=b", "q,x=a,y=b"])
+def test_columns_that_cannot_be_understood(text):
+    with pytest.raises(UserError) as caught:
+        parse_columns(text)
+    assert caught.value.what == "The columns cannot be understood"
+
+
+def test_names_are_folded():
+    assert fold("Centroid X µm") == fold("Centroid X μm") == fold("centroid_x_um") == "centroid_x_um"
+    assert fold(" Object ID ") == "object_id"
+
+
+def test_the_message_of_a_frame_that_is_not_stated(tmp_path):
+    path = csv(tmp_path / "cells.csv", table("x", "y"))
+    assert str(refused(path)) == (
+        "The frame of the positions is not stated\n"
+        f"  where:      {path}, columns 'x' and 'y'\n"
+        "  found:      numbers that may be px or micrometres\n"
+        "  expected:   he (px of the H&E at full resolution), um (micrometres from the image's top left corner), "
+        "px@0.25 (px of 0.25 um, or of another size), morph (morphology px) or xenium_um (micrometres of a Xenium run);"
+        " the last two need --alignment\n"
+        "  to mend it: add --frame he, --frame um, --frame px@0.25 or another of these"
+    )
+
+
+def test_columns_that_are_unclear(tmp_path):
+    two = csv(tmp_path / "two.csv", table("x", "y", centroid_x=[1, 2, 3], centroid_y=[1, 2, 3]))
+    error = refused(two, frame="he")
+    assert error.what == "Several columns may hold the positions"
+    assert error.fix == "state them: --columns x=NAME,y=NAME or x=NAME,y=NAME,id=NAME"
+    twice = csv(tmp_path / "twice.csv", table("x", "y", X=[1, 2, 3]))
+    assert refused(twice, frame="he").what == "Several columns may hold the positions"
+    none = csv(tmp_path / "none.csv", table("a", "b"))
+    error = refused(none)
+    assert (error.what, error.found) == ("No columns with positions were found", "a, b")
+    other = csv(tmp_path / "other.csv", table("x_he", "y_he"))
+    assert refused(other, frame="um").what == "The columns of the positions are in another frame than um"
+
+
+def test_types_of_qupath(tmp_path):
+    """A table of all objects: cells beside the annotations they lie in."""
+    frame = table("Centroid X px", "Centroid Y px", **{"Object type": ["Cell", "Annotation", "Cell"]})
+    found = read(csv(tmp_path / "m.tsv", frame, sep="\t"))
+    np.testing.assert_allclose(found.xy, XY[[0, 2]])
+    assert "1 row of type annotation left out" in found.source
+    frame["Object type"] = ["Annotation", "Tile", "Annotation"]
+    found = read(csv(tmp_path / "m.tsv", frame, sep="\t"))
+    assert len(found) == 2
+    assert "1 row of type tile, core or image left out" in found.source
+
+
+def test_rows_without_a_position_are_counted(tmp_path):
+    frame = table("x_he", "y_he", cell_id=["a", "", "c"])
+    frame.loc[1, "x_he"] = np.nan
+    for path in (csv(tmp_path / "cells.csv", frame), csv(tmp_path / "na.csv", frame, na_rep="NA")):
+        found = read(path)
+        assert found.cell_id.tolist() == ["a", "c"]
+        assert "1 row without a position left out" in found.source
+    frame.to_parquet(tmp_path / "cells.parquet")
+    assert read(tmp_path / "cells.parquet").cell_id.tolist() == ["a", "c"]
+    frame["x_he"] = np.nan
+    error = refused(csv(tmp_path / "cells.csv", frame))
+    assert (error.what, error.found) == ("The table holds no positions", "3 rows without a position left out")
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text("x_he,y_he\n1,2\n3,abc\n")
+    assert str(refused(path)) == (
+        "A position is not a number on any slide\n"
+        f"  where:      {path}, column 'y_he', row 2\n"
+        "  found:      'abc'\n"
+        "  expected:   a number of at most 1e+09, or nothing"
+    )
+    path.write_text("x_he,y_he\n1,2\n1e308,3\n")
+    assert refused(path).where == f"{path}, column 'x_he', row 2"
+    pd.DataFrame({"x_he": [1.0, np.inf], "y_he": [1.0, 2.0]}).to_parquet(tmp_path / "cells.parquet")
+    assert refused(tmp_path / "cells.parquet").found == "'inf'"
+    pd.DataFrame({"x_he": [[1.0], [2.0]], "y_he": [1.0, 2.0]}).to_parquet(tmp_path / "cells.parquet")
+    assert refused(tmp_path / "cells.parquet").found == "column 'x_he' holds lists or objects"
+
+
+def test_ids_that_are_not_unique(tmp_path):
+    path = csv(tmp_path / "cells.csv", table("x_he", "y_he", cell_id=["a", "b", "a"]))
+    found = read(path)
+    assert found.cell_id.tolist() == ["1", "2", "3"]
+    assert "column 'cell_id' not used as id, as its values are not unique" in found.source
+    error = refused(path, columns="x=x_he,y=y_he,id=cell_id")
+    assert (error.what, error.found) == ("The ids of the cells are not unique", "'a' more than once")
+    frame = table("x_he", "y_he", label=[0.5, np.nan, 0.25])
+    assert read(csv(tmp_path / "label.csv", frame)).cell_id.tolist() == ["1", "2", "3"]
+
+
+def test_tables_that_cannot_be_read(tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text("x_he,y_he\n1,2\n3\n")
+    error = refused(path)
+    assert error.what == "The table of positions cannot be read"
+    assert "Expected 2 columns, got 1" in error.found
+    path.write_text("x_he,y_he\n")
+    assert refused(path).what in ("The table holds no rows", "The table holds no positions")
+    path.write_text("1,2\n3,4\n")
+    assert refused(path).found == "the first line holds numbers and no names of columns"
+    path.write_text("\n1,2\n")
+    assert refused(path).what == "The table of positions cannot be read"
+    frame = table("x_he", "y_he")
+    frame.to_parquet(tmp_path / "cells.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cells.parquet").read_bytes()[:-10])
+    assert refused(tmp_path / "cut.parquet").where == tmp_path / "cut.parquet"
+
+
+def test_a_line_without_an_end_takes_no_memory(tmp_path):
+    path = tmp_path / "cells.csv"
+    path.write_text("x_he,y_he" + "a" * 3_000_000)
+    assert refused(path).found == "the first line has more than 1,048,576 letters"
+    path.write_text("x_he,y_he\n1,2\n" + "1" * 9_000_000)
+    assert refused(path).what == "The table of positions cannot be read"
+
+
+def test_large_tables_in_pieces(tmp_path):
+    """More rows than a piece holds, in CSV and in Parquet."""
+    n = 90_000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"cell_id": np.arange(n), "x_he": rng.uniform(0, 1200, n), "y_he": rng.uniform(0, 1000, n)})
+    frame.to_parquet(tmp_path / "cells.parquet", row_group_size=35_000)
+    for path in (csv(tmp_path / "cells.csv", frame), tmp_path / "cells.parquet"):
+        found = read(path)
+        np.testing.assert_allclose(found.xy, frame[["x_he", "y_he"]])
+        assert found.cell_id[[0, -1]].tolist() == ["0", str(n - 1)]
