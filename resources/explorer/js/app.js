@@ -72,7 +72,9 @@
     remember();
     succeeded();
     const name = (code) => (code === NuClass.NONE ? "none" : slide.classes[code].full);
-    say(`Cell ${details.id}. Label ${name(slide.label[cell])}, prediction ${name(slide.prediction[cell])}, confidence ${details.models.gate.confidence.toFixed(2)}`);
+    const { prediction, confidence } = details.models[slide.main];
+    const label = slide.labelled ? `Label ${name(slide.label[cell])}, ` : "";
+    say(`Cell ${details.id}. ${label}prediction ${name(prediction)}, confidence ${confidence.toFixed(2)}`);
   }
 
   /** The next or previous cell that is drawn, from the chosen one, around the end; without one the first or the last. */
@@ -142,7 +144,7 @@
     const asked = new URLSearchParams(location.hash.slice(1));
     get("study").textContent = study.name;
     get("synthetic").hidden = !study.synthetic;
-    get("slide").append(...study.slides.map((slide) => new Option(`${slide.name} (${slide.organ})`, slide.name)));
+    get("slide").append(...study.slides.map((slide) => new Option(`${slide.title ?? slide.name} (${slide.organ})`, slide.name)));
     const sides = { mpp: study.mpp, windows: study.windows };
     app.view = new NuClass.View(get("viewer"), { ...sides, how: asked.get("draw"), onPick: (cell) => choose(cell).catch(fail) });
     app.controls = new NuClass.Controls({

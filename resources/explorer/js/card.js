@@ -6,7 +6,7 @@ NuClass.Card = class {
     Object.assign(this, { element, mpp, windows, turn: 0 });
     const get = (id) => document.getElementById(id);
     this.parts = Object.fromEntries(
-      ["cell-title", "cell-facts", "cell-local", "cell-global", "cell-windows", "cell-no-picture", "cell-models", "cell-gate", "cell-bars", "cell-maps", "cell-empty", "cell-body", "cell-problem"].map((id) => [id, get(id)]),
+      ["cell-title", "cell-facts", "cell-local", "cell-global", "cell-windows", "cell-no-picture", "cell-models", "cell-gate-section", "cell-gate", "cell-bars-title", "cell-bars", "cell-maps", "cell-empty", "cell-body", "cell-problem"].map((id) => [id, get(id)]),
     );
     get("previous").addEventListener("click", () => onStep(-1));
     get("next").addEventListener("click", () => onStep(1));
@@ -45,7 +45,9 @@ NuClass.Card = class {
     parts["cell-title"].textContent = `Cell ${details.id}`;
     this._facts(slide, cell);
     this._models(slide, details);
-    this._gate(details.gate);
+    parts["cell-gate-section"].hidden = details.gate === null;
+    if (details.gate !== null) this._gate(details.gate);
+    parts["cell-bars-title"].textContent = `Probabilities of the ${slide.main === "gate" ? "fused" : slide.main} model`;
     this._bars(slide, details);
     this._maps(slide, cell);
     await this._windows(slide, cell, turn);
@@ -53,7 +55,7 @@ NuClass.Card = class {
   }
 
   _className(slide, code) {
-    return code === NuClass.NONE ? "no label" : slide.classes[code].full;
+    return code === NuClass.NONE ? NuClass.colours.nameless(slide).toLowerCase() : slide.classes[code].full;
   }
 
   _swatch(slide, code) {
@@ -65,16 +67,16 @@ NuClass.Card = class {
     const { make, colours } = NuClass;
     const verdict = colours.VERDICTS[slide.verdict[cell]];
     const um = (value) => Math.round(value * this.mpp).toLocaleString("en");
+    const label = [make("dt", {}, "Label"), make("dd", {}, this._swatch(slide, slide.label[cell]), this._className(slide, slide.label[cell]))];
     this.parts["cell-facts"].replaceChildren(
-      make("dt", {}, "Label"),
-      make("dd", {}, this._swatch(slide, slide.label[cell]), this._className(slide, slide.label[cell])),
-      make("dt", {}, "Prediction"),
+      ...(slide.labelled ? label : []),
+      make("dt", {}, slide.labelled ? "Prediction" : "Class"),
       make(
         "dd",
         {},
         this._swatch(slide, slide.prediction[cell]),
         this._className(slide, slide.prediction[cell]),
-        make("span", { className: "verdict", style: { color: verdict.colour } }, verdict.name.toLowerCase()),
+        slide.labelled ? make("span", { className: "verdict", style: { color: verdict.colour } }, verdict.name.toLowerCase()) : null,
       ),
       make("dt", {}, "Place"),
       make("dd", {}, `x ${um(slide.x[cell])} µm, y ${um(slide.y[cell])} µm`),

@@ -43,5 +43,8 @@ NuClass.colours = (() => {
     return { values: slide[mode], table: listed(slide.classes.map((entry) => entry.colour)) };
   }
 
-  return { SCALES, VERDICTS, NO_CLASS, of };
+  /** What stands for a class where there is none: no label, or on a slide without labels a model that is not sure. */
+  const nameless = (slide) => (slide.labelled ? "No label" : "Uncertain");
+
+  return { SCALES, VERDICTS, NO_CLASS, nameless, of };
 })();

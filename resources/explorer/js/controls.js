@@ -17,6 +17,7 @@ NuClass.make = (tag, properties = {}, ...children) => {
 /** Which cells of a slide have no prediction, so that nobody takes the points for all cells. */
 const leftOut = ({ unpredicted, about }) => {
   if (unpredicted === 0) return "";
+  if (about.role === "own") return `Not shown: ${unpredicted.toLocaleString("en")} ${unpredicted === 1 ? "cell" : "cells"} that were left out (see predictions.csv).`;
   const cells = unpredicted === null ? "cells" : unpredicted === 1 ? "1 cell" : `${unpredicted.toLocaleString("en")} cells`;
   const why = about.role === "cohort" ? "no label, or failed quality control" : "no label, failed quality control, or in the training part or its buffer";
   return `Not shown: ${cells} of the slide without a prediction (${why}).`;
@@ -27,7 +28,7 @@ NuClass.Controls = class {
     Object.assign(this, { onColour, onFilter });
     const get = (id) => document.getElementById(id);
     this.parts = Object.fromEntries(
-      ["mode", "legend", "by", "classes", "all", "none", "verdicts", "least", "most", "least-value", "most-value", "count", "unplaced", "only-maps", "only-maps-row"].map((id) => [id, get(id)]),
+      ["mode", "legend", "by", "classes", "verdict-section", "all", "none", "verdicts", "least", "most", "least-value", "most-value", "count", "unplaced", "only-maps", "only-maps-row"].map((id) => [id, get(id)]),
     );
     const { mode, by, all, none, least, most } = this.parts;
     mode.addEventListener("change", () => {
@@ -61,6 +62,7 @@ NuClass.Controls = class {
   /** Another slide: its classes, its counts; all cells are drawn. */
   setSlide(slide) {
     this.slide = slide;
+    this._offer(slide);
     this.parts.least.value = 0;
     this.parts.most.value = 100;
     this.parts["only-maps"].checked = false;
@@ -71,6 +73,17 @@ NuClass.Controls = class {
     this._classes();
     this._verdicts();
     this._legend();
+  }
+
+  /** Only what is known of the slide can be chosen: labels and what comes of them, and the gate. */
+  _offer(slide) {
+    const { mode, by } = this.parts;
+    const known = { label: slide.labelled, verdict: slide.labelled, gate: slide.gate !== null };
+    for (const list of [mode, by]) {
+      for (const option of list.options) option.hidden = option.disabled = known[option.value] === false;
+      if (list.selectedOptions[0].disabled) list.value = "prediction";
+    }
+    this.parts["verdict-section"].hidden = !slide.labelled;
   }
 
   _row(name, colour, count, value) {
@@ -94,7 +107,7 @@ NuClass.Controls = class {
     const counts = new Uint32Array(256);
     for (const value of slide[this.parts.by.value]) counts[value]++;
     const rows = slide.classes.map((entry, i) => counts[i] && this._row(entry.full, entry.colour, counts[i], i)).filter(Boolean);
-    if (counts[NuClass.NONE]) rows.push(this._row("No label", NuClass.colours.NO_CLASS, counts[NuClass.NONE], NuClass.NONE));
+    if (counts[NuClass.NONE]) rows.push(this._row(NuClass.colours.nameless(slide), NuClass.colours.NO_CLASS, counts[NuClass.NONE], NuClass.NONE));
     this.parts.classes.replaceChildren(...rows);
   }
 
@@ -112,7 +125,7 @@ NuClass.Controls = class {
     const scale = colours.SCALES[mode];
     const texts = {
       label: "By the class the label gives.",
-      prediction: "By the class the fused model says.",
+      prediction: `By the class the ${this.slide.main === "gate" ? "fused" : this.slide.main} model says.`,
       verdict: "Green: the model says what the label says.",
       confidence: ["0", "0.5", "1"],
       gate: ["0 local", "0.5", "1 global"],

@@ -70,8 +70,11 @@ NuClass.Slide = class {
     this.scored = points.scored;
     this.x = NuClass.unpack(points.x, Float32Array);
     this.y = NuClass.unpack(points.y, Float32Array);
+    // A slide of one's own has no labels, and a single model no gate.
+    this.labelled = points.labelled;
+    this.main = points.main;
     for (const name of ["label", "prediction", "confidence", "gate"]) {
-      this[name] = NuClass.unpack(points[name], Uint8Array);
+      this[name] = points[name] === null ? null : NuClass.unpack(points[name], Uint8Array);
     }
     this.maps = new Map(points.maps.map((entry) => [entry.cell, entry.pictures]));
     this.verdict = this._judge();
@@ -132,7 +135,7 @@ NuClass.Slide = class {
     return {
       cell,
       id: raw.ids[at],
-      gate: NuClass.unpack(raw.gate, Float32Array)[at],
+      gate: raw.gate === null ? null : NuClass.unpack(raw.gate, Float32Array)[at],
       probabilities: NuClass.unpack(raw.probabilities, Float32Array).slice(at * this.scored, (at + 1) * this.scored),
       models: { local: branch("local"), global: branch("global"), gate: branch("gate") },
     };

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
 from nuclass.core.log import get_logger
-from nuclass.core.names import CELL_ID, GATE, GLOBAL, LOCAL, MODELS, PROBABILITY_PREFIX
+from nuclass.core.names import CELL_ID, GATE, MODELS, PROBABILITY_PREFIX
 from nuclass.explorer.chunks import pack, share_bytes, write_chunk
 from nuclass.explorer.maps import write_maps
 from nuclass.figures.style import Classes
@@ -64,22 +64,58 @@ def write_cells(
     frames = {model: _read(path) for model, path in tables.items()}
     if "gate" not in frames[GATE]:
         raise UserError("The fused model's table holds no gate", where=tables[GATE], expected="a column gate")
-    table, unplaced = _placed(frames[GATE], slide)
+    unpredicted = None if cells is None else _unpredicted(cells, len(frames[GATE]))
+    write_frames(
+        slide, frames, folder, where=tables[GATE], sheet=Classes.read(classes),
+        unpredicted=unpredicted, chosen=chosen, maps=maps,
+    )  # fmt: skip
+
+
+def write_frames(
+    slide: str,
+    frames: Mapping[str, pd.DataFrame],
+    folder: str | Path,
+    *,
+    where: str | Path,
+    sheet: Classes,
+    main: str = GATE,
+    colours: Mapping[str, str] | None = None,
+    unpredicted: int | None = None,
+    chosen: str | Path | None = None,
+    maps: str | Path | None = None,
+) -> None:
+    """Write what :func:`write_cells` writes, from tables in memory, which may know no labels and no gate.
+
+    Parameters
+    ----------
+    slide, folder, chosen, maps
+        As there.
+    frames
+        Tables by model. The one of ``main`` tells the cells; of it ``label`` and ``gate`` may be missing, and
+        ``prediction`` may be empty: a cell that is shown without a class. ``said``, if there, is what the model says of
+        each cell in its details; else that is ``prediction``. Of the others ``cell_id prediction confidence``
+        are read.
+    where
+        The file that is named where there are too many classes.
+    sheet, colours
+        Names, order and colours of the classes; ``colours`` come before the sheet's.
+    main
+        The model whose cells are shown.
+    unpredicted
+        How many cells of the slide have no prediction; None where that is not known.
+    """
+    table, unplaced = _placed(frames[main], slide)
     ids = pd.Index(table[CELL_ID])
-    sheet = Classes.read(classes)
-    scored = [column.removeprefix(PROBABILITY_PREFIX) for column in table if column.startswith(PROBABILITY_PREFIX)]
-    # Classes of the model come first, for their numbers are places among the probabilities; unknown labels after them.
-    names = sheet.ordered(scored)
-    names += sheet.ordered((set(table["label"]) | set(table["prediction"])) - {""} - set(names))
-    if len(names) >= NONE:
-        raise UserError("There are too many classes to show", where=tables[GATE], found=len(names), expected="< 255")
+    names = _class_names(table, sheet, where)
     head = {
         "cells": len(table),
         "unplaced": unplaced,
-        "unpredicted": None if cells is None else _unpredicted(cells, len(frames[GATE])),
+        "unpredicted": unpredicted,
         "part": PART,
-        "classes": [_about(sheet, name) for name in names],
-        "scored": len(scored),
+        "main": main,
+        "labelled": "label" in table,
+        "classes": [_about(sheet, name, colours or {}) for name in names],
+        "scored": sum(column.startswith(PROBABILITY_PREFIX) for column in table),
         **_packed(table, names),
     }
     with atomic_path(folder) as root:
@@ -87,8 +123,21 @@ def write_cells(
         shown = [] if maps is None or chosen is None else write_maps(slide, chosen, maps, root / "maps", ids)
         write_chunk(root / "points.js", f"{slide}/points", {**head, "maps": shown})
         write_chunk(root / "ids.js", f"{slide}/ids", "\n".join(ids))
-        _write_details(slide, root / "details", table, {m: frames[m] for m in (LOCAL, GLOBAL) if m in frames}, names)
+        others = {m: frames[m] for m in MODELS if m in frames and m != main}
+        _write_details(slide, root / "details", table, main, others, names)
     _log.info("%s: %d cells, %d with activation maps", slide, len(table), len(shown))
+
+
+def _class_names(table: pd.DataFrame, sheet: Classes, where: str | Path) -> list[str]:
+    """Return the classes of the model, for their numbers are places among the probabilities, and then unknown ones."""
+    names = sheet.ordered(
+        column.removeprefix(PROBABILITY_PREFIX) for column in table if column.startswith(PROBABILITY_PREFIX)
+    )
+    told = set(table["prediction"]) | (set(table["label"]) if "label" in table else set())
+    names += sheet.ordered(told - {""} - set(names))
+    if len(names) >= NONE:
+        raise UserError("There are too many classes to show", where=where, found=len(names), expected="< 255")
+    return names
 
 
 def _unpredicted(cells: str | Path, predicted: int) -> int:
@@ -109,15 +158,16 @@ def _unpredicted(cells: str | Path, predicted: int) -> int:
     return rows - predicted
 
 
-def _packed(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+def _packed(table: pd.DataFrame, names: Sequence[str]) -> dict[str, str | None]:
     """Return the columns that are read at once: places (slide-store px), classes, confidence and gate."""
+    labels = table["label"] if "label" in table else pd.Series("", index=table.index)
     return {
         "x": pack(table["x_px"].to_numpy(), "f4"),
         "y": pack(table["y_px"].to_numpy(), "f4"),
-        "label": pack(_codes(table["label"], names), "u1"),
+        "label": pack(_codes(labels, names), "u1"),
         "prediction": pack(_codes(table["prediction"], names), "u1"),
         "confidence": pack(share_bytes(table["confidence"].to_numpy(np.float64)), "u1"),
-        "gate": pack(share_bytes(table["gate"].to_numpy(np.float64)), "u1"),
+        "gate": pack(share_bytes(table["gate"].to_numpy(np.float64)), "u1") if "gate" in table else None,
     }
 
 
@@ -153,8 +203,9 @@ def _placed(table: pd.DataFrame, slide: str) -> tuple[pd.DataFrame, int]:
     return table.iloc[order].reset_index(drop=True), lost
 
 
-def _about(sheet: Classes, name: str) -> dict[str, str]:
-    return {"name": name, "full": sheet.full(name), "short": sheet.short(name), "colour": sheet.colour(name)}
+def _about(sheet: Classes, name: str, colours: Mapping[str, str]) -> dict[str, str]:
+    colour = colours.get(name) or sheet.colour(name)
+    return {"name": name, "full": sheet.full(name), "short": sheet.short(name), "colour": colour}
 
 
 def _codes(values: pd.Series[str], names: Sequence[str]) -> NDArray[np.uint8]:
@@ -164,26 +215,32 @@ def _codes(values: pd.Series[str], names: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _write_details(
-    slide: str, folder: Path, table: pd.DataFrame, branches: Mapping[str, pd.DataFrame], names: Sequence[str]
+    slide: str,
+    folder: Path,
+    table: pd.DataFrame,
+    main: str,
+    others: Mapping[str, pd.DataFrame],
+    names: Sequence[str],
 ) -> None:
     """Write what a click shows, for :data:`PART` cells a file: ids, gate, probabilities of all classes, branches."""
     folder.mkdir()
     scored = [PROBABILITY_PREFIX + name for name in names if PROBABILITY_PREFIX + name in table]
-    rows = {m: frame.set_index(CELL_ID).reindex(table[CELL_ID]) for m, frame in branches.items()}
+    rows = {m: frame.set_index(CELL_ID).reindex(table[CELL_ID]) for m, frame in others.items()}
+    rows[main] = table.assign(prediction=table["said"]) if "said" in table else table
     for part, start in enumerate(range(0, len(table), PART)):
         cells = slice(start, start + PART)
         some = table.iloc[cells]
         models: dict[str, dict[str, str]] = {}
         for model in MODELS:
-            source = some if model == GATE else rows[model].iloc[cells] if model in rows else None
-            if source is not None:
+            if model in rows:
+                source = rows[model].iloc[cells]
                 models[model] = {
                     "prediction": pack(_codes(source["prediction"].fillna(""), names), "u1"),
                     "confidence": pack(source["confidence"].fillna(0).to_numpy(), "f4"),
                 }
         details = {
             "ids": some[CELL_ID].tolist(),
-            "gate": pack(some["gate"].to_numpy(), "f4"),
+            "gate": pack(some["gate"].to_numpy(), "f4") if "gate" in some else None,
             "probabilities": pack(some[scored].to_numpy(), "f4"),
             "models": models,
         }
