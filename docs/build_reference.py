@@ -8,6 +8,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -258,11 +259,12 @@ def setting_names() -> dict[str, str]:
 
 def messages(path: Path) -> Iterator[tuple[str, str]]:
     """Yield what failed and how to mend it, of every ``UserError`` in a file; ``...`` stands for what varies."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    known = constants(path)
+    for node in ast.walk(parsed(path)):
         place = _TOLD_BY.get(getattr(node.func, "id", "")) if isinstance(node, ast.Call) else None
         if isinstance(node, ast.Call) and place is not None and len(node.args) > place:
-            what = _text(node.args[place]).strip()
-            fixes = [_text(keyword.value) for keyword in node.keywords if keyword.arg == "fix"]
+            what = _text(node.args[place], known).strip()
+            fixes = [_text(keyword.value, known) for keyword in node.keywords if keyword.arg == "fix"]
             if re.search(r"\w{3}", what):
                 yield what, fixes[0] if fixes else ""
 
@@ -271,17 +273,44 @@ _TOLD_BY = {"UserError": 0, "raise_faults": 1}
 """Calls that tell a mistake, and which of their arguments says what failed."""
 
 
-def _text(node: ast.expr) -> str:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return a file of the library as its syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def constants(path: Path, inner: bool = False) -> dict[str, str]:
+    """Return the texts that a module gives names, and those it imports from another one of the library."""
+    known: dict[str, str] = {}
+    for node in parsed(path).body:
+        if isinstance(node, ast.ImportFrom) and not inner and (node.module or "").startswith("nuclass."):
+            file = ROOT / "src" / f"{node.module}".replace(".", "/")
+            file = file.with_suffix(".py") if file.with_suffix(".py").is_file() else file / "__init__.py"
+            there = constants(file, inner=True)
+            known |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            text = _text(node.value, known)
+            if text.strip("."):
+                known[node.targets[0].id] = text
+    return known
+
+
+def _text(node: ast.expr, known: Mapping[str, str]) -> str:
     """Return the text of an expression, with ``...`` for all that only the run knows."""
     if isinstance(node, ast.Constant):
         return str(node.value) if isinstance(node.value, str) else ""
+    if isinstance(node, ast.Name):
+        return known.get(node.id, "...")
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, known) if isinstance(node.value, ast.Name) else "..."
     if isinstance(node, ast.JoinedStr):
-        parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
-        return re.sub(r"(\.\.\. ?){2,}", "... ", "".join(map(str, parts)))
+        return re.sub(r"(\.\.\. ?){2,}", "... ", "".join(_text(part, known) for part in node.values))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
+        return _text(node.left, known) + _text(node.right, known)
     if isinstance(node, ast.IfExp):
-        return " / ".join(dict.fromkeys(text for text in (_text(node.body), _text(node.orelse)) if text))
+        both = (_text(node.body, known), _text(node.orelse, known))
+        return " / ".join(dict.fromkeys(text for text in both if text))
     return "..."
 
 

@@ -168,12 +168,18 @@ def test_kinds_in_words() -> None:
 def test_messages_are_read_from_the_code(tmp_path: Path) -> None:
     source = tmp_path / "part.py"
     source.write_text(
+        "from nuclass.xenium.tables import COPY_AGAIN\n"
+        "LOOK = 'look'\n"
         "def f(name, n):\n"
-        "    raise UserError(f\"The slide '{name}' is \" + ('gone' if n else 'empty'), found=n, fix='look')\n"
+        "    raise UserError(f\"The slide '{name}' is \" + ('gone' if n else 'empty'), found=n, fix=LOOK)\n"
+        "    raise UserError('gone', fix=f'{COPY_AGAIN}; {n}')\n"
         "    raise UserError(name)\n",
         encoding="utf-8",
     )
-    assert list(references().messages(source)) == [("The slide '...' is gone / empty", "look")]
+    assert list(references().messages(source)) == [
+        ("The slide '...' is gone / empty", "look"),
+        ("gone", "copy the file again from the bundle; ..."),
+    ]
 
 
 def test_messages_are_grouped_by_stage() -> None:
@@ -208,7 +214,7 @@ def test_the_names_of_the_python_pages_are_there() -> None:
 def test_the_site_asks_nothing_of_other_computers() -> None:
     assert site()["theme"]["font"] is False
     assert "extra_javascript" not in site()
-    assert "extra_css" not in site()
+    assert all((DOCS / name).is_file() for name in site()["extra_css"])
     assert not [name for name in pages() if "```mermaid" in page(name)]
 
 
