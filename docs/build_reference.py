@@ -166,13 +166,12 @@ def settings_page() -> str:
     for name, part in sections.items():
         lines += ["", f"## {name}", "", _cell(_sentence(part["description"]))]
         lines += _table(_rows(keys_of(part, f"{name}."), given))
-    lines += [
-        "",
-        "## Columns of the sheet of slides",
-        "",
-        "Of `config/slides.tsv`, from `config/schemas/slides.schema.yaml`.",
-    ]
-    lines += _table(_rows(keys_of(_read(SCHEMAS / "slides.schema.yaml")), {}))
+    for path in sorted(SCHEMAS.glob("*.schema.yaml")):
+        sheet = _read(path)
+        if path.stem not in ("config.schema", "models.schema"):
+            name = path.name.removesuffix(".schema.yaml")
+            lines += ["", f"## Columns of the sheet `{name}`", "", _cell(_sentence(sheet["description"]))]
+            lines += _table(_rows(keys_of(sheet), {}))
     return "\n".join(lines) + "\n"
 
 

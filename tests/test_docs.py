@@ -19,6 +19,7 @@ import yaml
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 WRITTEN = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+SCHEMAS = sorted(path.name.split(".")[0] for path in (REPOSITORY / "config/schemas").glob("*.schema.yaml"))
 BESIDE = ("README.md", "CONTRIBUTING.md")
 MACHINE = re.compile(r"(?<![\w.])/(?:work|home|root|mnt|Users|scratch)/\w|[A-Z]:\\\\")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -137,14 +138,11 @@ def test_every_command_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "name", "skipped"),
-    [
-        ("config", "reference/settings.md", ""),
-        ("slides", "reference/settings.md", ""),
-        ("models", "reference/models.md", "protocol."),
-    ],
+    "schema",
+    [path.name.removesuffix(".schema.yaml") for path in sorted((REPOSITORY / "config/schemas").glob("*.yaml"))],
 )
-def test_every_key_is_in_the_reference_with_its_meaning(schema: str, name: str, skipped: str) -> None:
+def test_every_key_is_in_the_reference_with_its_meaning(schema: str) -> None:
+    name, skipped = ("reference/models.md", "protocol.") if schema == "models" else ("reference/settings.md", "")
     loaded = yaml.safe_load((REPOSITORY / f"config/schemas/{schema}.schema.yaml").read_text(encoding="utf-8"))
     text = page(name)
     keys = [key for key, _ in references().keys_of(loaded)]
