@@ -28,7 +28,7 @@ def tell_error(error: BaseException, debug: bool = False) -> int:
     if debug:
         sys.stderr.write("".join(traceback.format_exception(error)))
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write(f"{error or 'Stopped.'}\n")
+        sys.stderr.write(f"{str(error) or 'Stopped.'}\n")
         return STOPPED
     sys.stderr.write(f"{in_words(error, debug)}\n")
     return FAILED
