@@ -177,7 +177,7 @@ def test_trainings_do_not_hang_on_figures_tables_or_evaluation() -> None:
 def test_packages_hold_no_code_of_their_own() -> None:
     """What a package passes on is looked through, so that a statement in its file would not count."""
     for name, path in code._modules().items():
-        if path.name != "__init__.py" or name in ("nuclass.data", "nuclass.models.backbones"):
+        if path.name != "__init__.py" or name in ("nuclass", "nuclass.data", "nuclass.models.backbones"):
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             plain = isinstance(node, ast.Import | ast.ImportFrom) or code._is_text(node)

@@ -115,3 +115,14 @@ def test_the_wheel_holds_the_library_and_what_comes_along(tmp_path: Path) -> Non
 def test_modules_of_public_names_exist() -> None:
     for place in set(nuclass._PLACES.values()):
         importlib.import_module(f"nuclass.{place}")
+
+
+def test_the_library_and_the_scripts_name_modules_themselves() -> None:
+    """The fingerprint of a rule's code does not follow names through the library's front door."""
+    for path in [*LIBRARY.rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "nuclass":
+                named = {alias.name for alias in node.names} & set(nuclass.__all__)
+                assert not named, f"{path.name}, line {node.lineno}: from nuclass import {', '.join(named)}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "nuclass":
+                assert node.attr not in nuclass.__all__, f"{path.name}, line {node.lineno}: nuclass.{node.attr}"
