@@ -132,7 +132,7 @@ class Run:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.folder / TABLE) as stored:
-            for batch in stored.iter_batches(rows):
+            for batch in _batches(stored, rows):
                 yield batch.to_pandas()
 
     def parts_with_outlines(self, rows: int = _ROWS) -> Iterator[tuple[pd.DataFrame, Rings | None]]:
@@ -152,7 +152,7 @@ class Run:
 
         path = self.folder / OUTLINES
         with pq.ParquetFile(path) as stored:
-            source = stored.iter_batches(rows, columns=[CELL_ID, "x_he", "y_he"])
+            source = _batches(stored, rows, [CELL_ID, "x_he", "y_he"])
             rest = pa.Table.from_batches([], schema=stored.schema_arrow)
             for frame in self.parts(rows):
                 while rest.num_rows < len(frame) and (batch := next(source, None)) is not None:
@@ -182,6 +182,12 @@ def _column_names(path: Path) -> tuple[str, ...]:
         return tuple(pq.read_schema(path).names)
     except pa.ArrowInvalid as error:
         raise UserError("The predictions cannot be read", where=path, found=str(error), fix=_AGAIN) from error
+
+
+def _batches(stored: Any, rows: int, columns: list[str] | None = None) -> Iterator[Any]:
+    """Yield a Parquet file in parts, group by group: in one go all that was read of the file would stay in memory."""
+    for group in range(stored.num_row_groups):
+        yield from stored.iter_batches(rows, row_groups=[group], columns=columns)
 
 
 def _rings(x: Any, y: Any, path: Path) -> Rings:

@@ -36,13 +36,14 @@ p { margin: 1mm 0; }
 .hint { margin: 1.2mm 0; padding: 1.2mm 2.5mm; border-left: 1mm solid #0072b2; background: #eef4f9; }
 .hint.warn { border-color: #d55e00; background: #fdf0e6; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 4mm; align-items: start; }
+.two > * { min-width: 0; }
 figure { margin: 0; break-inside: avoid; }
-figure img { display: block; max-width: 100%; }
+img { display: block; max-width: 100%; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 400; color: #5b6575; font-size: 8pt; }
 td, th { padding: 0.35mm 1mm; }
-td.n, th.n { text-align: right; }
-.bar { width: 30%; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.bar { width: 22%; }
 .bar span, .swatch { display: inline-block; height: 2.6mm; vertical-align: middle; }
 .swatch { width: 2.6mm; margin-right: 1.2mm; }
 .facts { display: grid; grid-template-columns: auto 1fr; gap: 0.4mm 3mm; margin: 1mm 0; font-size: 8pt; }
