@@ -32,6 +32,11 @@ UNSEEN = {
 
 UNREACHED = {
     ("slides", "import_patches", "openpyxl"): "labels come with the windows; no table of given labels is opened",
+    ("train", "predict_own", "cellpose"): "who asks for it brings it, and is told where it is missing",
+    **{
+        ("train", "predict_own", name): "the rule writes no SpatialData"
+        for name in ("dask", "geopandas", "shapely", "spatialdata", "xarray")
+    },
     ("workflow", "", "anndata"): "a bundle's counts are read in jobs only",
     ("workflow", "", "h5py"): "a bundle's counts are read in jobs only",
     ("workflow", "", "huggingface_hub"): "the doctor asks about weights in its job",
