@@ -30,13 +30,17 @@ BLOCK_PX = 1024
 _MARGIN_UM = 40.0
 # A centroid may fall a little to this or that side of a border in the two blocks that see it.
 _SLACK_UM, _SAME_UM = 1.5, 3.0
-MIN_UM2, MAX_UM2 = 12.0, 400.0
+MIN_UM2, MAX_UM2 = 16.0, 400.0
 _TISSUE = 0.01
 _SAMPLES = 16
 _FEWEST_PX = 1000
 # How far the threshold of a block may lie from that of the slide.
 _LOWEST, _HIGHEST = 0.8, 1.25
-_BLUR_UM, _OPEN_UM, _PART_UM, _APART_UM = 0.75, 0.75, 0.75, 2.5
+# Otsu parts dark from pale fibres too; nuclei are darker still.
+_ABOVE = 1.15
+_BLUR_UM, _OPEN_UM, _PART_UM, _APART_UM = 0.75, 0.75, 0.75, 4.0
+# Nuclei are parted where the distance to the edge falls to this share of the smaller one's.
+_WAIST = 0.8
 _CELLPOSE_UM = 8.0
 
 
@@ -213,7 +217,7 @@ def _classical(view: View, places: list[tuple[int, int]], side: int) -> Segment:
         stain, tissue = haematoxylin_of(rgb, view.mpp), ~glass(rgb)
         here = stain[tissue]
         own = float(threshold_otsu(here)) if len(here) >= _FEWEST_PX and np.ptp(here) > 0 else slide
-        return parted((stain > np.clip(own, _LOWEST * slide, _HIGHEST * slide)) & tissue, view.mpp)
+        return parted((stain > _ABOVE * np.clip(own, _LOWEST * slide, _HIGHEST * slide)) & tissue, view.mpp)
 
     return segment
 
@@ -232,9 +236,33 @@ def parted(mask: NDArray[np.bool_], mpp: float) -> Labels:
     inside = gaussian_filter(distance_transform_edt(clean), _PART_UM / mpp)
     peaks = peak_local_max(inside, min_distance=max(round(_APART_UM / mpp), 1), labels=pieces, exclude_border=False)
     markers = np.zeros(mask.shape, np.int32)
+    peaks = _of_joined(peaks, pieces, inside)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     found: Labels = watershed(-inside, markers, mask=clean).astype(np.int32)
     return found
+
+
+def _of_joined(peaks: NDArray[np.intp], pieces: Labels, inside: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Return the peaks (y, x) that a waist parts from every higher one of their piece."""
+    from scipy.ndimage import find_objects, label
+
+    owner = pieces[tuple(peaks.T)]
+    order = np.lexsort((-inside[tuple(peaks.T)], owner))
+    peaks, owner = peaks[order], owner[order]
+    places = find_objects(pieces)
+    keep = np.ones(len(peaks), bool)
+    starts = np.flatnonzero(np.append(True, owner[1:] != owner[:-1])) if len(peaks) else np.zeros(0, np.intp)
+    for start, stop in zip(starts, np.append(starts[1:], len(peaks)), strict=True):
+        if stop - start == 1:
+            continue
+        box = places[owner[start] - 1]
+        depth = np.where(pieces[box] == owner[start], inside[box], 0)
+        local = peaks[start:stop] - (box[0].start, box[1].start)
+        for i in range(1, stop - start):
+            around, _ = label(depth > _WAIST * depth[tuple(local[i])])
+            higher = local[:i][keep[start : start + i]]
+            keep[start + i] = around[tuple(local[i])] not in around[tuple(higher.T)]
+    return peaks[keep]
 
 
 # Cellpose

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ def read_table(
         wanted = sorted({chosen.x, chosen.y, *optional})
         xy, ids, kinds = _collect(file, names, chosen, pieces(wanted), comma)
     notes: list[str] = []
-    keep = ~np.isnan(xy).any(axis=1)
+    keep: NDArray[np.bool_] = ~np.isnan(xy).any(axis=1)
     if not keep.all():
         notes.append(f"{counted(int((~keep).sum()), 'row')} without a position left out")
     if kinds is not None:
@@ -219,7 +220,7 @@ def read_table(
             found="; ".join(notes) or "no rows",
             expected="one row a cell",
         )
-    kept_ids = None if ids is None else [name for name, kept in zip(ids, keep, strict=True) if kept]
+    kept_ids = None if ids is None else [name for name, kept in zip(ids, keep.tolist(), strict=True) if kept]
     names_of_cells = _ids(file, names, chosen, kept_ids, notes)
     what = f"{counted(int(keep.sum()), 'position')} of columns '{names[chosen.x]}' and '{names[chosen.y]}'"
     return Found(xy[keep], names_of_cells, what, chosen.frame, None, notes)
@@ -232,8 +233,8 @@ def _ids(
         return None
     unique = unique_ids(values)
     if unique is None and chosen.id_stated:
-        seen: set[str] = set()
-        twice = next(name for name in values if name == "" or name in seen or seen.add(name))
+        times = Counter(values)
+        twice = next(name for name in values if name == "" or times[name] > 1)
         raise UserError(
             "The ids of the cells are not unique",
             where=f"{file}, column '{names[chosen.id]}'",
