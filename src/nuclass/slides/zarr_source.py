@@ -51,7 +51,7 @@ def metadata_files(path: Path) -> list[Path]:
 
 
 @contextmanager
-def open_zarr(folder: Path) -> Iterator[Source]:
+def open_zarr(file: Path) -> Iterator[Source]:
     """Open an OME-Zarr image. What has no chunk in the file, and a fill value of 0, is white.
 
     Of a folder as bioformats2raw writes it the largest image is taken.
@@ -66,7 +66,7 @@ def open_zarr(folder: Path) -> Iterator[Source]:
     from nuclass.slides.source import Source
 
     try:
-        place, attributes = _image(folder)
+        place, attributes = _image(file)
         multiscale = attributes["multiscales"][0]
         axes, units = _axes(multiscale)
         group = zarr.open_group(str(place), mode="r")
@@ -76,7 +76,7 @@ def open_zarr(folder: Path) -> Iterator[Source]:
     except _BROKEN as error:
         raise UserError(
             "The H&E image cannot be read",
-            where=folder,
+            where=file,
             found=f"zarr: {type(error).__name__}: {error}",
             expected=_FORM,
             fix="copy the whole folder again, or convert the image to a tiled OME-TIFF",
