@@ -81,7 +81,7 @@ rule record_provenance:
         crate="results/provenance/ro-crate-metadata.json",
     params:
         code=code_hash("record_provenance"),
-        config=json.dumps(CONFIG, sort_keys=True),
+        config=json.dumps(CONFIG),
         models=json.dumps(MODEL_CONFIG, sort_keys=True),
         told={
             "config": "settings of the study, defaults included",
