@@ -251,3 +251,17 @@ def test_summary_fits_a_page(run: tuple[Path, pd.DataFrame], tmp_path: Path) -> 
         made = page.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
     pdf = pypdf.PdfReader(BytesIO(base64.b64decode(made["data"])))
     assert len(pdf.pages) == 1
+
+
+def test_maps_of_a_tall_slide_are_as_high_as_the_page_allows(tmp_path: Path) -> None:
+    table = table_of(150, left_out=0)
+    tall = (table["x_he"] < 60).to_numpy()
+    write_tables(tmp_path, table[tall].reset_index(drop=True))
+    store = write_slide(tmp_path, table.loc[tall, ["x_he", "y_he"]].to_numpy())
+    write_outputs(tmp_path, ["summary"], store=store, classes=SHEET)
+    widths = [float(w) for w in re.findall(r'style="width:([\d.]+)mm"', (tmp_path / "summary.html").read_text())]
+    for width, shown in zip(widths, pictures(tmp_path), strict=True):
+        height = width * shown.shape[0] / shown.shape[1]
+        assert width <= 90.5
+        assert height <= 101.5
+    assert widths[0] < 60

@@ -67,7 +67,7 @@ def cells_table(run: Run) -> AnnData:
 
 def _facts(run: Run) -> dict[str, Any]:
     """Return what the run was, in the types that HDF5 knows; ``run`` holds all of it as JSON."""
-    facts = {name: str(run.facts[name]) for name in ("slide", "model", "organ") if name in run.facts}
+    facts: dict[str, Any] = {name: str(run.facts[name]) for name in ("slide", "model", "organ") if name in run.facts}
     numbers = {name: run.facts[name] for name in ("mpp", "mpp_he", "abstain_below") if run.facts.get(name) is not None}
     left_out = int(run.facts["counts"]["left_out"])
     return {**facts, **numbers, "left_out": left_out, "run": json.dumps(run.facts)}

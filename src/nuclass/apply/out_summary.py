@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nuclass.apply.out_read import LEFT_OUT, UNCERTAIN, Run
-from nuclass.apply.out_summary_maps import MOST_DRAWN, class_map, confidence_bars, confidence_map, view_of
+from nuclass.apply.out_summary_maps import DPI, MOST_DRAWN, class_map, confidence_bars, confidence_map, view_of
 from nuclass.core.files import atomic_path
 from nuclass.core.names import ABSTAINED, title
 
@@ -184,5 +184,7 @@ def _facts(run: Run) -> str:
 
 
 def _picture(png: bytes, about: str) -> str:
+    # The header of a PNG tells its width; a page in mm needs it in mm.
+    width = int.from_bytes(png[16:20], "big") / DPI * 25.4
     data = base64.b64encode(png).decode("ascii")
-    return f'<img alt="{escape(about)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(about)}" style="width:{width:.1f}mm" src="data:image/png;base64,{data}">'

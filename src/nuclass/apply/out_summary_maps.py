@@ -25,7 +25,9 @@ MOST_DRAWN = 200_000
 MAP_MM, HIGHEST_MM = 90.0, 96.0
 _FOOT_MM, _HISTOGRAM_MM = 5.0, (90.0, 34.0)
 _SMALLEST_UM, _SLIMMEST, _PAD = 60.0, 0.4, 0.03
-_FAINT, _PICTURE_PX, _DPI = 0.35, 900, 220
+_FAINT, _PICTURE_PX = 0.35, 900
+DPI = 220
+"""Of the pictures."""
 _FILL, _POINTS_PT2 = 0.30, (0.06, 12.0)
 _BINS = 40
 
@@ -176,6 +178,6 @@ def _png(fig: Figure) -> bytes:
     import matplotlib.pyplot as plt
 
     stream = BytesIO()
-    fig.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
+    fig.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(fig)
     return stream.getvalue()
