@@ -208,7 +208,7 @@ def read_table(
         wanted = sorted({chosen.x, chosen.y, *optional})
         xy, ids, kinds = _collect(file, names, chosen, pieces(wanted), comma)
     notes: list[str] = []
-    keep: NDArray[np.bool_] = ~np.isnan(xy).any(axis=1)
+    keep = np.asarray(~np.isnan(xy).any(axis=1))
     if not keep.all():
         notes.append(f"{counted(int((~keep).sum()), 'row')} without a position left out")
     if kinds is not None:
