@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+import nuclass
+
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 WRITTEN = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
@@ -204,6 +206,7 @@ def test_troubleshooting_tells_of_messages_that_exist() -> None:
 def test_the_names_of_the_python_pages_are_there() -> None:
     named = [match for path in WRITTEN for match in re.findall(r"^::: (\S+)$", page(path), re.MULTILINE)]
     assert len(named) >= 20
+    assert {f"nuclass.{place}.{name}" for name, place in nuclass._PLACES.items()} <= set(named)
     for name in named:
         module, _, attribute = name.rpartition(".")
         assert getattr(importlib.import_module(module), attribute).__doc__, name
