@@ -215,7 +215,8 @@ def test_scanpy_draws_it(run: tuple[Path, pd.DataFrame]) -> None:
     scanpy = pytest.importorskip("scanpy")
     read = scanpy.read_h5ad(run[0] / "cells.h5ad")
     axes = scanpy.pl.embedding(read, basis="spatial", color="class", show=False)
-    assert axes.get_title() == "class"
+    # Figures drawn before in this process may have set titles to the left.
+    assert "class" in (axes.get_title(), axes.get_title(loc="left"))
 
 
 def test_formats_are_named_and_a_wrong_one_is_told(tmp_path: Path) -> None:
