@@ -143,12 +143,13 @@ def keep_lanes():
 
     Without them it asks for as many cores as jobs of its group could run side by side, and Slurm refuses that step.
     """
+    name = "NUCLASS_LANES"
     if not workflow.remote_exec:
         lanes = workflow.global_resources.get("lanes").value
         if lanes is not None:
-            os.environ["NUCLASS_LANES"] = str(lanes)
-    elif "NUCLASS_LANES" in os.environ:
-        workflow.register_resource("lanes", int(os.environ["NUCLASS_LANES"]))
+            os.environ[name] = str(lanes)
+    elif name in os.environ:
+        workflow.register_resource("lanes", int(os.environ[name]))
 
 
 keep_lanes()
