@@ -112,38 +112,58 @@ rule train_baseline_finetuned:
 rule predict_baseline:
     input:
         **cells_of(COHORTS),
-        features=lambda wildcards: features_of_baselines(
-            [wildcards.baseline] if wildcards.head == "linear" else [], COHORTS
-        ),
-        checkpoints=["results/models/{baseline}_{head}/best.ckpt"],
+        features=[],
+        checkpoints=["results/models/{baseline}_finetuned/best.ckpt"],
     output:
-        tables=expand(f"{BASELINE_TABLES}.parquet", slide=COHORTS, allow_missing=True),
-        arrays=expand(f"{BASELINE_TABLES}.h5", slide=COHORTS, allow_missing=True),
+        tables=expand(BASELINE_TABLES + ".parquet", slide=COHORTS, head="finetuned", allow_missing=True),
+        arrays=expand(BASELINE_TABLES + ".h5", slide=COHORTS, head="finetuned", allow_missing=True),
     wildcard_constraints:
         baseline="|".join(PUBLISHED) or "(?!)",
     params:
         models=sections("predict", stages=["predict"]),
-        names=lambda wildcards: [f"{wildcards.baseline}_{wildcards.head}"],
-        embedded=lambda wildcards: [wildcards.baseline] if wildcards.head == "linear" else [],
+        names=lambda wildcards: [f"{wildcards.baseline}_finetuned"],
+        embedded=[],
         slides=organs_of(COHORTS),
         scale=STUDY_SCALE,
         work="work/predictions",
         code=code_hash("predict_baseline"),
     log:
-        "logs/predict_baseline/{baseline}_{head}.log",
+        "logs/predict_baseline/{baseline}.log",
     benchmark:
-        "benchmarks/predict_baseline/{baseline}_{head}.tsv"
+        "benchmarks/predict_baseline/{baseline}.tsv"
     threads: 1
     resources:
         mem_mb=mem(baseline_base(PUBLISHED)),
         runtime=480,
-        gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned") if wildcards.head == "finetuned" else 0,
+        gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned"),
     conda:
         "../envs/train.yaml"
     message:
-        "Predicting the cohorts with {wildcards.baseline}, {wildcards.head}"
+        "Predicting the cohorts with {wildcards.baseline}, fine-tuned"
     script:
         "../scripts/predict_baseline.py"
+
+
+# Heads on cached features want no GPU, whatever a profile says of the jobs that do.
+use rule predict_baseline as predict_baseline_linear with:
+    input:
+        **cells_of(COHORTS),
+        features=lambda wildcards: features_of_baselines([wildcards.baseline], COHORTS),
+        checkpoints=["results/models/{baseline}_linear/best.ckpt"],
+    output:
+        tables=expand(BASELINE_TABLES + ".parquet", slide=COHORTS, head="linear", allow_missing=True),
+        arrays=expand(BASELINE_TABLES + ".h5", slide=COHORTS, head="linear", allow_missing=True),
+    params:
+        names=lambda wildcards: [f"{wildcards.baseline}_linear"],
+        embedded=lambda wildcards: [wildcards.baseline],
+    log:
+        "logs/predict_baseline_linear/{baseline}.log",
+    benchmark:
+        "benchmarks/predict_baseline_linear/{baseline}.tsv"
+    resources:
+        gpu=0,
+    message:
+        "Predicting the cohorts with {wildcards.baseline}, linear head"
 
 
 if STAND_INS:

@@ -159,7 +159,7 @@ def test_features_prediction_and_gate_pass_once() -> None:
 
 def test_linear_heads_of_baselines_run_no_network() -> None:
     tuned = Job(0, "predict_baseline", params={"names": ["plip_finetuned"], "slides": [{"slide": "h"}]})
-    linear = Job(0, "predict_baseline", params={"names": ["plip_linear"], "slides": [{"slide": "h"}]})
+    linear = Job(0, "predict_baseline_linear", params={"names": ["plip_linear"], "slides": [{"slide": "h"}]})
     assert expected(tuned, slide("h", 1000, role="cohort")).gflop.expected == pytest.approx(930 * 8.82)
     assert expected(linear, slide("h", 1000, role="cohort")).gflop.expected == 0
 

@@ -316,7 +316,7 @@ def _add_slide(study: Study, size: SlideSize, add: Any) -> None:
     add("results/predictions", judged * float(sum(2 * w + PREDICTED_CLASSES for w in widths.values())), "predict")
     if cohort:
         heads = float(sum(2 * (2 * width + PREDICTED_CLASSES) for _, width in _baselines(models).values()))
-        add("results/predictions", judged * heads, "predict_baseline", "predict_stand_ins")
+        add("results/predictions", judged * heads, "predict_baseline", "predict_baseline_linear", "predict_stand_ins")
         # Each cohort by itself and all of them together.
         arrays = float(sum(2 * (2 * width + 2 * PREDICTED_CLASSES) for width in widths.values()))
         add("results/evaluation", judged * arrays, "evaluate_cohort")

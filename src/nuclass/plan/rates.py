@@ -146,6 +146,7 @@ _DERIVED = {
     "embed_stand_ins": "embed_baseline",
     "train_stand_ins_linear": "train_baseline_linear",
     "predict_stand_ins": "predict_baseline",
+    "predict_baseline_linear": "predict_baseline",
     "predict_local": "predict",
 }
 
