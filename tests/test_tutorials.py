@@ -82,7 +82,7 @@ def study(first_study: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.workflow
 def test_first_study(first_study: Path) -> None:
     told = json.loads(Path(f"{first_study}.json").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def test_first_study(first_study: Path) -> None:
     assert (first_study / "results/models/gate/best.ckpt").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.workflow
 def test_own_he_slide(study: Path) -> None:
     run_page("own_he_slide", study)
@@ -106,7 +106,7 @@ def test_own_he_slide(study: Path) -> None:
     assert (study / "results/mine/ovary_h/summary.html").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.workflow
 def test_own_xenium_slide(study: Path) -> None:
     told = run_page("own_xenium_slide", study)
@@ -116,7 +116,7 @@ def test_own_xenium_slide(study: Path) -> None:
     assert {"train", "val"} <= set(splits["split"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.workflow
 def test_own_labels(study: Path) -> None:
     told = run_page("own_labels", study)
@@ -125,7 +125,7 @@ def test_own_labels(study: Path) -> None:
     assert set(labels.loc[(labels["raw_label"] == "TIL") & (labels["status"] == "labelled"), "class"]) == {"T_Cell"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.workflow
 def test_own_patches(study: Path) -> None:
     told = run_page("own_patches", study)
