@@ -41,7 +41,7 @@ def test_its_commands_parse(notebook: Any) -> None:
         assert callable(options.run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
