@@ -115,8 +115,8 @@ rule predict_baseline:
         features=[],
         checkpoints=["results/models/{baseline}_finetuned/best.ckpt"],
     output:
-        tables=expand(BASELINE_TABLES + ".parquet", slide=COHORTS, head="finetuned", allow_missing=True),
-        arrays=expand(BASELINE_TABLES + ".h5", slide=COHORTS, head="finetuned", allow_missing=True),
+        tables=expand(f"{BASELINE_TABLES}.parquet", slide=COHORTS, head="finetuned", allow_missing=True),
+        arrays=expand(f"{BASELINE_TABLES}.h5", slide=COHORTS, head="finetuned", allow_missing=True),
     wildcard_constraints:
         baseline="|".join(PUBLISHED) or "(?!)",
     params:
@@ -151,8 +151,8 @@ use rule predict_baseline as predict_baseline_linear with:
         features=lambda wildcards: features_of_baselines([wildcards.baseline], COHORTS),
         checkpoints=["results/models/{baseline}_linear/best.ckpt"],
     output:
-        tables=expand(BASELINE_TABLES + ".parquet", slide=COHORTS, head="linear", allow_missing=True),
-        arrays=expand(BASELINE_TABLES + ".h5", slide=COHORTS, head="linear", allow_missing=True),
+        tables=expand(f"{BASELINE_TABLES}.parquet", slide=COHORTS, head="linear", allow_missing=True),
+        arrays=expand(f"{BASELINE_TABLES}.h5", slide=COHORTS, head="linear", allow_missing=True),
     params:
         names=lambda wildcards: [f"{wildcards.baseline}_linear"],
         embedded=lambda wildcards: [wildcards.baseline],
