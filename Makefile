@@ -46,7 +46,7 @@ test: $(STAMP)  ## run the tests (CORES=2)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) -m "not long and not slurm" --durations 25
 
 longtest: $(STAMP)  ## run those of whole runs: killed again and again, in conda environments (minutes each)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -m long --durations 0
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -x -m long --durations 0
 
 slurmtest: $(STAMP)  ## test the workflow on a Slurm cluster of this machine (root, Debian's Slurm)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/test_slurm.py

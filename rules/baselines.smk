@@ -161,6 +161,8 @@ use rule predict_baseline as predict_baseline_linear with:
     benchmark:
         "benchmarks/predict_baseline_linear/{baseline}.tsv"
     resources:
+        mem_mb=mem(baseline_base(PUBLISHED)),
+        runtime=480,
         gpu=0,
     message:
         "Predicting the cohorts with {wildcards.baseline}, linear head"

@@ -116,7 +116,8 @@ def record_of(table: pd.DataFrame, model: str = "gate", **changes: Any) -> dict[
             {
                 "kind": "stain",
                 "level": "warn",
-                "text": "The stain is <unlike> the training slides. Look at some cells.",
+                "text": "The stain is <unlike> the training slides.",
+                "fix": "Look at some cells.",
             },
         ],
         "versions": {"nuclass": "0.1.0", "torch": "2.9"},

@@ -134,6 +134,7 @@ def test_summary_tells_what_came_out(run: tuple[Path, pd.DataFrame]) -> None:
     warning, note = page.text.index("Warning:"), page.text.index("Note:")
     assert warning < note, "warnings come first"
     assert "unlike" in text
+    assert "Look at some cells." in text
     assert "<unlike>" not in text
     for said in ("organ: ovary", "model: Fused (gate)", "0.4 µm per px (given)", "gate 0123456789ab", "torch 2.9"):
         assert said in page.text

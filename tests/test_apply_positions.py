@@ -189,6 +189,12 @@ def test_json_of_hovernet_and_of_cellvit(tmp_path):
     assert found.outlines is None
 
 
+def test_a_contour_of_points_in_lists_of_their_own_is_refused(tmp_path):
+    cell = {"centroid": [5, 5], "contour": [[[1, 1]], [[9, 1]], [[9, 9]], [[1, 9]]]}
+    with pytest.raises(UserError, match="A contour is no list of points"):
+        read(write(tmp_path / "opencv.json", {"nuc": {"1": cell}}), frame="he")
+
+
 def test_ids_that_do_not_name_each_cell_are_not_used(tmp_path):
     for ids in (["a", "a", "b"], ["a", None, "b"], ["a", "", "b"]):
         content = [feature(polygon(ring(*c)), id) for id, c in zip(ids, CENTRES, strict=True)]

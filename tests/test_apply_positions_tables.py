@@ -246,3 +246,23 @@ def test_large_tables_in_pieces(tmp_path):
         found = read(path)
         np.testing.assert_allclose(found.xy, frame[["x_he", "y_he"]])
         assert found.cell_id[[0, -1]].tolist() == ["0", str(n - 1)]
+
+
+def test_micrometres_of_a_table_that_may_be_of_another_scale_are_asked_after(tmp_path):
+    path = csv(tmp_path / "measurements.csv", table("Centroid X µm", "Centroid Y µm", 4.0))
+    np.testing.assert_allclose(read(path, mpp_file=MPP).xy, XY)
+    assert str(refused(path, mpp_file=0.2125)) == (
+        "It is not clear what the micrometres of the positions are\n"
+        f"  where:      {path}\n"
+        "  found:      columns in um; the H&E's file says 0.2125 um/px, --mpp 0.25\n"
+        "  expected:   the scale by which they were reckoned\n"
+        "  to mend it: give --frame um@0.2125 if by that of the file, as QuPath does, or --frame um if by --mpp"
+    )
+    np.testing.assert_allclose(read(path, mpp_file=0.2125, frame="um").xy, XY)
+    np.testing.assert_allclose(read(path, mpp_file=0.2125, frame="um@0.5").xy, XY / 2)
+
+
+def test_an_alignment_that_is_not_used_is_refused(tmp_path):
+    error = refused(csv(tmp_path / "cells.csv", table("x_he", "y_he")), alignment="grid")
+    assert str(error).startswith("An alignment is given for positions that need none\n")
+    assert "--alignment grid, positions in the frame he" in str(error)

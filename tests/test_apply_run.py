@@ -397,6 +397,8 @@ def test_organs_are_told_by_name(trained):
         "  expected:   colon | lung | unknown\n"
         "  to mend it: correct the name, or give unknown"
     )
+    models.own["organs"] = ["kidney", "heart", "unknown"]
+    assert models.organ("skin") == models.organ("ear") == "unknown", "other organs, not misspelt ones"
     models.own["organs"] = ["colon", "lung"]
     with pytest.raises(UserError) as caught:
         models.organ("skin")

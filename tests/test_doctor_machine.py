@@ -326,7 +326,10 @@ def test_snakemake(tmp_path: Path, outer: dict[str, str], verdict: str) -> None:
     found = only(packages.CHECKS, "Snakemake", make_case(tmp_path, outer=outer))
     assert found.verdict == verdict
     if verdict == "fail":
-        assert (found.found, found.remedy) == ("Snakemake 8.30.0; >=9.9 is needed", "rm -f .venv/.complete; make setup")
+        assert (found.found, found.remedy) == (
+            "Snakemake 8.30.0; >=9.17 is needed",
+            "rm -f .venv/.complete; make setup",
+        )
 
 
 def test_the_library_of_another_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from nuclass.core.errors import UserError
 from nuclass.core.files import sha256, write_json
-from nuclass.core.provenance import checkpoint_versions, places, run_record
+from nuclass.core.provenance import checkpoint_versions, git_state, places, run_record
 from test_workflow import snakemake
 
 ROOT = Path(__file__).parents[1]
@@ -124,3 +125,11 @@ def test_given_labels_and_files_of_sections_are_inputs_of_the_record(tmp_path: P
     node = done.stdout.split("record_provenance", 1)[1].split("</table>", 1)[0]
     missing = [name for name in ("own.csv", "slides.tsv", "models/demo.yaml", "demo_short.yaml") if name not in node]
     assert not missing, node
+
+
+def test_a_copy_of_a_version_is_its_commit_whatever_repository_it_lies_in(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    copy = tmp_path / ".snakemake/nuclass" / ("5" * 40)
+    copy.mkdir(parents=True)
+    assert git_state(copy) == {"commit": "5" * 40, "dirty": False}
+    assert git_state(tmp_path)["commit"] is None, "no commit yet"

@@ -95,7 +95,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: bfloat16 on a GPU that has it (default: %(default)s)",
     )
-    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that cut windows (default: 0)")
+    group.add_argument(
+        "--workers", type=_workers, default=0, metavar="N", help="processes that cut windows (default: 0)"
+    )
 
 
 def _add_result(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +127,12 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is no number of cells; expected a whole number from 1")
     return value
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of processes; expected a whole number from 0")
+    return int(text)
 
 
 def _predict(options: argparse.Namespace) -> None:

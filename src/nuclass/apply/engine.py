@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nuclass.data.study import Study
+    from nuclass.training.predictor import Predictor
 
 _log = get_logger(__name__)
 INPUTS = "inputs.json"
+_MISSPELT = 0.8
+"""How near a name must be to an organ of the model to count as misspelt: skin is no kidney, ear no heart."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,15 @@ class Models:
         self.paths = find_checkpoints(path, self.kind, given)
         self.data = {name: load_checkpoint(path, name) for name, path in self.paths.items()}
         self.hashes = {name: sha256(path) for name, path in self.paths.items()}
+        self._predictor: Predictor | None = None
+
+    def load(self, options: Options) -> Predictor:
+        """Return the networks, loaded once; raises where they do not belong together or the device is not there."""
+        from nuclass.training.predictor import Predictor
+
+        if self._predictor is None:
+            self._predictor = Predictor(options.sections, self.paths)
+        return self._predictor
 
     @property
     def own(self) -> dict[str, Any]:
@@ -164,7 +176,7 @@ class Models:
         for name in (wanted, organ_in(wanted)):
             if name in known:
                 return name
-        near = "" if wanted == UNKNOWN or organ_in(wanted) else closest(wanted, known)
+        near = "" if wanted == UNKNOWN or organ_in(wanted) else closest(wanted, known, _MISSPELT)
         if near or UNKNOWN not in self.organs:
             raise UserError(
                 "The model does not know this organ" if told else "The model must be told the organ",
@@ -234,7 +246,6 @@ def predict_cells(
     By model: ``probabilities`` (N, C) float32, calibrated, and with a gate ``gate`` (N,), in the order of ``frame``.
     """
     from nuclass.evaluation.holdout_cells import with_context
-    from nuclass.training.predictor import Predictor
     from nuclass.training.row_store import RowStore
 
     _clear_other(work, _key(models, frame, study, options))
@@ -248,7 +259,7 @@ def predict_cells(
             batch_size=options.batch,
             frame=frame,
         )
-    predictor = Predictor(options.sections, models.paths)
+    predictor = models.load(options)
     predictor.check(frame, study, unseen=False)
     with RowStore(work / "rows", predictor.identity(frame, study), len(frame)) as store:
         if not store.done:

@@ -377,6 +377,8 @@ class CellEvents:
             shape.rings.append(1)
         if shape.role == "centroid" and shape.leaf > 1:
             self.fail("A centroid is no point", f"numbers {shape.leaf} lists deep", "x and y")
+        if shape.role == "contour" and shape.leaf != 2:
+            self.fail("A contour is no list of points", f"numbers {shape.leaf} lists deep", "a list of x and y")
         holder = self._stack[-1]
         # A geometry gives what it read to its feature.
         owner = holder if holder.kind == "feature" else self._stack[-2]

@@ -107,13 +107,14 @@ def _subtitle(run: Run) -> str:
 
 
 def _hints(hints: Iterable[Mapping[str, Any]]) -> str:
-    """Return the hints, warnings first; each text says what to do."""
+    """Return the hints, warnings first: what was found, and what to do."""
     parts = []
     for hint in sorted(hints, key=lambda one: one.get("level") != "warn"):
         warns = hint.get("level") == "warn"
         head = "Warning" if warns else "Note"
         look = "hint warn" if warns else "hint"
-        parts.append(f'<p class="{look}"><b>{head}:</b> {escape(str(hint["text"]))}</p>')
+        told = " ".join(str(hint[part]) for part in ("text", "fix") if hint.get(part))
+        parts.append(f'<p class="{look}"><b>{head}:</b> {escape(told)}</p>')
     return "\n".join(parts)
 
 

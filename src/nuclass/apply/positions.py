@@ -14,6 +14,7 @@ from nuclass.apply.positions_found import Found, Outlines, Points, counted, head
 from nuclass.apply.positions_frames import (
     HE,
     NAMES,
+    UM,
     XENIUM_UM,
     Given,
     aligned_frames,
@@ -32,6 +33,7 @@ Kind = Literal["geojson", "table", "bundle", "detected"]
 # Instead of a file: find the nuclei on the image.
 DETECT = "detect"
 _BOM = b"\xef\xbb\xbf"
+_SAME_SCALE = 0.01
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 _KINDS_TOLD = (
     "GeoJSON of QuPath, CellViT or StarDist; a CSV, TSV or Parquet table; the folder or outs.zip of a Xenium run; "
@@ -73,6 +75,7 @@ def read_positions(
     frame: str | None = None,
     mpp: float | None = None,
     mpp_he: float,
+    mpp_file: float | None = None,
     he_shape: tuple[int, int],
     alignment: Path | str | None = None,
     columns: str | Mapping[str, str] | None = None,
@@ -93,6 +96,8 @@ def read_positions(
         Micrometres per px of the frames ``px`` and ``um``, where ``frame`` has no ``@``.
     mpp_he
         Micrometres per H&E px.
+    mpp_file
+        What the H&E's file says of it: programs that opened the file reckoned their micrometres with that.
     he_shape
         (height, width) of the H&E at level 0, px.
     alignment
@@ -131,8 +136,31 @@ def read_positions(
         from nuclass.apply.tables_in import parse_columns, read_table
 
         found = read_table(file, parquet=kind == "parquet", columns=parse_columns(columns), frame=given)
+        if given is None and found.frame == UM:
+            _check_um(file, mpp_he, mpp_file)
         given = given or Given(str(found.frame))
+    if alignment is not None and not given.needs_alignment:
+        raise UserError(
+            "An alignment is given for positions that need none",
+            where=file,
+            found=f"--alignment {alignment}, positions in the frame {given}",
+            expected="an alignment for positions of a Xenium run: --frame xenium_um or --frame morph",
+            fix="state the frame, or leave --alignment out",
+        )
     return _on_image(file, found, given, "geojson" if kind == "geojson" else "table", alignment, mpp_he, he_shape)
+
+
+def _check_um(file: Path, mpp_he: float, mpp_file: float | None) -> None:
+    """Raise where a table's own micrometres may be of another scale than the H&E is taken to have."""
+    if mpp_file is None or abs(mpp_file / mpp_he - 1) <= _SAME_SCALE:
+        return
+    raise UserError(
+        "It is not clear what the micrometres of the positions are",
+        where=file,
+        found=f"columns in um; the H&E's file says {mpp_file:.5g} um/px, --mpp {mpp_he:.5g}",
+        expected="the scale by which they were reckoned",
+        fix=f"give --frame um@{mpp_file:.6g} if by that of the file, as QuPath does, or --frame um if by --mpp",
+    )
 
 
 def _kind(file: Path) -> Literal["geojson", "csv", "parquet", "bundle"]:

@@ -176,15 +176,27 @@ def _positions(
 ) -> Positions:
     from nuclass.apply.kept_cells import kept_cells
     from nuclass.apply.positions import DETECT, read_positions
+    from nuclass.patches.states import file_state
 
     path = str(cells) if cells is not None else DETECT
 
     def read() -> Positions:
-        return read_positions(path, frame=frame, mpp_he=slide.mpp, he_shape=slide.shape, image=slide.image, **reading)
+        return read_positions(
+            path,
+            frame=frame,
+            mpp_he=slide.mpp,
+            mpp_file=slide.embedded_mpp,
+            he_shape=slide.shape,
+            image=slide.image,
+            **reading,
+        )
 
     if path.partition(":")[0] != DETECT:
         return read()
     key = {"slide": slide.state, "cells": path, "frame": frame, "reading": {n: str(v) for n, v in reading.items()}}
+    weights = reading.get("weights")
+    if weights is not None and Path(weights).is_file():
+        key["weights"] = file_state(Path(weights))
     return kept_cells(work / "cells.npz", key, read)
 
 
@@ -192,9 +204,13 @@ def _finish(job: _Job, folder: Path, started: float) -> dict[str, Any]:
     """Return the facts of the run, whose table and record are written where they are not there from an earlier run."""
     key = job.key
     on = _on_slide(job)
-    store = build_store(job.slide, folder, job.options.threads)
     before = _record(folder)
-    if before.get("key") == key and (folder / TABLE).is_file():
+    there = before.get("key") == key and (folder / TABLE).is_file()
+    if not there:
+        # Models that do not belong together and a device that is not there are told before the slide is read.
+        job.models.load(job.options)
+    store = build_store(job.slide, folder, job.options.threads)
+    if there:
         if before["abstain_below"] == job.abstain_below:
             _log.info("%s: the predictions are there from an earlier run", folder)
             return before
@@ -224,13 +240,14 @@ def _remove_outputs(folder: Path, before: Mapping[str, Any]) -> None:
     """Remove what an earlier run wrote into its folder, so that nothing of it stands beside another table."""
     if not before:
         return
-    (folder / FACTS).unlink(missing_ok=True)
     for name in NAMES.values():
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    # The last: a call that was killed before finds it, and removes the rest.
+    (folder / FACTS).unlink(missing_ok=True)
 
 
 def _on_slide(job: _Job) -> NDArray[np.bool_]:

@@ -22,7 +22,8 @@ _FORM = f"1, Python {sys.version_info.major}.{sys.version_info.minor}"
 _SILENT = {"nuclass"} | {
     f"nuclass.core.{name}" for name in "code config errors jobs leftovers log orphans progress schema sheets".split()
 }
-"""Modules that report on the work and do not change its results; ``nuclass`` itself holds the version alone."""
+"""Modules that report on the work and do not change its results; ``nuclass`` itself holds the version, and
+public names that the library and the scripts do not use."""
 
 
 class _Import(NamedTuple):

@@ -180,7 +180,7 @@ def load_study(
     import pandas as pd
 
     root = Path(root)
-    schemas = Path(schemas) if schemas is not None else own_file(SCHEMAS, root)
+    schemas = Path(schemas) if schemas is not None else home() / SCHEMAS
     for file in files:
         read_yaml(root / file)
     places = [root / file for file in files]
@@ -235,7 +235,7 @@ def load_settings(files: Sequence[str | Path], root: str | Path = ".") -> dict[s
     root = Path(root)
     merged = merge_files(files, root)
     locate = locator([root / file for file in files], "the configuration", merged)
-    checked, faults = check_settings(merged, read_yaml(own_file(SCHEMAS, root) / "config.schema.yaml"), locate)
+    checked, faults = check_settings(merged, read_yaml(home() / SCHEMAS / "config.schema.yaml"), locate)
     raise_faults(faults or _check_numbers(checked, locate), "The configuration cannot be used")
     return checked
 

@@ -49,9 +49,9 @@ def _rebuild(what: str, where: object, found: object, expected: object, fix: str
     return UserError(what, where=where, found=found, expected=expected, fix=fix)
 
 
-def closest(name: str, valid: list[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest valid name, or an empty string."""
+def closest(name: str, valid: list[str], cutoff: float = 0.6) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest valid name, or an empty string where none is near (0 to 1)."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, valid, n=1, cutoff=0.6)
+    near = get_close_matches(name, valid, n=1, cutoff=cutoff)
     return f" Did you mean '{near[0]}'?" if near else ""

@@ -6,6 +6,7 @@ import datetime
 import os
 import pickletools
 import platform
+import re
 import subprocess
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -219,7 +220,13 @@ def _bundle_summary(inventory: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def git_state(root: str | Path) -> dict[str, Any]:
-    """Return the commit of the repository and whether tracked files differ from it (None: not known)."""
+    """Return the commit of the repository and whether tracked files differ from it (None: not known).
+
+    A copy of a version, in a folder that bears its commit's name, is that commit, whatever repository it lies in.
+    """
+    name = Path(root).resolve().name
+    if not (Path(root) / ".git").exists() and re.fullmatch(r"[0-9a-f]{40}", name):
+        return {"commit": name, "dirty": False}
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
 from nuclass.slides.tiles import Image, SourceLevel, over_white
 
 if TYPE_CHECKING:
     from nuclass.slides.source import Source
 
+_log = get_logger(__name__)
 _BLOCK = 1024
 
 
@@ -53,6 +55,13 @@ def open_slide(file: Path) -> Iterator[Source]:
             fix="fetch the file again with what belongs to it, or convert it to a tiled OME-TIFF",
         ) from error
     with slide:
+        corner = tuple(int(slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
+        if any(corner):
+            _log.warning(
+                "%s: the scanned part begins at x %d, y %d px. Programs that show this part alone, as QuPath does, "
+                "count from there; here px count from the corner of the whole plane",
+                file, *corner,
+            )  # fmt: skip
         levels = tuple(
             SourceLevel(height, width, _whole(factor), _Blocks(slide, file, number))
             for number, ((width, height), factor) in enumerate(

@@ -120,8 +120,9 @@ def _images_inside(folder: Path) -> list[Path]:
 def _pixels(place: Path, attributes: Mapping[str, Any]) -> int:
     """Return how many values the largest level of an image has."""
     level = place / str(attributes["multiscales"][0]["datasets"][0]["path"])
-    file = next(level / name for name in ("zarr.json", ".zarray") if (level / name).is_file())
-    return math.prod(json.loads(file.read_text(encoding="utf-8"))["shape"])
+    file = next((level / name for name in ("zarr.json", ".zarray") if (level / name).is_file()), None)
+    # An array that is missing is told when the image is opened.
+    return 0 if file is None else math.prod(json.loads(file.read_text(encoding="utf-8"))["shape"])
 
 
 def _axes(multiscale: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, str]]:
