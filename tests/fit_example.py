@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forked import waited
 from nuclass.data.augment import Augment
 from nuclass.data.datasets import InMemoryWindows, WindowDataset
 from nuclass.data.modules import CellData, Loading
@@ -134,7 +135,7 @@ def killed_at(work: Path, arrange: Callable[[], None], train: Callable[[], Any])
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return os.waitstatus_to_exitcode(waited(pid))
 
 
 def die() -> None:
@@ -192,7 +193,7 @@ def start_ranks(train: Callable[[int], Any], folder: Path, count: int = 2) -> li
 
 def results(pids: list[int], folder: Path) -> list[Any]:
     """Wait for processes; return what each left, or its signal where it was killed."""
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    statuses = [os.waitstatus_to_exitcode(waited(pid)) for pid in pids]
     return [
         torch.load(folder / f"{rank}.pt", weights_only=False) if status >= 0 else status
         for rank, status in enumerate(statuses)

@@ -26,6 +26,7 @@ from fit_example import (
     run,
     start_ranks,
 )
+from forked import waited
 from nuclass.core.errors import UserError
 from nuclass.core.ranks import Started, started_ranks
 from nuclass.data.augment import to_unit
@@ -255,7 +256,7 @@ def test_a_process_ends_with_its_parent(tmp_path: Path) -> None:
         torch.save(children, tmp_path / "children.pt")
         os._exit(0)
 
-    os.waitpid(fork(parent, tmp_path / "parent.pt"), 0)
+    waited(fork(parent, tmp_path / "parent.pt"))
     (child,) = torch.load(tmp_path / "children.pt")
     end = time.monotonic() + 10
     while Path(f"/proc/{child}").exists() and time.monotonic() < end:

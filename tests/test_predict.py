@@ -15,6 +15,7 @@ import torch
 import nuclass.data
 import nuclass.training.checkpoint
 import nuclass.training.predictor
+from forked import waited
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_parquet
 from nuclass.data import load_cells
@@ -309,7 +310,7 @@ def killed_while_predicting(cells: int, monkeypatch, **arguments) -> int:
         monkeypatch.setattr(RowStore, "append", append_and_die)
         predict_slide(**arguments)
         os._exit(0)
-    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+    return os.WTERMSIG(waited(pid))
 
 
 @pytest.mark.parametrize("part_cells", [16_384, 64])
