@@ -7,29 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import tifffile
 import torch
 
 from nuclass import cli_predict
 from nuclass.cli import main
 from nuclass.training.predictor import Predictor
-from toy_study import paint, toy
+from own_slide_example import own_files, trained
 
+__all__ = ["trained"]
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> dict[str, Path]:
-    return toy(tmp_path_factory)[1]
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("own")
-    image, cells = paint("lung_h", 3)
-    tifffile.imwrite(folder / "mine.tif", image, tile=(128, 128), photometric="rgb")
-    cells.rename(columns={"x_px": "a", "y_px": "b"}).to_csv(folder / "cells.csv", index=False)
-    return folder / "mine.tif", folder / "cells.csv"
+    return own_files(tmp_path_factory.mktemp("own"), "mine.tif", ("a", "b"))
 
 
 def predict(files: tuple[Path, Path], checkpoint: Path, out: Path, *more: str) -> int:
