@@ -133,6 +133,11 @@ def lift_start_limit():
         workflow.scheduler.job_rate_limiter = None
 
 
+def trained_first(wildcards):
+    """Return the priority of a slide's preparation: cohorts wait, for no training waits for them."""
+    return 3 if wildcards.slide in TRAIN_SLIDES else 2
+
+
 def own(path):
     """Return a file that comes along with the workflow, seen from the working folder."""
     return os.path.relpath(ROOT / path)

@@ -48,6 +48,7 @@ rule evaluate_cohort:
         "logs/evaluate_cohort/{selection}.log",
     benchmark:
         "benchmarks/evaluate_cohort/{selection}.tsv"
+    priority: 1
     group:
         "evaluation"
     threads: 1
@@ -83,6 +84,7 @@ rule compare_models:
         "logs/compare_models/all.log",
     benchmark:
         "benchmarks/compare_models/all.tsv"
+    priority: 1
     group:
         "evaluation"
     threads: 1

@@ -17,7 +17,7 @@ rule simulate_bundle:
         "logs/simulate_bundle/{slide}.log",
     benchmark:
         "benchmarks/simulate_bundle/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         "slides"
     threads: 1
@@ -47,7 +47,7 @@ rule fetch_bundle:
         "logs/fetch_bundle/{slide}.log",
     benchmark:
         "benchmarks/fetch_bundle/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     threads: 1
     resources:
         mem_mb=2000,

@@ -24,6 +24,7 @@ rule choose_cells:
         "logs/choose_cells/all.log",
     benchmark:
         "benchmarks/choose_cells/all.tsv"
+    priority: 1
     group:
         "evaluation"
     threads: 1
@@ -53,7 +54,8 @@ rule compute_gradcam:
         "logs/compute_gradcam/all.log",
     benchmark:
         "benchmarks/compute_gradcam/all.tsv"
-    threads: 2
+    priority: 1
+    threads: 1
     resources:
         mem_mb=mem(model_base(4000)),
         runtime=60,
@@ -139,6 +141,7 @@ rule draw_branch_maps:
         "logs/draw_branch_maps/all.log",
     benchmark:
         "benchmarks/draw_branch_maps/all.tsv"
+    priority: 1
     group:
         "results"
     threads: 1

@@ -64,7 +64,7 @@ rule label_cells:
         "logs/label_cells/{slide}.log",
     benchmark:
         "benchmarks/label_cells/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         with_slide("labels")
     threads: 1

@@ -60,7 +60,7 @@ rule import_patches:
         "logs/import_patches/{slide}.log",
     benchmark:
         "benchmarks/import_patches/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     threads: 1
     resources:
         mem_mb=mem(4000),

@@ -17,7 +17,7 @@ rule align_slide:
         "logs/align_slide/{slide}.log",
     benchmark:
         "benchmarks/align_slide/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         with_slide("alignment")
     threads: 1
@@ -48,7 +48,7 @@ rule check_alignment:
         "logs/check_alignment/{slide}.log",
     benchmark:
         "benchmarks/check_alignment/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         with_slide("alignment")
     threads: 1
@@ -86,7 +86,7 @@ rule build_slide:
         "logs/build_slide/{slide}.log",
     benchmark:
         "benchmarks/build_slide/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         with_slide()
     threads: slide_threads

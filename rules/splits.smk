@@ -22,7 +22,7 @@ rule split_cells:
         "logs/split_cells/{slide}.log",
     benchmark:
         "benchmarks/split_cells/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         with_slide("labels")
     threads: 1

@@ -23,7 +23,7 @@ if OWN_CONTEXT:
             "logs/pretrain_context/all.log",
         benchmark:
             "benchmarks/pretrain_context/all.tsv"
-        priority: 1
+        priority: 3
         threads: 1
         resources:
             mem_mb=mem(3000),
@@ -58,7 +58,7 @@ rule embed_context:
         "logs/embed_context/{slide}.log",
     benchmark:
         "benchmarks/embed_context/{slide}.tsv"
-    priority: 1
+    priority: trained_first
     group:
         without_gpu("context", "features")
     threads: 1 + MODEL_CONFIG["context"]["workers"]
@@ -127,7 +127,7 @@ rule train_local:
         "logs/train_local/all.log",
     benchmark:
         "benchmarks/train_local/all.tsv"
-    priority: 1
+    priority: 3
     threads: train_threads("local")
     resources:
         mem_mb=train_mem("local"),
@@ -164,7 +164,7 @@ rule train_global:
         "logs/train_global/all.log",
     benchmark:
         "benchmarks/train_global/all.tsv"
-    priority: 1
+    priority: 3
     threads: train_threads("global")
     resources:
         mem_mb=train_mem("global"),
@@ -202,7 +202,7 @@ rule train_gate:
         "logs/train_gate/all.log",
     benchmark:
         "benchmarks/train_gate/all.tsv"
-    priority: 1
+    priority: 3
     threads: own_threads()
     resources:
         mem_mb=gate_mem,
@@ -239,7 +239,7 @@ rule predict:
         "logs/predict/{slide}.log",
     benchmark:
         "benchmarks/predict/{slide}.tsv"
-    priority: 1
+    priority: 2
     group:
         without_gpu("local", "predictions")
     threads: 1

@@ -1,11 +1,10 @@
-"""The cells of one's own slide, typed: the numbers, what is left out, what goes on, what is refused."""
+"""The cells of one's own slide, typed: the numbers, the same tissue scanned otherwise, what is left out."""
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,60 +13,23 @@ import pytest
 import tifffile
 import torch
 
-from nuclass.apply import engine, run, slide
-from nuclass.apply.engine import Models, Options
-from nuclass.apply.kept_cells import kept_cells
-from nuclass.apply.positions import Outlines, Positions
-from nuclass.apply.run import judged, predict_own
+from nuclass.apply import run
+from nuclass.apply.run import judged
 from nuclass.core.errors import UserError
 from nuclass.data.study import Study
-from nuclass.evaluation import holdout_cells
 from nuclass.slides.store import SlideStore
 from nuclass.training.predict import predict_slide
-from nuclass.training.predictor import Predictor
-from toy_study import CLASSES, MODELS, one_slide, paint, toy
+from own_slide_example import CELLS, done, files, predict, table_of, trained
+from toy_study import CLASSES, MODELS, one_slide, toy
 
+__all__ = ["done", "files", "trained"]
 torch.set_num_threads(1)
-BATCH = Options("cpu", 64)
 CLASS_NAMES = sorted(CLASSES)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     return toy(tmp_path_factory)[0]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> dict[str, Path]:
-    return toy(tmp_path_factory)[1]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> tuple[Path, Path]:
-    """The image of the toy study's lung_h, which says nothing of its scale, and a table of its cells."""
-    folder = tmp_path_factory.mktemp("own")
-    image, cells = paint("lung_h", 3)
-    tifffile.imwrite(folder / "lung_h.tif", image, tile=(128, 128), photometric="rgb")
-    table = pd.DataFrame({"cell_id": cells["cell_id"], "x_he": cells["x_px"], "y_he": cells["y_px"]})
-    table.to_csv(folder / "cells.csv", index=False)
-    return folder / "lung_h.tif", folder / "cells.csv"
-
-
-def predict(files: tuple[Path, Path], checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"organ": "lung", "mpp": 0.25, "formats": (), "options": BATCH}
-    return predict_own(*files, checkpoint, out, **(settings | changes))
-
-
-def table_of(out: Path) -> pd.DataFrame:
-    return pd.read_parquet(out / "predictions.parquet")
-
-
-@pytest.fixture(scope="module")
-def done(files, trained, tmp_path_factory) -> Path:
-    """A finished run of the gate; tests do not change it."""
-    out = tmp_path_factory.mktemp("done") / "out"
-    predict(files, trained["gate"], out)
-    return out
 
 
 # The numbers
@@ -126,7 +88,7 @@ def test_the_record_tells_how_it_was_made(done, trained, files):
     assert facts["classes"] == CLASS_NAMES
     states = found["status"].value_counts()
     assert facts["counts"] == {
-        "total": 220,
+        "total": CELLS,
         "typed": int(states.get("typed", 0)),
         "abstained": int(states.get("abstained", 0)),
         "left_out": 0,
@@ -139,6 +101,23 @@ def test_the_record_tells_how_it_was_made(done, trained, files):
     assert {"nuclass", "torch", "python"} == set(facts["versions"])
     assert facts["stain"]["windows"] > 0
     assert {path.name for path in done.iterdir()} == {"predictions.parquet", "run.json", "he.ome.zarr", ".he.json"}
+
+
+def test_records_show_paths_from_the_working_folder(trained, files, tmp_path, monkeypatch):
+    """So that they may be passed on: nothing but what lies elsewhere tells of the machine."""
+    (tmp_path / "slides").mkdir()
+    own = tuple(Path(shutil.copy(file, tmp_path / "slides")) for file in files)
+    monkeypatch.chdir(tmp_path)
+    facts = predict(own, trained["local"], tmp_path / "out", formats=("csv", "geojson", "explorer", "summary"))
+    assert facts["image"] == "slides/lung_h.tif"
+    assert "<dd>slides/lung_h.tif</dd>" in (tmp_path / "out" / "summary.html").read_text()
+    shown = [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".json", ".html", ".js", ".csv", ".geojson")]
+    assert len(shown) > 8
+    told = [file for file in shown if str(tmp_path) in file.read_text()]
+    assert [file.name for file in told] == [".he.json"], "by which a changed image is known, hidden"
+    monkeypatch.chdir(tmp_path / "slides")
+    again = predict((Path("lung_h.tif"), Path("cells.csv")), trained["local"], tmp_path / "other")
+    assert again["image"] == "lung_h.tif"
 
 
 @pytest.mark.parametrize("model", ["local", "global"])
@@ -175,6 +154,62 @@ def test_an_ome_zarr_gives_the_same(trained, files, done, tmp_path):
     assert (facts["mpp_he"], facts["mpp_source"]) == (0.25, "file")
     assert table_of(tmp_path)["confidence"].to_numpy() == pytest.approx(
         table_of(done)["local_confidence"].to_numpy(), abs=1e-6
+    )
+
+
+# The same tissue, scanned otherwise
+
+
+def scanned(folder: Path, files: tuple[Path, Path], pixels: np.ndarray, by: float, level: np.ndarray | None = None):
+    """Write pixels that are ``by`` times finer, with a coarser level where one is given, and the cells in their px."""
+    with tifffile.TiffWriter(folder / "he.tif") as tiff:
+        options = {"tile": (128, 128), "photometric": "rgb", "compression": "deflate"}
+        tiff.write(pixels, subifds=0 if level is None else 1, **options)
+        if level is not None:
+            tiff.write(level, subfiletype=1, **options)
+    cells = pd.read_csv(files[1])
+    cells[["x_he", "y_he"]] *= by
+    cells.to_csv(folder / "cells.csv", index=False)
+    return folder / "he.tif", folder / "cells.csv"
+
+
+@pytest.mark.parametrize("pyramid", [True, False])
+def test_a_scan_of_twice_the_resolution_gives_the_same(pyramid, trained, files, done, tmp_path):
+    """A coarser level of the right scale is taken as it is; without one px are averaged, which softens edges a little."""
+    image, whole = tifffile.imread(files[0]), table_of(done)
+    fine = np.repeat(np.repeat(image, 2, 0), 2, 1)
+    own = scanned(tmp_path, files, fine, 2, image if pyramid else None)
+    facts = predict(own, trained["gate"], tmp_path / "out", mpp=0.125)
+    found = table_of(tmp_path / "out")
+    assert (facts["mpp_he"], facts["he_shape"]) == (0.125, [1280, 1280])
+    for name, scale in (("x_he", 2), ("x_um", 1), ("y_px", 1)):
+        assert found[name].to_numpy() == pytest.approx(whole[name].to_numpy() * scale)
+    columns = [name for name in found if name.startswith("prob_")]
+    apart = np.abs(found[columns].to_numpy() - whole[columns].to_numpy())
+    same = (found["prediction"] == whole["prediction"]).mean()
+    with SlideStore(done / "he.ome.zarr") as a, SlideStore(tmp_path / "out" / "he.ome.zarr") as b:
+        assert a.shape == b.shape
+        pixels = np.abs(a.region(0, 0, 640, 640).astype(int) - b.region(0, 0, 640, 640))
+    if pyramid:
+        assert pixels.max() == 0
+        assert (same, apart.max()) == (1.0, pytest.approx(0, abs=1e-6))
+    else:
+        assert pixels.mean() < 1
+        assert same > 0.98
+        assert apart.mean() < 0.02
+
+
+def test_a_scan_of_half_the_resolution_is_enlarged_and_told(trained, files, done, tmp_path):
+    image, whole = tifffile.imread(files[0]), table_of(done)
+    coarse = np.round(image.reshape(320, 2, 320, 2, 3).mean((1, 3))).astype(np.uint8)
+    facts = predict(scanned(tmp_path, files, coarse, 0.5), trained["gate"], tmp_path / "out", mpp=0.5)
+    found = table_of(tmp_path / "out")
+    assert found["x_px"].to_numpy() == pytest.approx(whole["x_px"].to_numpy())
+    assert (found["prediction"] == whole["prediction"]).mean() > 0.95
+    (hint,) = [hint for hint in facts["hints"] if hint["kind"] == "scale"]
+    assert (hint["level"], hint["text"]) == (
+        "warn",
+        "The H&E has 0.5 um/px, the model looks at 0.25: detail of nuclei is missing.",
     )
 
 
@@ -225,298 +260,3 @@ def test_cells_are_judged_by_their_confidence():
     assert found["class"].tolist() == ["A", "", "", "A"]
 
 
-# Going on
-
-
-def test_a_killed_run_goes_on_to_the_same_result(trained, files, done, tmp_path, monkeypatch):
-    real, passes = Predictor.stream, []
-
-    def broken(self, frame, study, start=0):
-        for number, columns in enumerate(real(self, frame, study, start)):
-            if number == 2:
-                raise KeyboardInterrupt
-            passes.append((start, number))
-            yield columns
-
-    embedded = []
-    embed = holdout_cells._embed
-    monkeypatch.setattr(holdout_cells, "_embed", lambda *args: embedded.append(1) or embed(*args))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Predictor, "stream", broken)
-        with pytest.raises(KeyboardInterrupt):
-            predict(files, trained["gate"], tmp_path)
-    assert not (tmp_path / "predictions.parquet").exists()
-    assert (tmp_path / ".work").is_dir()
-    starts = []
-    monkeypatch.setattr(
-        Predictor, "stream", lambda self, f, s, start=0: starts.append(start) or real(self, f, s, start)
-    )
-    predict(files, trained["gate"], tmp_path)
-    assert passes == [(0, 0), (0, 1)]
-    assert starts == [128]
-    assert embedded == [1]
-    pd.testing.assert_frame_equal(table_of(tmp_path), table_of(done))
-    assert not (tmp_path / ".work").exists()
-
-
-def test_a_state_of_other_cells_is_not_taken_up(trained, files, tmp_path, monkeypatch):
-    """The same ids at other places: neither their features nor their rows may be those of the first cells."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "write_parquet", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            predict(files, trained["gate"], tmp_path / "out")
-    cells = pd.read_csv(files[1])
-    cells[["x_he", "y_he"]] = cells[["x_he", "y_he"]].to_numpy()[::-1]
-    cells.to_csv(tmp_path / "turned.csv", index=False)
-    predict((files[0], tmp_path / "turned.csv"), trained["gate"], tmp_path / "out")
-    predict((files[0], tmp_path / "turned.csv"), trained["gate"], tmp_path / "fresh")
-    pd.testing.assert_frame_equal(table_of(tmp_path / "out"), table_of(tmp_path / "fresh"))
-
-
-@pytest.fixture
-def finished(trained, files, tmp_path) -> Path:
-    predict(files, trained["local"], tmp_path / "out", formats=("csv",))
-    return tmp_path / "out"
-
-
-def test_a_finished_run_is_taken_and_only_outputs_are_written(finished, trained, files, monkeypatch):
-    monkeypatch.setattr(run, "predict_cells", lambda *_: 1 / 0)
-    monkeypatch.setattr(run, "write_parquet", lambda *_: 1 / 0)
-    before = (finished / "run.json").read_bytes()
-    (finished / "predictions.csv").unlink()
-    predict(files, trained["local"], finished, formats=("csv",))
-    assert (finished / "run.json").read_bytes() == before
-    assert len(pd.read_csv(finished / "predictions.csv")) == 220
-
-
-def test_another_threshold_needs_no_prediction_and_leaves_no_old_output(finished, trained, files, monkeypatch):
-    monkeypatch.setattr(run, "predict_cells", lambda *_: 1 / 0)
-    facts = predict(files, trained["local"], finished, abstain_below=1.0)
-    found = table_of(finished)
-    assert facts["counts"]["abstained"] == int((found["confidence"] < 1).sum()) > 0
-    assert (found["class"] == "").sum() == facts["counts"]["abstained"]
-    assert not (finished / "predictions.csv").exists()
-    facts = predict(files, trained["local"], finished, abstain_below=0.0)
-    assert facts["counts"]["typed"] == 220
-
-
-def test_another_organ_is_predicted_anew(finished, trained, files):
-    before = table_of(finished)
-    facts = predict(files, trained["local"], finished, organ="colon")
-    assert facts["organ"] == "colon"
-    assert np.abs(table_of(finished)["confidence"] - before["confidence"]).max() > 1e-4
-
-
-def test_the_store_is_made_once_for_an_image(finished, trained, files, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr("nuclass.slides.writer.write_store", lambda *a, **k: made.append(a) or 1 / 0)
-    predict(files, trained["local"], finished, organ="colon")
-    assert not made
-    with pytest.raises(ZeroDivisionError):
-        predict(files, trained["local"], finished, mpp=0.26)
-    assert not (finished / ".he.json").exists()
-    with pytest.raises(ZeroDivisionError):
-        predict(files, trained["local"], finished)
-
-
-def test_a_changed_image_is_another_image(trained, files, tmp_path):
-    image = tmp_path / "a.tif"
-    image.write_bytes(files[0].read_bytes())
-    one = slide.open_slide(image, 0.25, 0.25)
-    before = one.state
-    os.utime(image, ns=(1, 1))
-    assert one.state != before
-
-
-def test_a_store_is_not_written_over_itself(finished, trained, files):
-    with pytest.raises(UserError) as caught:
-        predict((finished / "he.ome.zarr", files[1]), trained["local"], finished)
-    assert caught.value.what == "The slide would be written over"
-    assert (finished / "he.ome.zarr" / "zarr.json").is_file()
-
-
-# Scale, organ, models
-
-
-def test_a_scale_that_nobody_knows_is_an_error(trained, files, tmp_path):
-    with pytest.raises(UserError) as caught:
-        predict(files, trained["local"], tmp_path, mpp=None)
-    assert str(caught.value) == (
-        "The scale of the H&E is not known\n"
-        f"  where:      {files[0]}\n"
-        "  found:      no pixel size in the file\n"
-        "  expected:   micrometres per px at full resolution\n"
-        "  to mend it: give it, such as --mpp 0.25: scans at 40x have about 0.25, at 20x about 0.5"
-    )
-
-
-@pytest.mark.parametrize("mpp", [0.0, -1.0, 40.0, float("nan")])
-def test_a_scale_that_cannot_be_is_an_error(trained, files, tmp_path, mpp):
-    with pytest.raises(UserError) as caught:
-        predict(files, trained["local"], tmp_path, mpp=mpp)
-    assert caught.value.what == "The scale of the H&E cannot be right"
-    assert caught.value.found == f"{mpp:g} um/px"
-
-
-def test_the_file_s_own_scale_is_taken_with_a_warning(trained, files, tmp_path, caplog):
-    image = tmp_path / "he.ome.tif"
-    metadata = {"PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2}
-    tifffile.imwrite(image, tifffile.imread(files[0]), tile=(128, 128), photometric="rgb", metadata=metadata)
-    one = slide.open_slide(image, None, 0.25)
-    assert (one.mpp, one.mpp_source, one.store_shape) == (pytest.approx(0.2), "file", (512, 512))
-    assert "a px is taken as 0.2 um, as the file says. Files are often wrong" in caplog.text
-    given = slide.open_slide(image, 0.25, 0.25)
-    assert (given.mpp, given.mpp_source, given.embedded_mpp) == (0.25, "given", pytest.approx(0.2))
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("a/slide_1.ome.tif", "slide_1"),
-        ("a/B.7.svs", "B.7"),
-        ("x/he.ome.zarr", "he"),
-        ("x/he.zarr", "he"),
-        (".zarr", ".zarr"),
-    ],
-)
-def test_slides_are_named_after_their_files(path, name):
-    assert slide.name_of(Path(path)) == name
-
-
-def test_organs_are_told_by_name(trained):
-    models = Models(trained["gate"])
-    assert models.organ("Lung") == "lung"
-    assert models.organ("human colon cancer") == "colon"
-    assert models.organ(None) == models.organ("unknown") == models.organ("liver") == models.organ("skin") == "unknown"
-    with pytest.raises(UserError) as caught:
-        models.organ("lungs")
-    assert str(caught.value) == (
-        "The model does not know this organ\n"
-        "  where:      --organ\n"
-        "  found:      lungs Did you mean 'lung'?\n"
-        "  expected:   colon | lung | unknown\n"
-        "  to mend it: correct the name, or give unknown"
-    )
-    models.own["organs"] = ["kidney", "heart", "unknown"]
-    assert models.organ("skin") == models.organ("ear") == "unknown", "other organs, not misspelt ones"
-    models.own["organs"] = ["colon", "lung"]
-    with pytest.raises(UserError) as caught:
-        models.organ("skin")
-    assert caught.value.fix == "correct the name"
-    with pytest.raises(UserError) as caught:
-        models.organ(None)
-    assert caught.value.what == "The model must be told the organ"
-
-
-def test_an_organ_never_seen_is_typed_as_unknown_with_a_warning(trained, files, tmp_path):
-    facts = predict(files, trained["gate"], tmp_path, organ="liver")
-    assert (facts["organ"], facts["organ_told"]) == ("unknown", "liver")
-    assert (table_of(tmp_path)["organ"] == "unknown").all()
-    assert facts["hints"][0]["kind"] == "organ"
-
-
-def test_a_training_slide_is_typed_and_told(trained, study, tmp_path):
-    image, cells = paint("lung_1", 1)
-    tifffile.imwrite(tmp_path / "lung_1.tif", image, tile=(128, 128), photometric="rgb")
-    cells.rename(columns={"x_px": "x_he", "y_px": "y_he"}).to_csv(tmp_path / "cells.csv", index=False)
-    facts = predict((tmp_path / "lung_1.tif", tmp_path / "cells.csv"), trained["gate"], tmp_path / "out")
-    assert "seen" in {hint["kind"] for hint in facts["hints"]}
-    assert facts["counts"]["total"] == 220
-
-
-def test_stain_of_the_training_slides_lies_in_the_checkpoints(trained):
-    models = Models(trained["gate"])
-    assert set(models.stain) == {"lung_1", "colon_1"}
-    for one in models.stain.values():
-        assert one["windows"] > 50
-        assert one["haematoxylin"][0] != 0
-    assert models.trained_unknown
-    assert models.trained_on == {"lung_1", "colon_1"}
-
-
-def test_a_slide_of_another_stain_is_told(trained, files, tmp_path):
-    image = tifffile.imread(files[0]).astype(np.float64)
-    pale = (255 * (image / 255) ** 0.3).astype(np.uint8)
-    tifffile.imwrite(tmp_path / "pale.tif", pale, tile=(128, 128), photometric="rgb")
-    facts = predict((tmp_path / "pale.tif", files[1]), trained["local"], tmp_path / "out")
-    assert "stain" in {hint["kind"] for hint in facts["hints"] if hint["level"] == "warn"}
-
-
-def test_the_accuracy_on_val_is_that_of_these_very_weights(trained, tmp_path):
-    models = Models(trained["gate"])
-    metrics = json.loads((trained["gate"].parent / "metrics.json").read_text())
-    assert run._val_accuracy(models) == pytest.approx(metrics["val"]["accuracy"])
-    alone = tmp_path / "best.ckpt"
-    alone.write_bytes(trained["local"].read_bytes())
-    assert run._val_accuracy(Models(alone)) is None
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert run._val_accuracy(Models(alone)) is None
-
-
-def test_a_gate_without_its_models_is_told(trained, files, tmp_path):
-    alone = tmp_path / "models" / "gate" / "best.ckpt"
-    alone.parent.mkdir(parents=True)
-    alone.write_bytes(trained["gate"].read_bytes())
-    with pytest.raises(UserError, match="of the local and the global model there is no checkpoint"):
-        predict(files, alone, tmp_path / "out")
-    given = {name: trained[name] for name in ("local", "global")}
-    assert set(Models(alone, given).hashes) == {"local", "global", "gate"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"abstain_below": 1.5}, "A share is out of range\n  where:      --abstain-below\n  found:      1.5"),
-        ({"max_off_slide": -0.1}, "A share is out of range\n  where:      --max-off-slide"),
-        ({"formats": ("cvs",)}, "There is no output 'cvs'. Did you mean 'csv'?"),
-    ],
-)
-def test_settings_are_checked_first(trained, files, tmp_path, monkeypatch, changes, told):
-    monkeypatch.setattr(engine.Models, "__init__", lambda *_: 1 / 0)
-    with pytest.raises(UserError) as caught:
-        predict(files, trained["local"], tmp_path, **changes)
-    assert str(caught.value).startswith(told)
-
-
-def test_nuclei_are_looked_for_once(trained, files, tmp_path, monkeypatch):
-    cells, looked = pd.read_csv(files[1]).head(50), []
-
-    def find(image, *, mpp_he, method, weights):
-        looked.append((Path(image), mpp_he, method))
-        xy = cells[["x_he", "y_he"]].to_numpy(np.float64)
-        ring = np.array([(-9, -9), (9, -9), (9, 9), (-9, 9)], np.float64)
-        outlines = Outlines((xy[:, None] + ring).reshape(-1, 2), np.arange(51) * 4)
-        return xy, outlines, "nuclei found"
-
-    monkeypatch.setattr("nuclass.apply.detect.detect_nuclei", find)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "predict_cells", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            predict((files[0], None), trained["local"], tmp_path)
-    facts = predict((files[0], None), trained["local"], tmp_path)
-    assert looked == [(files[0], 0.25, "classical")]
-    found = table_of(tmp_path)
-    assert found["cell_id"].tolist() == [str(i + 1) for i in range(50)]
-    assert found["x_he"].to_numpy() == pytest.approx(cells["x_he"].to_numpy())
-    assert "nuclei found" in facts["positions"]
-    outlines = pq.read_table(tmp_path / "outlines.parquet")
-    assert [len(ring) for ring in outlines["x_he"].to_pylist()] == [4] * 50
-    assert not (tmp_path / ".work").exists()
-
-
-def test_kept_nuclei_of_another_key_or_damaged_are_found_anew(tmp_path):
-    found = Positions(np.array(["a", "b"], object), np.eye(2), None, "somewhere", "detected")
-    calls = []
-    path = tmp_path / "work" / "cells.npz"
-
-    def kept(key):
-        return kept_cells(path, {"key": key}, lambda: calls.append(key) or found)
-
-    for key in (1, 1, 2):
-        got = kept(key)
-        assert got.cell_id.tolist() == ["a", "b"]
-        assert np.array_equal(got.xy, found.xy)
-        assert (got.outlines, got.source, got.kind) == (None, "somewhere", "detected")
-    path.write_bytes(path.read_bytes()[:100])
-    kept(2)
-    assert calls == [1, 2, 2]

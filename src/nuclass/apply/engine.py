@@ -42,7 +42,7 @@ class Options:
     batch
         Cells at once; None takes 256, and for neighbourhoods what training had.
     precision
-        ``auto`` (bfloat16 on a GPU that has it), ``32-true`` or ``bf16-mixed``.
+        ``auto`` (bfloat16 on a GPU that has it; neighbourhoods as in training), ``32-true`` or ``bf16-mixed``.
     workers
         Processes that cut windows while the models compute.
     cache_mb
@@ -257,6 +257,8 @@ def predict_cells(
             models.data,
             accelerator=options.accelerator,
             batch_size=options.batch,
+            precision=None if options.precision == "auto" else options.precision,
+            workers=options.workers,
             frame=frame,
         )
     predictor = models.load(options)

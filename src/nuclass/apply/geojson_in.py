@@ -10,9 +10,10 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclass.apply.geojson_in_events import CELL_RINGS, EMPTY, HOLES, NO_SHAPE, OTHER, TILES, CellEvents
-from nuclass.apply.positions_found import Found, Outlines, counted, kept_only, offsets_of, opened, unique_ids
+from nuclass.apply.geojson_in_events import CELL_RINGS, EMPTY, HOLES, NO_SHAPE, OTHER, SPLIT, TILES, CellEvents
+from nuclass.apply.positions_found import Found, Outlines, counted, kept_only, offsets_of, unique_ids
 from nuclass.core.errors import UserError
+from nuclass.core.own_cells import opened
 from nuclass.core.progress import BYTES, Progress
 
 _CHUNK = 1 << 16
@@ -31,9 +32,10 @@ def read_geojson(file: Path, unit_um: float) -> Found:
     """Read the cells of a GeoJSON, or of a JSON as HoVer-Net and CellViT write it.
 
     A feature collection, a list of features, one feature, or features line by line; each polygon of a MultiPolygon
-    and each point of a MultiPoint is a cell. Of a QuPath cell the nucleus counts. A position is the area centroid
-    of the outer ring. Annotations of QuPath are regions where there are cells or detections beside them; tiles and TMA
-    cores, and whatever is larger than any cell, are none either.
+    and each point of a MultiPoint is a cell, but a detection or cell of QuPath in a few parts is its largest part. Of
+    a QuPath cell the nucleus counts. A position is the area centroid of the outer ring. Annotations of QuPath are
+    regions where there are cells or detections beside them; tiles and TMA cores, and whatever is larger than any
+    cell, are none either.
 
     Parameters
     ----------
@@ -67,10 +69,25 @@ def read_geojson(file: Path, unit_um: float) -> Found:
         rows = kept_only(Outlines(vertices, offsets_of(lengths)), with_area).vertices
         outlines = Outlines(rows, offsets_of(np.where(flat, 0, lengths)[keep]))
         _judge_size(float(np.median(area[with_area])) * unit_um**2, notes)
-    ids = unique_ids([cell for cell, kept in zip(cells.ids, keep, strict=True) if kept])
+    ids = _names(cells, keep)
     n_points = int((points & keep).sum())
     kinds = [counted(n, word) for n, word in ((int(keep.sum()) - n_points, "outline"), (n_points, "point")) if n]
     return Found(xy[keep], ids, f"{' and '.join(kinds)} of a GeoJSON", None, outlines, notes)
+
+
+def _names(cells: CellEvents, keep: NDArray[np.bool_]) -> NDArray[np.object_] | None:
+    """Return the name of each cell to keep (N,), None where there are none, or not one for each.
+
+    Cells that share a feature have its name and their number in it: ``a-1``, ``a-2``. Where most cells do, features
+    are classes and no cells, and their names no use.
+    """
+    parts = np.frombuffer(cells.parts, np.int64)[keep]
+    if 2 * np.count_nonzero(parts) > len(parts):
+        return None
+    names = [cell for cell, kept in zip(cells.ids, keep.tolist(), strict=True) if kept]
+    for place in np.flatnonzero(parts).tolist():
+        names[place] = names[place] and f"{names[place]}-{parts[place]}"
+    return unique_ids(names)
 
 
 def _parse(file: Path) -> CellEvents:
@@ -145,6 +162,7 @@ def _measured(
 def _counts(cells: CellEvents) -> list[str]:
     words = (
         (CELL_RINGS, "cell outline beside a nucleus not used", "cell outlines beside nuclei not used"),
+        (SPLIT, "cell in several parts taken by its largest", "cells in several parts taken by their largest"),
         (HOLES, "hole ignored", "holes ignored"),
         (EMPTY, "empty outline left out", "empty outlines left out"),
         (NO_SHAPE, "feature without a geometry left out", "features without a geometry left out"),

@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from nuclass.apply.positions_found import CELLS, FARTHEST, NEVER_CELLS, REGIONS
@@ -24,6 +25,9 @@ _KNOWN = "Polygon, MultiPolygon, Point or MultiPoint"
 _OPEN, _CLOSE = ("start_map", "start_array"), ("end_map", "end_array")
 # Notes by what is counted.
 EMPTY, HOLES, NO_SHAPE, OTHER, TILES, CELL_RINGS = "empty", "holes", "no_shape", "other", "tiles", "cell_rings"
+SPLIT = "split"
+# An edit or the border of a tile leaves a cell in a few parts; more are many cells packed as one object.
+_MOST_PARTS = 8
 
 
 @dataclass(slots=True)
@@ -67,7 +71,9 @@ class CellEvents:
     regions
         1 for each cell that is an annotation of QuPath.
     ids
-        The name of each cell, None where it has none or shares it; empty once names are of no use.
+        The name of each cell's feature, None where it has none.
+    parts
+        1, 2, ... for the cells of a feature that holds several, 0 for one that is a cell.
     counts
         What was met, by the names above.
     number
@@ -81,6 +87,7 @@ class CellEvents:
         self.regions = bytearray()
         self.points = bytearray()
         self.ids: list[str | None] = []
+        self.parts = array("q")
         self.counts: Counter[str] = Counter()
         self.number = 0
         self.collections = 0
@@ -281,13 +288,17 @@ class CellEvents:
         if not rings.rings:
             self.counts[EMPTY] += 1
             return
+        if kind in CELLS and not is_point and 1 < len(rings.rings) <= _MOST_PARTS:
+            self._keep_largest(rings.rings, start)
+            self.counts[SPLIT] += 1
         if kind in CELLS:
             self.counts["cells"] += len(rings.rings)
         self.lengths.extend(rings.rings)
         n = len(rings.rings)
         self.points.extend(bytes([is_point]) * n)
         self.regions.extend(bytes([kind in REGIONS]) * n)
-        self.ids.extend([feature.id] if n == 1 else [None] * n)
+        self.ids.extend([feature.id] * n)
+        self.parts.extend(range(1, n + 1) if n > 1 else (0,))
 
     def _keep_only(self, shapes: list[_Shape], chosen: int) -> None:
         """Remove the vertices of a feature's other geometries."""
@@ -295,6 +306,16 @@ class CellEvents:
         for i in range(len(shapes) - 1, -1, -1):
             if i != chosen:
                 del self.xy[shapes[i].start : stops[i]]
+
+    def _keep_largest(self, rings: list[int], start: int) -> None:
+        """Keep of a cell in several parts the one with the largest area; their vertices begin at ``start``."""
+        stops = [start + 2 * n for n in accumulate(rings)]
+        starts = [start, *stops[:-1]]
+        areas = [_area(self.xy[begin:stop]) for begin, stop in zip(starts, stops, strict=True)]
+        best = areas.index(max(areas))
+        del self.xy[stops[best] :]
+        del self.xy[start : starts[best]]
+        rings[:] = rings[best : best + 1]
 
     # Coordinates
 
@@ -388,6 +409,12 @@ class CellEvents:
             self.fail("A feature has the same geometry twice", shape.role, "each once")
         owner.shapes.append(shape)
         self._shape = None
+
+
+def _area(ring: array[float]) -> float:
+    """Return the area of a ring, x and y in turn (shoelace formula, from its first vertex)."""
+    x, y = [value - ring[0] for value in ring[::2]], [value - ring[1] for value in ring[1::2]]
+    return abs(sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x)))) / 2
 
 
 def _old_type(name: str | None) -> str:

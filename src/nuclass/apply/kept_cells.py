@@ -1,4 +1,4 @@
-"""Nuclei that were found in an image, kept while the run goes on: to look for them again takes minutes."""
+"""Nuclei that were found in an image, kept beside the results: to look for them again takes minutes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept_cells(path: Path, key: dict[str, Any], find: Callable[[], Positions]) -
     vertices = np.empty((0, 2)) if found.outlines is None else found.outlines.vertices
     offsets = np.empty(0, np.int64) if found.outlines is None else found.outlines.offsets
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(
+        np.savez_compressed(
             stream,
             key=np.array([told, found.source, found.kind, "" if empty else "outlines"]),
             cell_id=found.cell_id.astype(str),

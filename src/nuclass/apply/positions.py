@@ -10,35 +10,33 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclass.apply.positions_found import Found, Outlines, Points, counted, head_of
-from nuclass.apply.positions_frames import (
+from nuclass.apply.positions_crop import check_scanned, corner_of
+from nuclass.apply.positions_found import Found, Outlines, Points, counted
+from nuclass.apply.positions_frames import aligned_frames, check_inside
+from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
+from nuclass.core.own_cells import (
+    CROP,
+    DETECT,
     HE,
     NAMES,
     UM,
     XENIUM_UM,
     Given,
-    aligned_frames,
-    check_inside,
+    check_reading,
+    method_of,
     parse_frame,
+    use_faults,
 )
-from nuclass.core.bundle_source import EXPERIMENT, is_web_page
-from nuclass.core.errors import UserError
-from nuclass.core.log import get_logger
+from nuclass.core.own_tables import parse_columns
+from nuclass.slides.source import Bounds
 
 __all__ = ["DETECT", "Outlines", "Positions", "parse_frame", "read_positions"]
 
 _log = get_logger(__name__)
 
 Kind = Literal["geojson", "table", "bundle", "detected"]
-# Instead of a file: find the nuclei on the image.
-DETECT = "detect"
-_BOM = b"\xef\xbb\xbf"
 _SAME_SCALE = 0.01
-_WIDE = (b"\xff\xfe", b"\xfe\xff")
-_KINDS_TOLD = (
-    "GeoJSON of QuPath, CellViT or StarDist; a CSV, TSV or Parquet table; the folder or outs.zip of a Xenium run; "
-    f"or the word {DETECT}"
-)
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,9 @@ class Positions:
         One line for records: what was read, how it was understood, what was left out.
     kind
         ``geojson``, ``table``, ``bundle`` or ``detected``.
+    origin
+        The corner that the numbers of the file counted from, ``crop`` or ``image``, on a slide of which only a part was
+        scanned; None where there is one corner alone. ``xy`` counts from that of the whole plane in any case.
     """
 
     cell_id: NDArray[np.object_]
@@ -64,9 +65,20 @@ class Positions:
     outlines: Outlines | None
     source: str
     kind: Kind
+    origin: str | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
+
+
+@dataclass(frozen=True)
+class _He:
+    """The H&E: micrometres per px, (height, width) in px, the part that was scanned, the corner that files mean."""
+
+    mpp: float
+    shape: tuple[int, int]
+    bounds: Bounds | None = None
+    origin: str | None = None
 
 
 def read_positions(
@@ -81,6 +93,8 @@ def read_positions(
     columns: str | Mapping[str, str] | None = None,
     image: str | Path | None = None,
     weights: str | Path | None = None,
+    origin: str | None = None,
+    bounds: Bounds | None = None,
 ) -> Positions:
     """Read where the cells of a slide lie, whatever file says it.
 
@@ -105,49 +119,48 @@ def read_positions(
     columns
         Of a table: ``x=NAME,y=NAME,id=NAME``.
     image
-        The H&E, for ``detect``.
+        The H&E, for ``detect`` and for tables of several images.
     weights
         File of weights, for ``detect:cellpose``.
+    origin
+        The corner that px and um of a file count from: ``crop`` (of the scanned part, as in QuPath) or ``image`` (of
+        the whole plane). Needed where ``bounds`` are given, without effect else.
+    bounds
+        The scanned part, of :class:`nuclass.slides.source.Source`.
 
     Raises
     ------
     UserError
-        The file is missing, damaged or of no known kind, holds no cells, its frame is not clear, or most cells lie
-        outside the image.
+        The file is missing, damaged or of no known kind, holds no cells, its frame or corner is not clear, an option
+        has no use, or most cells lie outside the image.
     """
-    given = parse_frame(frame, mpp)
-    word, _, method = str(path).partition(":")
-    if word == DETECT:
-        return _detected(method, given, image, weights, mpp_he, he_shape)
+    options = {"alignment": alignment, "columns": columns, "weights": weights, "origin": origin}
+    kind, given = check_reading(path, frame, options, mpp)
+    he = _He(mpp_he, he_shape, bounds, origin)
+    if kind == DETECT:
+        return _detected(method_of(path), image, weights, he)
     file = Path(path)
-    kind = _kind(file)
-    if columns is not None and kind not in ("csv", "parquet"):
-        raise UserError(
-            "Columns are stated of a file that is no table", where=file, expected="a table, or no --columns"
-        )
     if kind == "bundle":
-        return _of_run(file, given, alignment, mpp_he, he_shape)
+        return _of_run(file, alignment, he)
     if kind == "geojson":
         from nuclass.apply.geojson_in import read_geojson
 
         given = given or Given(HE)
+        corner = corner_of(origin, bounds, given, where=file)
         found = read_geojson(file, given.unit_um(mpp_he))
-    else:
-        from nuclass.apply.tables_in import parse_columns, read_table
+        return _on_image(file, found, given, corner, "geojson", alignment, he)
+    from nuclass.apply.tables_in import read_table
 
-        found = read_table(file, parquet=kind == "parquet", columns=parse_columns(columns), frame=given)
-        if given is None and found.frame == UM:
+    found = read_table(file, parquet=kind == "parquet", columns=parse_columns(columns), frame=given, image=image)
+    if given is None:
+        if found.frame == UM:
             _check_um(file, mpp_he, mpp_file)
-        given = given or Given(str(found.frame))
-    if alignment is not None and not given.needs_alignment:
-        raise UserError(
-            "An alignment is given for positions that need none",
-            where=file,
-            found=f"--alignment {alignment}, positions in the frame {given}",
-            expected="an alignment for positions of a Xenium run: --frame xenium_um or --frame morph",
-            fix="state the frame, or leave --alignment out",
-        )
-    return _on_image(file, found, given, "geojson" if kind == "geojson" else "table", alignment, mpp_he, he_shape)
+        given = Given(str(found.frame))
+        # What the columns say of the frame is known only now.
+        for fault in use_faults(path, kind, given, options):
+            raise fault
+    corner = corner_of(origin, bounds, given, where=file)
+    return _on_image(file, found, given, corner, "table", alignment, he)
 
 
 def _check_um(file: Path, mpp_he: float, mpp_file: float | None) -> None:
@@ -163,70 +176,46 @@ def _check_um(file: Path, mpp_he: float, mpp_file: float | None) -> None:
     )
 
 
-def _kind(file: Path) -> Literal["geojson", "csv", "parquet", "bundle"]:
-    """Return what a file is, by its content."""
-    if file.is_dir() or file.name == EXPERIMENT:
-        return "bundle"
-    head = head_of(file)
-    if head.startswith(b"PK"):
-        return "bundle"
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    start = head.removeprefix(_BOM).lstrip()
-    if start.startswith((b"{", b"[")):
-        return "geojson"
-    if is_web_page(head):
-        found, fix = "a web page or XML", "export GeoJSON or a table; a download may have answered with a page"
-    elif b"\0" in head and not head.startswith(_WIDE):
-        found, fix = f"a file that begins with {head[:8]!r}", "export GeoJSON or a table"
-    elif not start:
-        found, fix = "an empty file", "export it again"
-    else:
-        return "csv"
-    raise UserError("The file of positions is of no known kind", where=file, found=found, expected=_KINDS_TOLD, fix=fix)
-
-
-def _of_run(
-    path: Path, given: Given | None, alignment: Path | str | None, mpp_he: float, he_shape: tuple[int, int]
-) -> Positions:
+def _of_run(path: Path, alignment: Path | str | None, he: _He) -> Positions:
     from nuclass.apply.positions_bundle import read_run
 
-    if given is not None and given.name != XENIUM_UM:
-        raise UserError(
-            "A Xenium run has a frame of its own", where="--frame", found=str(given), expected="no --frame for a run"
-        )
-    found, frames = read_run(path, alignment=alignment, mpp_he=mpp_he, he_shape=he_shape)
+    found, frames = read_run(path, alignment=alignment, mpp_he=he.mpp, he_shape=he.shape)
     xy = frames.um_to_he(found.xy)
     outlines = found.outlines
     if outlines is not None:
         outlines = Outlines(frames.um_to_he(outlines.vertices), outlines.offsets)
-    return _made(path, found, Given(XENIUM_UM), xy, outlines, "bundle", mpp_he, he_shape)
+    return _made(path, found, Given(XENIUM_UM), xy, outlines, "bundle", he)
 
 
 def _on_image(
     file: Path,
     found: Found,
     given: Given,
+    corner: tuple[int, int],
     kind: Kind,
     alignment: Path | str | None,
-    mpp_he: float,
-    he_shape: tuple[int, int],
+    he: _He,
 ) -> Positions:
-    """Bring what a file holds to H&E px."""
-    outlines = found.outlines
+    """Bring what a file holds to H&E px; its numbers count from ``corner`` (x, y), H&E px."""
+    outlines, origin = found.outlines, None
     if given.needs_alignment:
-        frames, notes = aligned_frames(alignment, mpp_he=mpp_he, he_shape=he_shape, where=f"--frame {given}")
+        frames, notes = aligned_frames(alignment, mpp_he=he.mpp, he_shape=he.shape, where=f"--frame {given}")
         found.notes += notes
         change = frames.um_to_he if given.name == XENIUM_UM else frames.morph_to_he
         xy = change(found.xy)
         vertices = None if outlines is None else change(outlines.vertices)
     else:
-        scale = given.scale(mpp_he)
-        xy = found.xy * scale
-        vertices = None if outlines is None else outlines.vertices * scale
+        scale = given.scale(he.mpp)
+        xy = found.xy * scale + corner
+        vertices = None if outlines is None else outlines.vertices * scale + corner
+        if he.bounds is not None:
+            origin = he.origin
+            part = f"scanned part, x {corner[0]}, y {corner[1]} px" if origin == CROP else "whole plane"
+            found.notes.append(f"counted from the corner of the {part}")
+            check_scanned(xy, origin, he.bounds, where=file)
     if outlines is not None and vertices is not None:
         outlines = Outlines(vertices, outlines.offsets)
-    return _made(file, found, given, xy, outlines, kind, mpp_he, he_shape)
+    return _made(file, found, given, xy, outlines, kind, he, origin)
 
 
 def _made(
@@ -236,11 +225,11 @@ def _made(
     xy: Points,
     outlines: Outlines | None,
     kind: Kind,
-    mpp_he: float,
-    he_shape: tuple[int, int],
+    he: _He,
+    origin: str | None = None,
 ) -> Positions:
     assert given.name in NAMES
-    outside = check_inside(found.xy, xy, given, where=path, mpp_he=mpp_he, he_shape=he_shape)
+    outside = check_inside(found.xy, xy, given, where=path, mpp_he=he.mpp, he_shape=he.shape)
     notes = [*found.notes]
     if outside:
         notes.append(f"{counted(outside, 'lies', 'lie')} outside the image")
@@ -250,25 +239,14 @@ def _made(
         notes.append("cells numbered in the order of the file")
     source = "; ".join([f"{path.name}: {found.what}, frame {given}", *notes])
     _log.info("%s", source)
-    return Positions(ids, xy, outlines, source, kind)
+    return Positions(ids, xy, outlines, source, kind, origin)
 
 
-def _detected(
-    method: str,
-    given: Given | None,
-    image: str | Path | None,
-    weights: str | Path | None,
-    mpp_he: float,
-    he_shape: tuple[int, int],
-) -> Positions:
+def _detected(method: str, image: str | Path | None, weights: str | Path | None, he: _He) -> Positions:
     from nuclass.apply.detect import detect_nuclei
 
-    if given is not None:
-        raise UserError(
-            "Detected nuclei need no frame", where="--frame", found=str(given), expected=f"no --frame with {DETECT}"
-        )
     if image is None:
         raise ValueError("detection needs the image")
-    xy, outlines, what = detect_nuclei(image, mpp_he=mpp_he, method=method or "classical", weights=weights)
+    xy, outlines, what = detect_nuclei(image, mpp_he=he.mpp, method=method, weights=weights)
     found = Found(xy, None, what, HE, outlines)
-    return _made(Path(image), found, Given(HE), xy, outlines, "detected", mpp_he, he_shape)
+    return _made(Path(image), found, Given(HE), xy, outlines, "detected", he)

@@ -13,9 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nuclass.apply.positions_found import Found, Outlines, counted, offsets_of, unique_ids
-from nuclass.apply.positions_frames import XENIUM_UM, aligned_frames
+from nuclass.apply.positions_frames import aligned_frames
 from nuclass.core.bundle_source import EXPERIMENT, NEEDED, BundleSource, find_alignment, locate_bundle, source_folders
 from nuclass.core.errors import UserError
+from nuclass.core.own_cells import XENIUM_UM
 
 if TYPE_CHECKING:
     from nuclass.slides.geometry import Frames

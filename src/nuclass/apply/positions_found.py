@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from nuclass.core.errors import UserError
 
 Points = NDArray[np.float64]
 
@@ -23,8 +17,6 @@ FARTHEST = 1e9
 REGIONS = {"annotation", "pathannotationobject"}
 NEVER_CELLS = {"tile", "pathtileobject", "tma core", "tmacoreobject", "root", "pathrootobject", "image"}
 CELLS = {"cell", "pathcellobject", "detection", "pathdetectionobject"}
-_HEAD = 1 << 12
-_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -92,44 +84,6 @@ def unique_ids(values: Sequence[Any] | NDArray[Any]) -> NDArray[np.object_] | No
 def counted(n: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun, such as ``1 hole`` or ``2 holes``."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
-@contextmanager
-def opened(file: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a file for reading: the file itself, and its content, unpacked where it is gzip.
-
-    Raises
-    ------
-    UserError
-        It cannot be opened or read, or the packed content is damaged.
-    """
-    try:
-        with file.open("rb") as raw:
-            packed = raw.read(2) == _GZIP
-            raw.seek(0)
-            if not packed:
-                yield raw, raw
-                return
-            with gzip.GzipFile(fileobj=raw) as content:
-                yield raw, content  # type: ignore[misc]
-    except FileNotFoundError as error:
-        raise UserError("The file of positions is missing", where=file, fix="check the path of --cells") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            "A packed file of positions is damaged",
-            where=file,
-            found=str(error) or type(error).__name__,
-            expected="a whole .gz",
-            fix="pack or copy it again; it may be cut off",
-        ) from error
-    except OSError as error:
-        raise UserError("The file of positions cannot be read", where=file, found=str(error)) from error
-
-
-def head_of(file: Path) -> bytes:
-    """Return the first bytes of a file's content, unpacked where it is gzip."""
-    with opened(file) as (_, content):
-        return content.read(_HEAD)
 
 
 def kept_only(outlines: Outlines, keep: NDArray[np.bool_]) -> Outlines:

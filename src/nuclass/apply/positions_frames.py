@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,108 +10,17 @@ from numpy.typing import NDArray
 
 from nuclass.apply.positions_found import Points
 from nuclass.core.bundle_source import GRID, parse_matrix
-from nuclass.core.errors import UserError, closest
+from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
+from nuclass.core.own_cells import HE, MORPH_UM, PX, UM, Given, no_alignment
 from nuclass.slides.geometry import Frames
 
 _log = get_logger(__name__)
 
-HE, UM, PX, MORPH, XENIUM_UM = "he", "um", "px", "morph", "xenium_um"
-NAMES = (HE, UM, PX, MORPH, XENIUM_UM)
-# The size of a morphology pixel on every known instrument, um.
-MORPH_UM = 0.2125
-FRAMES_TOLD = (
-    "he (px of the H&E at full resolution), um (micrometres from the image's top left corner), px@0.25 (px of 0.25 um, "
-    "or of another size), morph (morphology px) or xenium_um (micrometres of a Xenium run); the last two need "
-    "--alignment"
-)
 _ENOUGH, _SPAN = 0.95, 0.3
 _LEVELS = (2, 4, 8, 16, 32)
 _USUAL_MPP = (0.25, 0.5, 1.0)
 _MPP_APART = 0.03
-
-
-@dataclass(frozen=True)
-class Given:
-    """A frame as the user stated it: its name, and um per unit where the name alone does not say it."""
-
-    name: str
-    mpp: float | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.mpp is None else f"{self.name}@{self.mpp:g}"
-
-    @property
-    def needs_alignment(self) -> bool:
-        """Whether only an alignment leads from it to the H&E."""
-        return self.name in (MORPH, XENIUM_UM)
-
-    def scale(self, mpp_he: float) -> float:
-        """Return H&E px per unit, for frames that share the H&E's corner."""
-        if self.name == HE:
-            return 1.0
-        if self.name == UM:
-            return 1 / (self.mpp or mpp_he)
-        assert self.name == PX
-        assert self.mpp is not None
-        return self.mpp / mpp_he
-
-    def unit_um(self, mpp_he: float) -> float:
-        """Return about how many um one unit is, to judge sizes."""
-        return {MORPH: MORPH_UM, XENIUM_UM: 1.0}.get(self.name) or self.scale(mpp_he) * mpp_he
-
-
-def parse_frame(text: str | None, mpp: float | None = None) -> Given | None:
-    """Read what the user says of a frame: ``he``, ``um``, ``px@0.25``, ``morph``, ``xenium_um``; None stays None.
-
-    Parameters
-    ----------
-    text
-        The words. ``px`` needs the size of its px, behind ``@`` or as ``mpp``. ``um@0.2528`` are micrometres that were
-        made from px with another size than the H&E has by now.
-    mpp
-        Micrometres per px, where ``text`` has no ``@``.
-
-    Raises
-    ------
-    UserError
-        There is no such frame, or the size of a px is missing or no positive number.
-    """
-    if text is None:
-        return None
-    name, mark, size = text.strip().lower().partition("@")
-    name = name.strip().replace("µm", "um").replace("μm", "um")
-    if name not in NAMES:
-        raise UserError(
-            "The frame of the positions is not known",
-            where="--frame",
-            found=repr(text),
-            expected=FRAMES_TOLD,
-            fix=f"write one of these.{closest(name, list(NAMES))}",
-        )
-    if mark:
-        try:
-            mpp = float(size)
-        except ValueError:
-            mpp = math.nan
-    if mpp is not None and not 0.01 <= mpp <= 100:
-        raise UserError(
-            "The size of a px is no size",
-            where="--frame",
-            found=repr(text) if mark else repr(mpp),
-            expected="um per px, 0.01 to 100, such as px@0.25",
-        )
-    if mark and name not in (PX, UM):
-        raise UserError("A frame has a size it cannot have", where="--frame", found=repr(text), expected=FRAMES_TOLD)
-    if name == PX and mpp is None:
-        raise UserError(
-            "The size of the positions' px is not stated",
-            where="--frame",
-            found=repr(text),
-            expected="um per px behind @",
-            fix="write px@0.25 if the segmentation ran at 0.25 um/px; write he for px of the image's full resolution",
-        )
-    return Given(name, mpp if name in (PX, UM) else None)
 
 
 def aligned_frames(
@@ -144,13 +52,7 @@ def aligned_frames(
     from nuclass.xenium.alignment import read_alignment
 
     if alignment is None:
-        raise UserError(
-            "Positions of a Xenium run need the alignment of the H&E",
-            where=where,
-            found="no alignment",
-            expected="the file that maps H&E px to morphology px, such as *_he_imagealignment.csv",
-            fix="add --alignment FILE, or --alignment grid if the H&E lies on the morphology pixels",
-        )
+        raise no_alignment(where)
     notes = []
     text = str(alignment)
     typed = None if Path(text).is_file() else parse_matrix(text)

@@ -9,7 +9,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from nuclass.apply.outputs import DEFAULT, NAMES, check_formats, write_outputs
 from nuclass.apply.slide import GIVEN, STORE, OwnSlide, build_store, name_of, open_slide
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, read_json, write_json, write_parquet
+from nuclass.core.leftovers import remove, temporary_name
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, GATE, GLOBAL, LOCAL, probability_columns
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "predict_own"]
 _log = get_logger(__name__)
-WORK = ".work"
+WORK, CELLS = ".work", ".cells.npz"
 OFF_SLIDE, LOW_CONFIDENCE = "off_slide", "low_confidence"
 MAX_OFF_SLIDE, ABSTAIN_BELOW = 0.5, 0.5
 
@@ -151,10 +152,9 @@ def predict_own(
     taken = models.organ(organ)
     models.check_backbone()
     slide = open_slide(image, mpp, models.mpp)
-    folder = Path(out)
+    folder, how = Path(out), options or Options()
     need_writable(folder)
-    positions = _positions(cells, slide, frame, reading or {}, folder / WORK)
-    how = options or Options()
+    positions = _positions(cells, slide, frame, reading or {}, folder / CELLS, lambda: models.load(how))
     job = _Job(name or name_of(slide.image), slide, positions, models, taken, organ, abstain_below, max_off_slide, how)
     facts = _finish(job, folder, started)
     sheet = Path(classes) if classes is not None else own_file("resources/classes.tsv")
@@ -172,8 +172,14 @@ def _check_share(what: str, share: float) -> None:
 
 
 def _positions(
-    cells: str | Path | None, slide: OwnSlide, frame: str | None, reading: Mapping[str, Any], work: Path
+    cells: str | Path | None,
+    slide: OwnSlide,
+    frame: str | None,
+    reading: Mapping[str, Any],
+    kept: Path,
+    before_long: Callable[[], object],
 ) -> Positions:
+    """Return the cells; nuclei that are to be found are kept in the file ``kept``, for to find them takes minutes."""
     from nuclass.apply.kept_cells import kept_cells
     from nuclass.apply.positions import DETECT, read_positions
     from nuclass.patches.states import file_state
@@ -197,7 +203,13 @@ def _positions(
     weights = reading.get("weights")
     if weights is not None and Path(weights).is_file():
         key["weights"] = file_state(Path(weights))
-    return kept_cells(work / "cells.npz", key, read)
+
+    def find() -> Positions:
+        # A model that cannot be used is told before.
+        before_long()
+        return read()
+
+    return kept_cells(kept, key, find)
 
 
 def _finish(job: _Job, folder: Path, started: float) -> dict[str, Any]:
@@ -242,10 +254,12 @@ def _remove_outputs(folder: Path, before: Mapping[str, Any]) -> None:
         return
     for name in NAMES.values():
         path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        # A folder goes at once, or a call that is killed would leave half of it under its name.
+        aside = temporary_name(path)
+        remove(aside)
+        if path.exists():
+            path.replace(aside)
+            remove(aside)
     # The last: a call that was killed before finds it, and removes the rest.
     (folder / FACTS).unlink(missing_ok=True)
 
@@ -368,7 +382,7 @@ def _facts(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> dict[str
     composition = table.loc[table["status"] == TYPED, "class"].value_counts()
     return {
         "slide": job.name,
-        "image": str(slide.image),
+        "image": _shown(slide.image),
         "positions": job.positions.source,
         "organ": job.organ,
         "organ_told": job.organ_told,
@@ -397,6 +411,12 @@ def _facts(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> dict[str
             "python": platform.python_version(),
         },
     }
+
+
+def _shown(path: Path) -> str:
+    """Return a path as records show it: from the working folder on where it lies below, else as it was given."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _hints(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> list[Hint]:

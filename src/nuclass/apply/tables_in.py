@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import csv
-import io
-import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclass.apply.positions_found import CELLS, FARTHEST, NEVER_CELLS, REGIONS, Found, counted, opened, unique_ids
-from nuclass.apply.positions_frames import FRAMES_TOLD, HE, UM, Given
-from nuclass.core.errors import UserError, closest
+from nuclass.apply.positions_found import CELLS, FARTHEST, NEVER_CELLS, REGIONS, Found, counted, unique_ids
+from nuclass.core.bundle_source import he_stem
+from nuclass.core.errors import UserError
+from nuclass.core.own_cells import Given, opened
+from nuclass.core.own_tables import Chosen, choose, header_of, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,161 +26,19 @@ if TYPE_CHECKING:
     # Gives the pieces of a table with the columns of these numbers, by their numbers.
     Pieces = Callable[[list[int]], Iterator[pa.Table]]
 
-# Names of x and y, folded by :func:`fold`, and the frame that they say by themselves.
-PAIRS: tuple[tuple[str, str, str | None], ...] = (
-    ("x_he", "y_he", HE),
-    ("centroid_x_px", "centroid_y_px", HE),
-    ("centroid_x_um", "centroid_y_um", UM),
-    ("x", "y", None),
-    ("x_centroid", "y_centroid", None),
-    ("centroid_x", "centroid_y", None),
-    ("x_um", "y_um", None),
-    ("x_px", "y_px", None),
-    ("x_morph", "y_morph", None),
-    ("x_location", "y_location", None),
-    ("x_coord", "y_coord", None),
-    ("x_center", "y_center", None),
-    ("center_x", "center_y", None),
-    ("nucleus_x", "nucleus_y", None),
-    ("cell_x", "cell_y", None),
-    ("pos_x", "pos_y", None),
-)
-_IDS = ("cell_id", "object_id", "cellid", "nucleus_id", "id", "label")
-_TYPE = "object_type"
-_DELIMITERS = (",", "\t", ";", "|")
-_LONGEST_HEAD = 1 << 20
 _BLOCK = 1 << 22
 _ROWS = 1 << 16
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
-_COLUMNS_TOLD = "--columns x=NAME,y=NAME or x=NAME,y=NAME,id=NAME"
-
-
-def fold(name: str) -> str:
-    """Return a column's name in small letters and plain signs: ``Centroid X µm`` becomes ``centroid_x_um``."""
-    lower = name.strip().lower().replace("âµ", "u").replace("µ", "u").replace("μ", "u")
-    return re.sub(r"[^0-9a-z]+", "_", lower).strip("_")
-
-
-def parse_columns(text: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Read ``x=Centroid X,y=Centroid Y,id=Object ID``; the id may be left out, None is nothing.
-
-    Raises
-    ------
-    UserError
-        The text has another form.
-    """
-    if text is None:
-        return {}
-    if isinstance(text, Mapping):
-        out = dict(text)
-    else:
-        parts = re.split(r"(?:^|,)\s*(x|y|id)\s*=", text)
-        names = parts[1::2]
-        out = {key: value.strip() for key, value in zip(names, parts[2::2], strict=True)}
-        if parts[0].strip() or len(out) != len(names):
-            out = {}
-    if not {"x", "y"} <= set(out) <= {"x", "y", "id"} or not all(out.values()) or out["x"] == out["y"]:
-        raise UserError("The columns cannot be understood", where="--columns", found=repr(text), expected=_COLUMNS_TOLD)
-    return out
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Which columns are read, by number, and the frame their names say."""
-
-    x: int
-    y: int
-    id: int | None
-    id_stated: bool
-    object_type: int | None
-    frame: str | None
-
-
-def choose(
-    file: Path, names: Sequence[str], columns: Mapping[str, str], frame: Given | None, needs_frame: bool = True
-) -> Chosen:
-    """Choose the columns of x, y and id: those stated, otherwise those with a usual name.
-
-    Raises
-    ------
-    UserError
-        A stated column is missing, none or several have usual names, or the frame is neither stated nor said by the
-        names.
-    """
-    folded = [fold(name) for name in names]
-    if columns:
-        x, y = (_stated(file, names, columns, key) for key in ("x", "y"))
-        said = next((said for a, b, said in PAIRS if (a, b) == (folded[x], folded[y])), None)
-    else:
-        x, y, said = _usual(file, names, folded, frame)
-    if frame is None and said is None and needs_frame:
-        raise UserError(
-            "The frame of the positions is not stated",
-            where=f"{file}, columns '{names[x]}' and '{names[y]}'",
-            found="numbers that may be px or micrometres",
-            expected=FRAMES_TOLD,
-            fix="add --frame he, --frame um, --frame px@0.25 or another of these",
-        )
-    stated = "id" in columns
-    found = _stated(file, names, columns, "id") if stated else None
-    if not stated:
-        found = next((folded.index(name) for name in _IDS if folded.count(name) == 1), None)
-    kind = folded.index(_TYPE) if folded.count(_TYPE) == 1 else None
-    return Chosen(x, y, found, stated, kind, frame.name if frame else said)
-
-
-def _stated(file: Path, names: Sequence[str], columns: Mapping[str, str], key: str) -> int:
-    wanted = columns[key]
-    matches = [i for i, name in enumerate(names) if name == wanted]
-    matches = matches or [i for i, name in enumerate(names) if fold(name) == fold(wanted)]
-    if len(matches) != 1:
-        raise UserError(
-            "A stated column is not in the table" if not matches else "A stated column is there more than once",
-            where=f"{file}, --columns {key}",
-            found=_listed(names),
-            expected=wanted,
-            fix=f"name a column of the table.{closest(wanted, list(names))}",
-        )
-    return matches[0]
-
-
-def _usual(file: Path, names: Sequence[str], folded: Sequence[str], frame: Given | None) -> tuple[int, int, str | None]:
-    """Return the columns of x and y by their usual names: of the stated frame, of a known one, or the only ones."""
-    present = [pair for pair in PAIRS if pair[0] in folded and pair[1] in folded]
-    if frame is not None:
-        fitting = [pair for pair in present if pair[2] == frame.name or pair[0] == f"x_{frame.name}"]
-        candidates = fitting[:1] or [pair for pair in present if pair[2] is None]
-    else:
-        candidates = [pair for pair in present if pair[2] is not None][:1] or present
-    unclear = [name for pair in candidates for name in pair[:2] if folded.count(name) > 1]
-    if len(candidates) == 1 and not unclear:
-        x, y, said = candidates[0]
-        return folded.index(x), folded.index(y), said
-    if candidates or unclear:
-        what = "Several columns may hold the positions"
-        used = {name for pair in candidates for name in pair[:2]}
-        found = ", ".join(name for name, short in zip(names, folded, strict=True) if short in used)
-    elif present:
-        assert frame is not None
-        what, found = f"The columns of the positions are in another frame than {frame}", f"{_listed(names)}"
-    else:
-        what, found = "No columns with positions were found", _listed(names)
-    raise UserError(
-        what,
-        where=file,
-        found=found,
-        expected="x and y under a usual name, such as x_he and y_he, x and y, or QuPath's 'Centroid X µm'",
-        fix=f"state them: {_COLUMNS_TOLD}",
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(name[:40] for name in names[:12])
-    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown or "no columns"
 
 
 def read_table(
-    file: Path, *, parquet: bool, columns: Mapping[str, str], frame: Given | None, needs_frame: bool = True
+    file: Path,
+    *,
+    parquet: bool,
+    columns: Mapping[str, str],
+    frame: Given | None,
+    image: str | Path | None = None,
+    needs_frame: bool = True,
 ) -> Found:
     """Read positions from a table.
 
@@ -190,29 +49,37 @@ def read_table(
     parquet
         Which of the two.
     columns
-        See :func:`parse_columns`.
+        See :func:`nuclass.core.own_tables.parse_columns`.
     frame
         What the user stated.
+    image
+        The H&E: of a table whose column ``Image`` names several, the rows of this one are taken.
     needs_frame
         Whether it is an error that neither the user nor the names state one.
 
     Raises
     ------
     UserError
-        The file is damaged or empty, the columns are unclear, a value is no number, or a stated id is not unique.
+        The file is damaged or empty, the columns are unclear, a value is no number, a stated id is not unique, or the
+        table is of several images, none or more than one of which bears the H&E's name.
     """
     reader = _parquet if parquet else _text
     with _told(file, "Parquet" if parquet else "a CSV table with a header"), reader(file) as (names, pieces, comma):
         chosen = choose(file, names, columns, frame, needs_frame)
-        optional = [number for number in (chosen.id, chosen.object_type) if number is not None]
+        optional = [number for number in (chosen.id, chosen.object_type, chosen.image) if number is not None]
         wanted = sorted({chosen.x, chosen.y, *optional})
-        xy, ids, kinds = _collect(file, names, chosen, pieces(wanted), comma)
+        rows = _collect(file, names, chosen, pieces(wanted), comma)
     notes: list[str] = []
-    keep = np.asarray(~np.isnan(xy).any(axis=1))
-    if not keep.all():
-        notes.append(f"{counted(int((~keep).sum()), 'row')} without a position left out")
-    if kinds is not None:
-        keep &= _cells_only(kinds, notes)
+    mine = np.ones(len(rows.xy), bool)
+    if len(rows.images) > 1:
+        mine = _of_image(f"{file}, column '{names[chosen.image or 0]}'", rows, image)
+        notes.append(f"{counted(int((~mine).sum()), 'row')} of other images left out")
+    without = mine & np.isnan(rows.xy).any(axis=1)
+    if without.any():
+        notes.append(f"{counted(int(without.sum()), 'row')} without a position left out")
+    keep = mine & ~without
+    if rows.kinds is not None:
+        keep &= _cells_only(rows.kinds, mine, notes)
     if not keep.any():
         raise UserError(
             "The table holds no positions",
@@ -220,10 +87,55 @@ def read_table(
             found="; ".join(notes) or "no rows",
             expected="one row a cell",
         )
-    kept_ids = None if ids is None else [name for name, kept in zip(ids, keep.tolist(), strict=True) if kept]
+    kept_ids = None if rows.ids is None else [name for name, kept in zip(rows.ids, keep.tolist(), strict=True) if kept]
     names_of_cells = _ids(file, names, chosen, kept_ids, notes)
     what = f"{counted(int(keep.sum()), 'position')} of columns '{names[chosen.x]}' and '{names[chosen.y]}'"
-    return Found(xy[keep], names_of_cells, what, chosen.frame, None, notes)
+    return Found(rows.xy[keep], names_of_cells, what, chosen.frame, None, notes)
+
+
+@dataclass
+class _Rows:
+    """What is read of a table.
+
+    Attributes
+    ----------
+    xy
+        (N, 2), NaN where there is none.
+    ids, kinds
+        (N,) ids, and types by QuPath's column; None without a column.
+    images
+        Names of images in the order of the table, with their numbers from 1.
+    image
+        (N,) the number of a row's image, 0 where it names none; empty without a column.
+    """
+
+    xy: NDArray[np.float64]
+    ids: list[str] | None
+    kinds: list[str] | None
+    images: dict[str, int] = field(default_factory=dict)
+    image: array[int] = field(default_factory=lambda: array("q"))
+
+
+def _of_image(where: str, rows: _Rows, image: str | Path | None) -> NDArray[np.bool_]:
+    """Return which rows (N,) are of the slide, by the name of its file, else by that without its ending."""
+    name = "" if image is None else Path(image).name
+    ways = (
+        [known for known in rows.images if known == name],
+        [known for known in rows.images if known == he_stem(name)],
+        [known for known in rows.images if he_stem(known) == he_stem(name)],
+    )
+    mine = next((found for found in ways if found), [])
+    if len(mine) != 1:
+        shown = sorted(rows.images)
+        raise UserError(
+            "The table is of several images, and it is not clear which of them is the slide",
+            where=where,
+            found=", ".join(known[:60] for known in shown[:6])
+            + (f" and {len(shown) - 6} more" if len(shown) > 6 else ""),
+            expected=f"one of the name of the slide's file, {name}" if name else "a table of one image",
+            fix="export the measurements of this image alone",
+        )
+    return np.asarray(np.frombuffer(rows.image, np.int64) == rows.images[mine[0]])
 
 
 def _ids(
@@ -247,24 +159,24 @@ def _ids(
     return unique
 
 
-def _cells_only(kinds: Sequence[str], notes: list[str]) -> NDArray[np.bool_]:
-    """Return which rows are cells by QuPath's column of types: no tiles, and no annotations beside cells."""
+def _cells_only(kinds: Sequence[str], mine: NDArray[np.bool_], notes: list[str]) -> NDArray[np.bool_]:
+    """Return which rows are cells by QuPath's column of types: no tiles, nor annotations if cells are ``mine`` (N,)."""
     small = np.array([kind.strip().lower() for kind in kinds], dtype=object)
-    never = np.isin(small, list(NEVER_CELLS))
-    regions = np.isin(small, list(REGIONS)) & np.isin(small, list(CELLS)).any()
+    never = mine & np.isin(small, list(NEVER_CELLS))
+    regions = mine & np.isin(small, list(REGIONS)) & (mine & np.isin(small, list(CELLS))).any()
     for mask, word in ((never, "tile, core or image"), (regions, "annotation")):
         if mask.any():
             notes.append(f"{counted(int(mask.sum()), 'row')} of type {word} left out")
     return ~(never | regions)
 
 
-def _collect(
-    file: Path, names: Sequence[str], chosen: Chosen, pieces: Iterator[pa.Table], comma: bool
-) -> tuple[NDArray[np.float64], list[str] | None, list[str] | None]:
-    """Put together x and y (N, 2), NaN where there is none, ids and types."""
+def _collect(file: Path, names: Sequence[str], chosen: Chosen, pieces: Iterator[pa.Table], comma: bool) -> _Rows:
+    """Put the pieces of a table together."""
     parts: list[NDArray[np.float64]] = []
     ids: list[str] | None = None if chosen.id is None else []
     kinds: list[str] | None = None if chosen.object_type is None else []
+    images: dict[str, int] = {}
+    image = array("q")
     rows = 0
     for piece in pieces:
         xy = np.empty((piece.num_rows, 2))
@@ -276,8 +188,11 @@ def _collect(
         for target, number in ((ids, chosen.id), (kinds, chosen.object_type)):
             if target is not None:
                 target.extend(_as_text(value) for value in piece.column(str(number)).to_pylist())
+        if chosen.image is not None:
+            named = (_as_text(value).strip() for value in piece.column(str(chosen.image)).to_pylist())
+            image.extend(images.setdefault(name, len(images) + 1) if name else 0 for name in named)
         rows += piece.num_rows
-    return np.concatenate(parts) if parts else np.empty((0, 2)), ids, kinds
+    return _Rows(np.concatenate(parts) if parts else np.empty((0, 2)), ids, kinds, images, image)
 
 
 def _numbers(values: pa.ChunkedArray, where: str, before: int, comma: bool) -> NDArray[np.float64]:
@@ -318,15 +233,7 @@ def _told(file: Path, expected: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, csv.Error, UnicodeError, ValueError, OverflowError) as error:
-        text = " ".join(str(error).split())
-        what = "The table holds no rows" if "Empty CSV" in text else "The table of positions cannot be read"
-        raise UserError(
-            what,
-            where=file,
-            found=text[:200] or type(error).__name__,
-            expected=expected,
-            fix="write it again; it may be cut off, or a row may have more or fewer values than the header",
-        ) from error
+        raise unreadable(file, error, expected) from error
 
 
 @contextmanager
@@ -358,55 +265,24 @@ def _text(file: Path) -> Iterator[tuple[list[str], Pieces, bool]]:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    encoding = _encoding(file)
-    with opened(file) as (_, content):
-        reader = io.TextIOWrapper(content, "utf-8-sig" if encoding == "utf8" else encoding)
-        head = reader.readline(_LONGEST_HEAD)
-        reader.detach()
-    if len(head) >= _LONGEST_HEAD:
-        raise ValueError(f"the first line has more than {_LONGEST_HEAD:,} letters")
-    if not head.strip():
-        raise ValueError("the first line is empty" if head else "an empty file")
-    delimiter = max(_DELIMITERS, key=_unquoted(head).count)
-    names = next(csv.reader([head.rstrip("\r\n")], delimiter=delimiter))
-    if all(_is_number(name) for name in names):
-        raise ValueError("the first line holds numbers and no names of columns")
+    header = header_of(file, _BLOCK)
     with opened(file) as (_, content):
 
         def pieces(numbers: list[int]) -> Iterator[pa.Table]:
             wanted = [str(number) for number in numbers]
             options = arrow_csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted)
-            every = [str(i) for i in range(len(names))]
+            every = [str(i) for i in range(len(header.names))]
             table = arrow_csv.open_csv(
                 pa.PythonFile(content, "r"),
                 arrow_csv.ReadOptions(
-                    use_threads=False, block_size=_BLOCK, skip_rows=1, column_names=every, encoding=encoding
+                    use_threads=False, block_size=_BLOCK, skip_rows=1, column_names=every, encoding=header.encoding
                 ),
-                arrow_csv.ParseOptions(delimiter=delimiter),
+                arrow_csv.ParseOptions(delimiter=header.delimiter),
                 options,
             )
             return (pa.Table.from_batches([batch]) for batch in table)
 
-        yield names, pieces, delimiter == ";"
-
-
-def _encoding(file: Path) -> str:
-    with opened(file) as (_, content):
-        start = content.read(_BLOCK)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    # A letter may be cut in two at the end.
-    for end in range(4):
-        try:
-            start[: len(start) - end].decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-        return "utf8"
-    return "cp1252"
-
-
-def _unquoted(line: str) -> str:
-    return re.sub(r'"[^"]*"', "", line)
+        yield header.names, pieces, header.delimiter == ";"
 
 
 def _as_text(value: Any) -> str:
@@ -416,11 +292,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

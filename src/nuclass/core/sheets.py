@@ -77,6 +77,20 @@ def read_sheet(path: str | Path, columns: list[str], required: list[str]) -> tup
     return rows, faults
 
 
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a table of ours, tab-separated and UTF-8, by column; nothing where there is no such file.
+
+    Lines that start with ``#`` and empty lines are skipped; a row that ends early lacks its last columns. A table of
+    users is read by :func:`read_sheet`, which tells its faults.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+    return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
+
+
 def _check_header(file: Path, line: int, header: list[str], columns: list[str], required: list[str]) -> list[UserError]:
     where = f"{file}, line {line}"
     if len(header) == 1 and len(required) > 1:

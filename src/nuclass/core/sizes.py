@@ -14,6 +14,7 @@ from nuclass.core.bundle_source import EXPERIMENT, find_he, locate_bundle, sourc
 from nuclass.core.errors import UserError
 from nuclass.core.own_files import own_file
 from nuclass.core.patch_rows import PATCHES, find_patches
+from nuclass.core.sheets import read_table
 
 DATASETS = Path("resources/datasets.tsv")
 BUNDLES = "resources/bundles"
@@ -199,15 +200,6 @@ def _mpx(slide: str, row: Mapping[str, Any], mpp: float, root: Path, fact: str) 
 def read_facts(file: Path) -> dict[str, str]:
     """Return what the table of datasets says of each in its column ``facts``; nothing without the table."""
     return {row["dataset"]: row.get("facts", "") for row in read_table(file)}
-
-
-def read_table(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a table with tabs, without its remarks; nothing where there is no such file."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
-    return [dict(zip(rows[0], row, strict=False)) for row in rows[1:]]
 
 
 def parquet_rows(file: Path) -> int | None:

@@ -29,7 +29,7 @@ from nuclass.core.names import ORGANS
 from nuclass.core.own_files import own_file
 from nuclass.core.patch_rows import PATCHES, Peek, find_patches, fingerprint, rows_from_environment
 from nuclass.core.schema import check_settings
-from nuclass.core.sheets import Row, read_sheet
+from nuclass.core.sheets import Row, read_sheet, read_table
 
 Reader = Callable[[Path], Any]
 DATASETS = Path("resources/datasets.tsv")
@@ -147,19 +147,11 @@ def _datasets(root: Path) -> dict[str, set[str]] | None:
     registry = own_file(DATASETS, root)
     if not registry.is_file():
         return None
-    known: dict[str, set[str]] = {row["dataset"]: set() for row in _table(registry)}
-    for row in _table(registry.with_name(DATASET_FILES.name)):
+    known: dict[str, set[str]] = {row["dataset"]: set() for row in read_table(registry)}
+    for row in read_table(registry.with_name(DATASET_FILES.name)):
         if row.get("url"):
             known.setdefault(row["dataset"], set()).add(row["file"])
     return known
-
-
-def _table(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    cells = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
-    return [dict(zip(cells[0], row, strict=False)) for row in cells[1:]]
 
 
 def _source_faults(

@@ -243,6 +243,8 @@ def with_context(
     *,
     accelerator: str,
     batch_size: int | None,
+    precision: str | None = None,
+    workers: int | None = None,
     there: Path | None = None,
     frame: pd.DataFrame | None = None,
 ) -> Study:
@@ -258,8 +260,8 @@ def with_context(
         Folder for the features and the running state.
     checkpoints, data
         Paths and contents of the checkpoints, ``global`` among them.
-    accelerator, batch_size
-        Device; windows at once, None as in training.
+    accelerator, batch_size, precision, workers
+        Device; windows at once; number format; processes that cut windows. None as in training.
     there
         Features of this kind that are there already.
     frame
@@ -278,7 +280,7 @@ def with_context(
     study = replace(study, slides=[{**row, **{name: str(path) for name, path in paths.items()}}])
     for name, path in paths.items():
         if not path.is_file():
-            sections = _sections(wide, accelerator, batch_size, smaller=name == "gate_features")
+            sections = _sections(wide, accelerator, batch_size, precision, workers, smaller=name == "gate_features")
             folder = context_folder(wide, checkpoints[GLOBAL])
             _embed(sections, study, path, work / f"{path.stem}_work", folder, frame)
     return study
@@ -303,11 +305,18 @@ def _feature_file(work: Path, features: Mapping[str, Any]) -> Path:
 
 
 def _sections(
-    wide: dict[str, Any], accelerator: str, batch_size: int | None, *, smaller: bool
+    wide: dict[str, Any],
+    accelerator: str,
+    batch_size: int | None,
+    precision: str | None,
+    workers: int | None,
+    *,
+    smaller: bool,
 ) -> dict[str, dict[str, Any]]:
     """Return the settings by which the global model's features were computed, without views."""
     context = {**wide["context"], "views": 0, "accelerator": accelerator}
     context["batch_size"] = min(context["batch_size"], batch_size or context["batch_size"])
+    context |= {name: value for name, value in (("precision", precision), ("workers", workers)) if value is not None}
     on = {"smaller_gate_context": smaller, "truncated_context": bool(wide["features"].get("truncated"))}
     return {"context": context, "protocol": {name: True for name, value in on.items() if value}}
 

@@ -14,7 +14,7 @@ from nuclass.core.log import get_logger
 from nuclass.slides.tiles import Image, SourceLevel, over_white
 
 if TYPE_CHECKING:
-    from nuclass.slides.source import Source
+    from nuclass.slides.source import Bounds, Source
 
 _log = get_logger(__name__)
 _BLOCK = 1024
@@ -33,7 +33,7 @@ def knows(file: Path) -> bool:
 
 @contextmanager
 def open_slide(file: Path) -> Iterator[Source]:
-    """Open a slide with openslide. Level 0 is the whole scanned plane; what was not scanned is white.
+    """Open a slide with openslide. Level 0 is the whole plane; what was not scanned is white.
 
     Raises
     ------
@@ -55,12 +55,12 @@ def open_slide(file: Path) -> Iterator[Source]:
             fix="fetch the file again with what belongs to it, or convert it to a tiled OME-TIFF",
         ) from error
     with slide:
-        corner = tuple(int(slide.properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
-        if any(corner):
+        bounds = _bounds(slide.properties, slide.dimensions)
+        if bounds is not None:
             _log.warning(
                 "%s: the scanned part begins at x %d, y %d px. Programs that show this part alone, as QuPath does, "
                 "count from there; here px count from the corner of the whole plane",
-                file, *corner,
+                file, bounds.x, bounds.y,
             )  # fmt: skip
         levels = tuple(
             SourceLevel(height, width, _whole(factor), _Blocks(slide, file, number))
@@ -68,7 +68,7 @@ def open_slide(file: Path) -> Iterator[Source]:
                 zip(slide.level_dimensions, slide.level_downsamples, strict=True)
             )
         )
-        yield Source(file, levels, _mpp(slide.properties), reader="openslide")
+        yield Source(file, levels, _mpp(slide.properties), reader="openslide", bounds=bounds)
 
 
 class _Blocks:
@@ -117,3 +117,15 @@ def _mpp(properties: Any) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < float("inf") else None
+
+
+def _bounds(properties: Any, size: tuple[int, int]) -> Bounds | None:
+    """Return the scanned part of a plane of ``size`` (width, height), None where it begins in the corner."""
+    from nuclass.slides.source import Bounds
+
+    x, y = (int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
+    width, height = (
+        int(properties.get(f"openslide.bounds-{side}", whole - start))
+        for side, whole, start in zip(("width", "height"), size, (x, y), strict=True)
+    )
+    return Bounds(x, y, width, height) if x or y else None

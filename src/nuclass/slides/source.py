@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
@@ -19,18 +20,29 @@ _PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
 _OPENSLIDE = {".mrxs", ".vms", ".vmu", ".czi", ".dcm", ".ndpi", ".scn", ".bif", ".svslide"}
 
 
+class Bounds(NamedTuple):
+    """The part of a scan's plane that was scanned, level-0 px: its top left corner, width and height."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """An open H&E image.
 
     ``embedded_mpp`` is what the file says of its pixel size in micrometres, for a cross-check only. ``reader``
-    names the library that decodes.
+    names the library that decodes. ``bounds`` is the scanned part where it begins elsewhere than in the corner of
+    the plane: programs that show this part alone, as QuPath does, count from there.
     """
 
     path: Path
     levels: tuple[SourceLevel, ...]
     embedded_mpp: float | None
     reader: str = "tifffile"
+    bounds: Bounds | None = None
     cache: BlockCache = field(default_factory=lambda: BlockCache(_CACHE_BYTES), repr=False)
 
     @property

@@ -83,9 +83,10 @@ def _radius(
     """Return the relative distance from the centre: 1 on the outline."""
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     p, q = (u * c + v * s) / np.float32(axes[0]), (v * c - u * s) / np.float32(axes[1])
-    theta = np.arctan2(q, p)
-    outline = 1 + wobble(theta[..., None], amplitude.astype(np.float32), phase.astype(np.float32))
-    return np.sqrt(p * p + q * q) / outline
+    radius = np.sqrt(p * p + q * q)
+    inverse = 1 / np.maximum(radius, np.float32(1e-6))
+    outline = 1 + wobble(p * inverse, q * inverse, amplitude.astype(np.float32), phase.astype(np.float32))
+    return radius / outline
 
 
 def _edge(rho: np.ndarray, softness: float) -> np.ndarray:
