@@ -26,7 +26,7 @@ rule compare_runs:
     threads: 1
     resources:
         mem_mb=mem(1500, 1),
-        runtime=240,
+        runtime=minutes(240, per_gb=30),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -51,7 +51,7 @@ rule judge_left_out:
     threads: 1
     resources:
         mem_mb=mem(1500, 3),
-        runtime=60,
+        runtime=minutes(60, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -79,7 +79,7 @@ rule compare_embeddings:
     threads: 1
     resources:
         mem_mb=mem(3000, 2),
-        runtime=60,
+        runtime=minutes(60, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -107,7 +107,7 @@ rule tabulate_uncertainty_guidance:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -135,7 +135,7 @@ rule tabulate_context_sizes:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -163,7 +163,7 @@ rule tabulate_seeds:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -191,7 +191,7 @@ rule tabulate_film_vs_concat:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -219,7 +219,7 @@ rule tabulate_left_out:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

@@ -23,7 +23,7 @@ rule audit_protocol:
     threads: 1
     resources:
         mem_mb=mem(1500, 1),
-        runtime=480,
+        runtime=minutes(480, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -51,7 +51,7 @@ rule tabulate_audit:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -79,7 +79,7 @@ rule draw_audit:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

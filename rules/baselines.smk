@@ -36,7 +36,7 @@ rule embed_baseline:
         "benchmarks/embed_baseline/{baseline}_{slide}.tsv"
     threads: 1 + BASELINE_CONFIG["features"]["workers"]
     resources:
-        mem_mb=mem(baseline_base(PUBLISHED) + (500 + STUDY_SCALE["cache_mb"]) * BASELINE_CONFIG["features"]["workers"]),
+        mem_mb=mem(baseline_base(PUBLISHED) + readers_mem(BASELINE_CONFIG["features"])),
         runtime=720,
         gpu=baseline_gpus(PUBLISHED, "features"),
     conda:
@@ -69,7 +69,7 @@ rule train_baseline_linear:
     threads: 2
     resources:
         mem_mb=linear_mem(PUBLISHED),
-        runtime=480,
+        runtime=minutes(480),
         gpu=baseline_gpus(PUBLISHED, "features"),
     conda:
         "../envs/train.yaml"
@@ -131,9 +131,9 @@ rule predict_baseline:
         "logs/predict_baseline/{baseline}.log",
     benchmark:
         "benchmarks/predict_baseline/{baseline}.tsv"
-    threads: 1
+    threads: 1 + MODEL_CONFIG["predict"]["workers"]
     resources:
-        mem_mb=mem(baseline_base(PUBLISHED)),
+        mem_mb=mem(baseline_base(PUBLISHED) + readers_mem(MODEL_CONFIG["predict"])),
         runtime=480,
         gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned"),
     conda:
@@ -160,9 +160,10 @@ use rule predict_baseline as predict_baseline_linear with:
         "logs/predict_baseline_linear/{baseline}.log",
     benchmark:
         "benchmarks/predict_baseline_linear/{baseline}.tsv"
+    threads: 1
     resources:
         mem_mb=mem(baseline_base(PUBLISHED)),
-        runtime=480,
+        runtime=minutes(480),
         gpu=0,
     message:
         "Predicting the cohorts with {wildcards.baseline}, linear head"
@@ -186,7 +187,7 @@ if STAND_INS:
         benchmark:
             "benchmarks/embed_stand_ins/all.tsv"
         resources:
-            mem_mb=mem(baseline_base(STAND_INS)),
+            mem_mb=mem(baseline_base(STAND_INS) + readers_mem(BASELINE_CONFIG["features"])),
             runtime=240,
             gpu=0,
         message:
@@ -213,7 +214,7 @@ if STAND_INS:
         threads: 1
         resources:
             mem_mb=linear_mem(STAND_INS),
-            runtime=240,
+            runtime=minutes(240),
             gpu=0,
         message:
             "Fitting linear heads on the frozen stand-ins"
@@ -236,7 +237,7 @@ if STAND_INS:
         benchmark:
             "benchmarks/predict_stand_ins/all.tsv"
         resources:
-            mem_mb=mem(baseline_base(STAND_INS)),
+            mem_mb=mem(baseline_base(STAND_INS) + readers_mem(MODEL_CONFIG["predict"])),
             runtime=240,
             gpu=0,
         message:

@@ -1,6 +1,7 @@
-"""The checked study, lists of slides, code hashes and memory requests, for all other files."""
+"""The checked study, lists of slides and code hashes, for all other files."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -111,8 +112,6 @@ ALL_SLIDES = list(SLIDES.index)
 # Slides with a bundle and an H&E; the others come as files of windows.
 BUNDLE_SLIDES = list(SLIDES.index[SLIDES["source"] != PATCHES])
 MODELS = ["local", "global", "gate"]
-# A cluster job holds two processes of Snakemake beside that of the rule, of 180 MB each.
-SNAKEMAKE_MB = 400
 OWN_MARKERS = [table for table in [CONFIG["labels"]["extra_markers"]] if table]
 
 
@@ -244,38 +243,4 @@ def slide_threads(wildcards):
     return 1 if is_small(wildcards) else 8
 
 
-def slide_minutes(large):
-    """Return a function that tells the time limit of a slide's job: ``large`` minutes, or a few for a small one.
-
-    New attempts get up to three times as much: an earlier one may have met its limit.
-    """
-    return lambda wildcards, attempt: (15 if is_small(wildcards) else large) * min(attempt, 3)
-
-
-def slide_mem(wildcards, attempt):
-    """Return a memory request in MB for the tables and the picture of one slide, up to four times in new attempts."""
-    return SNAKEMAKE_MB + (1500 if is_small(wildcards) else 8000) * 2 ** min(attempt - 1, 2)
-
-
-def size_of(files):
-    """Return the size of files in MB. Files that a job of the same group has yet to make count for nothing."""
-    return sum(Path(file).stat().st_size for file in files if Path(file).exists()) / 2**20
-
-
-def mem(base, factor=0.0, doublings=2):
-    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of input, up to four times in new attempts."""
-
-    def megabytes(wildcards, input, attempt):
-        return SNAKEMAKE_MB + int((base + factor * size_of(input)) * 2 ** min(attempt - 1, doublings))
-
-    return megabytes
-
-
-def table_mem(base, factor):
-    """Return a memory request in MB: ``base`` plus ``factor`` for each MB of predictions; of checkpoints little is read."""
-
-    def megabytes(wildcards, input, attempt):
-        read = [*input.tables, *input.get("arrays", [])]
-        return SNAKEMAKE_MB + int((base + factor * size_of(read)) * 2 ** min(attempt - 1, 2))
-
-    return megabytes
+include: "requests.smk"

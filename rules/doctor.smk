@@ -1,4 +1,4 @@
-"""Will the study run here? `snakemake doctor` looks, tells, and fails where something stands in the way."""
+"""Will the study run here? `snakemake --cores 1 doctor` looks, tells, and fails where something stands in the way."""
 
 import time
 

@@ -54,7 +54,7 @@ rule evaluate_cohort:
     threads: 1
     resources:
         mem_mb=table_mem(1500, 8),
-        runtime=60,
+        runtime=minutes(60, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -90,7 +90,7 @@ rule compare_models:
     threads: 1
     resources:
         mem_mb=table_mem(1500, 8),
-        runtime=60,
+        runtime=minutes(60, per_gb=30),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -123,7 +123,7 @@ rule compare_baselines:
     threads: 1
     resources:
         mem_mb=table_mem(1500, 8),
-        runtime=60,
+        runtime=minutes(60, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -151,7 +151,7 @@ rule count_cells:
     threads: 1
     resources:
         mem_mb=mem(1000, 6),
-        runtime=30,
+        runtime=minutes(30, per_gb=10),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -188,7 +188,7 @@ if TRUTH_KNOWN:
         threads: 1
         resources:
             mem_mb=mem(1500, 6),
-            runtime=30,
+            runtime=minutes(30, per_gb=30),
         conda:
             "../envs/evaluate.yaml"
         message:

@@ -30,7 +30,7 @@ rule cut_explorer_tiles:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=slide_minutes(120),
+        runtime=slide_minutes(120, per_gb=10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -60,7 +60,7 @@ rule write_explorer_cells:
     threads: 1
     resources:
         mem_mb=mem(1000, 6),
-        runtime=30,
+        runtime=minutes(30, per_gb=30),
     conda:
         "../envs/figures.yaml"
     message:
@@ -95,7 +95,7 @@ rule make_explorer:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

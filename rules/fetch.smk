@@ -23,7 +23,7 @@ rule simulate_bundle:
     threads: 1
     resources:
         mem_mb=mem(2000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/fetch.yaml"
     message:

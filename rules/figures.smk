@@ -26,7 +26,7 @@ rule draw_dataset_composition:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -55,7 +55,7 @@ rule draw_confusion:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -83,7 +83,7 @@ rule draw_per_class_f1:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -112,7 +112,7 @@ rule draw_branches:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -143,7 +143,7 @@ rule draw_calibration:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -174,7 +174,7 @@ rule draw_alignment:
     threads: 1
     resources:
         mem_mb=mem(4000),
-        runtime=30,
+        runtime=minutes(30),
     conda:
         "../envs/slides.yaml"
     message:
@@ -212,7 +212,7 @@ rule draw_labels:
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
-        runtime=10,
+        runtime=minutes(10, per_gb=30),
     conda:
         "../envs/figures.yaml"
     message:
@@ -245,7 +245,7 @@ rule draw_labelling:
     threads: 1
     resources:
         mem_mb=mem(1500, 5),
-        runtime=30,
+        runtime=minutes(30, per_gb=30),
     conda:
         "../envs/figures.yaml"
     message:
@@ -273,7 +273,7 @@ rule draw_funnel:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

@@ -28,7 +28,7 @@ rule compare_fusions:
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
-        runtime=240,
+        runtime=minutes(240, per_gb=480),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -56,7 +56,7 @@ rule count_complementarity:
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
-        runtime=30,
+        runtime=minutes(30, per_gb=30),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -85,7 +85,7 @@ rule describe_gate:
     threads: 1
     resources:
         mem_mb=mem(1500, 6),
-        runtime=30,
+        runtime=minutes(30, per_gb=30),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -114,7 +114,7 @@ rule draw_gate:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -142,7 +142,7 @@ rule draw_fusion:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -170,7 +170,7 @@ rule draw_complementarity:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -200,7 +200,7 @@ rule tabulate_gate_ablation:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -229,7 +229,7 @@ rule tabulate_complementarity:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -260,7 +260,7 @@ rule tabulate_gate:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

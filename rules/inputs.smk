@@ -48,16 +48,25 @@ def gate_features_of(slides):
     return expand("results/features/context_gate/{slide}.h5", slide=slides if PROTOCOL.smaller_gate_context else [])
 
 
+def section_of(name):
+    """Return a section of the model file as far as it says where its jobs compute."""
+    return MODEL_CONFIG[name].get("trainer", MODEL_CONFIG[name])
+
+
 def is_large(name):
-    """Return whether a section's network is a published one, too large for a processor."""
-    network = str(MODEL_CONFIG[name].get("backbone", {}).get("name", ""))
-    return network not in ("", "dinov3", "folder") and not network.startswith("timm:")
+    """Return whether a section's network is too large for a processor: a published one, or where a GPU is asked for.
+
+    Sections without a network of their own run the local model's.
+    """
+    settings = MODEL_CONFIG[name] if "backbone" in MODEL_CONFIG[name] else MODEL_CONFIG["local"]
+    network = str(settings.get("backbone", {}).get("name", ""))
+    published = network not in ("", "dinov3", "folder") and not network.startswith("timm:")
+    return published or section_of(name).get("accelerator") in ("gpu", "cuda")
 
 
 def wants_gpu(name):
     """Return 1 where a section's network needs a GPU, else 0."""
-    settings = MODEL_CONFIG[name]
-    return int(is_large(name) and settings.get("trainer", settings).get("accelerator", "auto") != "cpu")
+    return int(is_large(name) and section_of(name).get("accelerator") != "cpu")
 
 
 def without_gpu(name, group):
@@ -74,9 +83,8 @@ def processes(name):
 
 
 def train_gpus(name):
-    """Return how many GPUs of a node train a model: one a process, if its network, that of the local model, is large."""
-    on_cpu = MODEL_CONFIG[name]["trainer"]["accelerator"] == "cpu"
-    return 0 if on_cpu or not is_large("local") else processes(name)
+    """Return how many GPUs of a node train a model: one a process, if its network is large."""
+    return wants_gpu(name) * processes(name)
 
 
 def own_threads():
@@ -94,6 +102,11 @@ def network_minutes(name, large):
     return large if is_large(name) else 60
 
 
+def predict_mem():
+    """Return a memory request in MB for predictions: the models, and the reading processes."""
+    return mem(model_base() + readers_mem(MODEL_CONFIG["predict"]))
+
+
 def train_minutes(large):
     """Return the time limit of a training in minutes: five days for a published network."""
     return 7200 if large else 480
@@ -109,6 +122,11 @@ def model_base(small=3000):
     return 12000 if is_large("local") else small
 
 
+def readers_mem(settings):
+    """Return the memory in MB of the reading processes of a section: their libraries, and the tiles they keep."""
+    return settings["workers"] * (500 + STUDY_SCALE["cache_mb"])
+
+
 def train_mem(name):
     """Return a memory request in MB for training: a base, features, and for each process windows and readers.
 
@@ -120,17 +138,18 @@ def train_mem(name):
 
     def megabytes(wildcards, input, attempt):
         windows = min(2 * run["memory_mb"], window_mb * rows_of(input.cells))
-        each = windows + run["workers"] * (500 + STUDY_SCALE["cache_mb"])
+        each = windows + readers_mem(run)
         features = 2e-6 * sum(os.path.getsize(file) for file in input.get("features", []))
-        return int((train_base() + features + processes(name) * each) * 2 ** min(attempt - 1, 1))
+        return SNAKEMAKE_MB + int((train_base() + features + processes(name) * each) * 2 ** min(attempt - 1, 1))
 
     return megabytes
 
 
 def gate_mem(wildcards, input, attempt):
-    """Return a memory request in MB for the gate: a base, and its features; twice as much in a new attempt, once."""
+    """Return a memory request in MB for the gate: a base, features, readers; twice as much in a new attempt, once."""
     features = 2 * size_of([*input.features, *input.gate_features])
-    return SNAKEMAKE_MB + int((train_base() + features) * 2 ** min(attempt - 1, 1))
+    asked = train_base() + features + readers_mem(MODEL_CONFIG["predict"])
+    return SNAKEMAKE_MB + int(asked * 2 ** min(attempt - 1, 1))
 
 
 def rows_of(tables):

@@ -30,7 +30,7 @@ rule choose_cells:
     threads: 1
     resources:
         mem_mb=mem(1000, 6),
-        runtime=30,
+        runtime=minutes(30, per_gb=30),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -58,7 +58,7 @@ rule compute_gradcam:
     threads: 1
     resources:
         mem_mb=mem(model_base(4000)),
-        runtime=60,
+        runtime=minutes(60),
     conda:
         "../envs/train.yaml"
     message:
@@ -87,7 +87,7 @@ rule compute_baseline_maps:
     threads: 2
     resources:
         mem_mb=mem(baseline_base(MAPPED) + 1500),
-        runtime=60,
+        runtime=minutes(60),
     conda:
         "../envs/train.yaml"
     message:
@@ -115,7 +115,7 @@ rule compute_controls:
     threads: 2
     resources:
         mem_mb=mem(model_base(6000)),
-        runtime=120,
+        runtime=minutes(120),
     conda:
         "../envs/train.yaml"
     message:
@@ -147,7 +147,7 @@ rule draw_branch_maps:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -180,7 +180,7 @@ rule draw_gradcam:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -211,7 +211,7 @@ rule draw_gradcam_controls:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

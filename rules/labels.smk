@@ -25,7 +25,7 @@ rule check_panel:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/labels.yaml"
     message:
@@ -70,7 +70,7 @@ rule label_cells:
     threads: 1
     resources:
         mem_mb=mem(1500, 90),
-        runtime=slide_minutes(60),
+        runtime=slide_minutes(60, per_gb=10),
     conda:
         "../envs/labels.yaml"
     message:

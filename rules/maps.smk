@@ -28,7 +28,7 @@ rule compute_embedding_map:
     threads: 1
     resources:
         mem_mb=table_mem(2500, 3),
-        runtime=60,
+        runtime=minutes(60, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -56,7 +56,7 @@ rule draw_umap:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -87,7 +87,7 @@ rule draw_spatial:
     threads: 1
     resources:
         mem_mb=table_mem(1500, 6),
-        runtime=30,
+        runtime=minutes(30, per_gb=30),
     conda:
         "../envs/figures.yaml"
     message:
@@ -115,7 +115,7 @@ rule describe_organ_use:
     threads: 1
     resources:
         mem_mb=mem(3000, 2),
-        runtime=60,
+        runtime=minutes(60, per_gb=60),
     conda:
         "../envs/evaluate.yaml"
     message:
@@ -149,7 +149,7 @@ rule draw_film_vs_concat:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

@@ -26,10 +26,11 @@ def baseline_sections(names, *parts, others=(), stages=()):
 
 
 def baseline_gpus(names, part, devices=1):
-    """Return how many GPUs a job takes: none for stand-ins, and where the settings say cpu."""
+    """Return how many GPUs a job takes: none where the settings say cpu, nor for stand-ins unless they say gpu."""
     settings = BASELINE_CONFIG[part]
-    on_cpu = settings.get("trainer", settings).get("accelerator") == "cpu"
-    return 0 if on_cpu or set(names) <= set(STAND_INS) else devices
+    accelerator = settings.get("trainer", settings).get("accelerator")
+    asked = accelerator in ("gpu", "cuda") or not set(names) <= set(STAND_INS)
+    return devices if asked and accelerator != "cpu" else 0
 
 
 def tuning_processes():
@@ -55,9 +56,9 @@ def tuning_mem(wildcards, input, attempt):
     name = wildcards.baseline
     side = BASELINE_CONFIG[name]["backbone"].get("input_px", CONFIG["windows"]["local"])
     windows = min(2 * TUNING["memory_mb"], 3e-6 * side**2 * rows_of(input.cells))
-    each = windows + TUNING["workers"] * (500 + STUDY_SCALE["cache_mb"])
     base = 2500 if name in STAND_INS else 16000
-    return int((base + tuning_processes() * each) * 2 ** min(attempt - 1, 1))
+    asked = base + tuning_processes() * (windows + readers_mem(TUNING))
+    return SNAKEMAKE_MB + int(asked * 2 ** min(attempt - 1, 1))
 
 
 def features_of_baselines(names, slides):

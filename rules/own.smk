@@ -35,12 +35,12 @@ rule predict_own:
     benchmark:
         "benchmarks/predict_own/{slide}.tsv"
     group:
-        without_gpu("local", "predictions")
-    threads: 2 if is_large("local") else 1
+        without_gpu("predict", "predictions")
+    threads: own_threads() + MODEL_CONFIG["predict"]["workers"]
     resources:
-        mem_mb=mem(model_base()),
-        runtime=network_minutes("local", 480),
-        gpu=wants_gpu("local"),
+        mem_mb=predict_mem(),
+        runtime=minutes(network_minutes("predict", 480)),
+        gpu=wants_gpu("predict"),
     conda:
         "../envs/train.yaml"
     message:

@@ -28,7 +28,7 @@ rule export_patches:
     threads: slide_threads
     resources:
         mem_mb=mem(2500),
-        runtime=lambda wildcards: 30 if is_small(wildcards) else 1440,
+        runtime=lambda wildcards, attempt: grown(30 if is_small(wildcards) else 1440, attempt),
     conda:
         "../envs/slides.yaml"
     message:
@@ -64,7 +64,7 @@ rule import_patches:
     threads: 1
     resources:
         mem_mb=mem(4000),
-        runtime=120,
+        runtime=minutes(120, per_gb=1),
     conda:
         "../envs/slides.yaml"
     message:

@@ -35,7 +35,7 @@ rule draw_pipeline:
     threads: 1
     resources:
         mem_mb=mem(4000),
-        runtime=30,
+        runtime=minutes(30),
     conda:
         "../envs/slides.yaml"
     message:

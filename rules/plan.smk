@@ -1,4 +1,4 @@
-"""What will the study cost? `snakemake plan` tells, before anything is spent."""
+"""What will the study cost? `snakemake --cores 1 plan` tells, before anything is spent."""
 
 import json
 import sys

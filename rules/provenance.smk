@@ -141,7 +141,7 @@ rule render_report:
     threads: 1
     resources:
         mem_mb=2000,
-        runtime=20,
+        runtime=minutes(20),
     conda:
         "../envs/report.yaml"
     message:

@@ -29,7 +29,7 @@ rule tabulate_paper_comparison:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/evaluate.yaml"
     message:

@@ -23,7 +23,7 @@ rule align_slide:
     threads: 1
     resources:
         mem_mb=slide_mem,
-        runtime=slide_minutes(120),
+        runtime=slide_minutes(120, per_gb=10),
     conda:
         "../envs/slides.yaml"
     message:
@@ -54,7 +54,7 @@ rule check_alignment:
     threads: 1
     resources:
         mem_mb=slide_mem,
-        runtime=slide_minutes(60),
+        runtime=slide_minutes(60, per_gb=5),
     conda:
         "../envs/slides.yaml"
     message:
@@ -92,7 +92,7 @@ rule build_slide:
     threads: slide_threads
     resources:
         mem_mb=slide_mem,
-        runtime=slide_minutes(120),
+        runtime=slide_minutes(120, per_gb=10),
     conda:
         "../envs/slides.yaml"
     message:
@@ -128,7 +128,7 @@ rule tabulate_alignment:
     threads: 1
     resources:
         mem_mb=mem(1000),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

@@ -28,7 +28,7 @@ rule split_cells:
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
-        runtime=slide_minutes(20),
+        runtime=slide_minutes(20, per_gb=5),
     conda:
         "../envs/splits.yaml"
     message:
@@ -61,7 +61,7 @@ rule tabulate_splits:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:

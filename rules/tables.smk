@@ -23,7 +23,7 @@ rule tabulate_holdout_comparison:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -52,7 +52,7 @@ rule tabulate_branches:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -80,7 +80,7 @@ rule tabulate_dataset:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -110,7 +110,7 @@ rule tabulate_panels:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -139,7 +139,7 @@ rule tabulate_label_quality:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -169,7 +169,7 @@ rule tabulate_label_agreement:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -201,7 +201,7 @@ rule tabulate_label_confidence:
     threads: 1
     resources:
         mem_mb=mem(1000, 10),
-        runtime=10,
+        runtime=minutes(10, per_gb=30),
     conda:
         "../envs/figures.yaml"
     message:
@@ -229,7 +229,7 @@ rule tabulate_funnel:
     threads: 1
     resources:
         mem_mb=mem(500),
-        runtime=10,
+        runtime=minutes(10),
     conda:
         "../envs/figures.yaml"
     message:
@@ -259,7 +259,7 @@ if TRUTH_KNOWN:
         threads: 1
         resources:
             mem_mb=mem(500),
-            runtime=10,
+            runtime=minutes(10),
         conda:
             "../envs/figures.yaml"
         message:

@@ -27,7 +27,7 @@ if OWN_CONTEXT:
         threads: 1
         resources:
             mem_mb=mem(3000),
-            runtime=240,
+            runtime=minutes(240),
         conda:
             "../envs/train.yaml"
         message:
@@ -63,7 +63,7 @@ rule embed_context:
         without_gpu("context", "features")
     threads: 1 + MODEL_CONFIG["context"]["workers"]
     resources:
-        mem_mb=mem(model_base() + (500 + STUDY_SCALE["cache_mb"]) * MODEL_CONFIG["context"]["workers"]),
+        mem_mb=mem(model_base() + readers_mem(MODEL_CONFIG["context"])),
         runtime=network_minutes("context", 240),
         gpu=wants_gpu("context"),
     conda:
@@ -203,11 +203,11 @@ rule train_gate:
     benchmark:
         "benchmarks/train_gate/all.tsv"
     priority: 3
-    threads: own_threads()
+    threads: own_threads() + MODEL_CONFIG["predict"]["workers"]
     resources:
         mem_mb=gate_mem,
         runtime=480,
-        gpu=wants_gpu("local"),
+        gpu=wants_gpu("predict"),
     conda:
         "../envs/train.yaml"
     message:
@@ -241,12 +241,12 @@ rule predict:
         "benchmarks/predict/{slide}.tsv"
     priority: 2
     group:
-        without_gpu("local", "predictions")
-    threads: 1
+        without_gpu("predict", "predictions")
+    threads: 1 + MODEL_CONFIG["predict"]["workers"]
     resources:
-        mem_mb=mem(model_base()),
-        runtime=network_minutes("local", 240),
-        gpu=wants_gpu("local"),
+        mem_mb=predict_mem(),
+        runtime=network_minutes("predict", 240),
+        gpu=wants_gpu("predict"),
     conda:
         "../envs/train.yaml"
     message:

@@ -231,12 +231,12 @@ rule predict_variant:
     benchmark:
         "benchmarks/predict_variant/{variant}.tsv"
     group:
-        without_gpu("local", "variant_predictions")
-    threads: 1
+        without_gpu("predict", "variant_predictions")
+    threads: 1 + MODEL_CONFIG["predict"]["workers"]
     resources:
-        mem_mb=mem(model_base()),
-        runtime=network_minutes("local", 480),
-        gpu=wants_gpu("local"),
+        mem_mb=predict_mem(),
+        runtime=network_minutes("predict", 480),
+        gpu=wants_gpu("predict"),
     conda:
         "../envs/train.yaml"
     message:

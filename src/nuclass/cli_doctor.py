@@ -17,7 +17,7 @@ sheets, slides, weights, network, Slurm and conda; changes nothing and reads no 
   PASS  all is well        WARN  may cost time or a part of the results
   SKIP  does not apply     FAIL  the study will not run; the line below says what to do
 
-The exit status is 1 with any FAIL. docs/doctor.md explains every check. The same as a goal: snakemake doctor
+The exit status is 1 with any FAIL. docs/doctor.md explains every check. The same as a goal: snakemake --cores 1 doctor
 
 examples:
   nuclass doctor
