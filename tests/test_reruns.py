@@ -139,7 +139,7 @@ def test_what_changes_no_result_runs_nothing(study: Path) -> None:
         ("time=480", "time=1"),
         ("Training", "Now"),
         ("mem(model_base())", "mem(9)"),
-        ("priority: 1", "priority: 2"),
+        ("priority: 3", "priority: 4"),
     ):
         assert old in text
         text = text.replace(old, new)
