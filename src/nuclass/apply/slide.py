@@ -84,13 +84,10 @@ def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSli
         The image cannot be read, or its scale is not known or cannot be right.
     """
     from nuclass.slides.source import open_source
-    from nuclass.slides.zarr_codecs import check_codecs
 
     file = Path(image)
     with open_source(file) as source:
         shape, embedded = source.shape, source.embedded_mpp
-        if source.reader == "zarr":
-            check_codecs(source.path)
     scale, told_by = _scale(file, mpp, embedded)
     frames = Frames(np.eye(3), scale, mpp_model, he_shape=shape)
     return OwnSlide(file, shape, scale, told_by, embedded, frames)
