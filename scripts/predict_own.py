@@ -18,7 +18,7 @@ with snakemake_job(snakemake):
         organ=row["organ"],
         mpp=row["mpp"],
         frame=row["frame"],
-        reading={name: row[name] for name in ("alignment", "columns") if row[name] is not None},
+        reading={name: row[name] for name in ("alignment", "columns", "origin") if row[name] is not None},
         name=snakemake.wildcards.slide,
         branches={"local": local, "global": wide},
         formats=("csv", "geojson", "summary", "explorer"),

@@ -133,6 +133,24 @@ def test_geometries_are_closed_valid_rings_around_the_cells(
     assert len(features[f"cell {CLOSED + 1}"]["geometry"]["coordinates"][0]) == 9
 
 
+def test_geojson_of_a_cropped_scan_counts_as_qupath_does(
+    run: tuple[Path, pd.DataFrame], features: dict[str, Any], tmp_path: Path
+) -> None:
+    """From the corner of the scanned part; the table stays as it is."""
+    crop = {"x": 100, "y": 50, "width": 200, "height": 200, "positions": "image", "predictions.geojson": "crop"}
+    write_tables(tmp_path, run[1], crop=crop)
+    write_outputs(tmp_path, ["geojson", "csv"], store=STORE, classes=SHEET)
+    made = json.loads((tmp_path / "predictions.geojson").read_text())
+    assert made["nuclass"] == {"slide": "ovary_1", "model": "gate", "cells": 57, "left_out": 3, "corner": [100, 50]}
+    for feature in made["features"]:
+        before = features[feature["properties"]["name"]]
+        assert (feature["id"], feature["properties"]) == (before["id"], before["properties"])
+        moved, was = (shape(one["geometry"]) for one in (feature, before))
+        assert moved.geom_type == was.geom_type
+        assert np.subtract(was.bounds, moved.bounds) == pytest.approx([100, 50, 100, 50], abs=0.011)
+    assert (tmp_path / "predictions.csv").read_text() == (run[0] / "predictions.csv").read_text()
+
+
 def test_geopandas_reads_it(run: tuple[Path, pd.DataFrame]) -> None:
     geopandas = pytest.importorskip("geopandas")
     read = geopandas.read_file(run[0] / "predictions.geojson")

@@ -57,6 +57,8 @@ def refused(path: Path, **options: object) -> UserError:
     return caught.value
 
 
+ALIGNED = "a Xenium run, or a file in its frame: --frame morph or --frame xenium_um"
+CORNERED = "a GeoJSON or a table in px or um of the H&E: --frame he, um or px@0.25"
 CENTRES = [(100.0, 200.0), (300.5, 400.25), (800.0, 900.0)]
 FEATURES = [feature(polygon(ring(x, y)), f"id-{i}", "detection") for i, (x, y) in enumerate(CENTRES)]
 FORMS = {
@@ -101,6 +103,57 @@ def test_a_multipolygon_holds_many_cells(tmp_path):
     assert found.source.endswith("frame he; 1 hole ignored; cells numbered in the order of the file")
     assert found.outlines is not None
     assert np.diff(found.outlines.offsets).tolist() == [12, 12, 12]
+
+
+def several(*rings: list[list[float]]) -> dict:
+    return {"type": "MultiPolygon", "coordinates": [[one] for one in rings]}
+
+
+@pytest.mark.parametrize("kind", ["detection", "cell"])
+@pytest.mark.parametrize("largest", [0, 1, 2])
+def test_a_cell_in_several_parts_is_its_largest(tmp_path, kind, largest):
+    """As QuPath writes what an edit or a border of tiles has split: all other cells keep their ids."""
+    x, y = CENTRES[1]
+    parts = [ring(x + 30 * (i - largest), y, 10 if i == largest else 4, 12 + i) for i in range(3)]
+    content = [FEATURES[0], feature(several(*parts), "split", kind), FEATURES[2]]
+    found = read(write(tmp_path / "cells.geojson", content))
+    assert found.cell_id.tolist() == ["id-0", "split", "id-2"]
+    np.testing.assert_allclose(found.xy, CENTRES, atol=1e-3)
+    assert found.outlines is not None
+    assert np.diff(found.outlines.offsets).tolist() == [12, 12 + largest, 12]
+    assert found.source == (
+        "cells.geojson: 3 outlines of a GeoJSON, frame he; 1 cell in several parts taken by its largest"
+    )
+
+
+def test_a_nucleus_in_several_parts(tmp_path):
+    x, y = CENTRES[1]
+    cell = feature(several(ring(x, y, 25), ring(x + 60, y, 30)), "q", "cell")
+    cell["nucleusGeometry"] = several(ring(x - 40, y, 3), ring(x, y))
+    found = read(write(tmp_path / "cells.geojson", [FEATURES[0], cell]))
+    assert found.cell_id.tolist() == ["id-0", "q"]
+    np.testing.assert_allclose(found.xy, CENTRES[:2], atol=1e-3)
+
+
+def test_detections_packed_as_one_object_are_many_cells(tmp_path):
+    rings = [ring(100 + 50 * i, 300) for i in range(9)]
+    found = read(write(tmp_path / "packed.geojson", [feature(several(*rings), "p", "detection"), FEATURES[0]]))
+    assert found.cell_id.tolist() == [str(i + 1) for i in range(10)]
+    found = read(write(tmp_path / "split.geojson", [feature(several(*rings[:8]), "p", "detection"), FEATURES[0]]))
+    assert found.cell_id.tolist() == ["p", "id-0"]
+
+
+def test_several_cells_of_a_feature_take_no_names_from_the_others(tmp_path):
+    plain = [feature(polygon(ring(*place)), f"id-{i}") for i, place in enumerate(CENTRES)]
+    pair = feature(several(ring(600, 100), ring(700, 100)), "pair")
+    found = read(write(tmp_path / "cells.geojson", [*plain[:2], pair, plain[2]]))
+    assert found.cell_id.tolist() == ["id-0", "id-1", "pair-1", "pair-2", "id-2"]
+    dots = feature({"type": "MultiPoint", "coordinates": [[600, 100], [700, 100]]}, "dots", "detection")
+    found = read(write(tmp_path / "dots.geojson", [*plain[:2], dots, plain[2]]))
+    assert found.cell_id.tolist() == ["id-0", "id-1", "dots-1", "dots-2", "id-2"]
+    pair["id"] = "id"
+    plain[0]["id"] = "id-1"
+    assert read(write(tmp_path / "twice.geojson", [*plain, pair])).cell_id.tolist() == list("12345")
 
 
 def test_points_have_no_outlines(tmp_path):
@@ -350,8 +403,45 @@ def test_files_of_no_known_kind(tmp_path):
     assert refused(tmp_path / "x.bin").what == "The file of positions is of no known kind"
     error = refused(tmp_path / "missing.geojson")
     assert (error.what, error.fix) == ("The file of positions is missing", "check the path of --cells")
-    error = refused(write(tmp_path / "x.geojson", FEATURES), columns="x=a,y=b")
-    assert error.what == "Columns are stated of a file that is no table"
+
+
+@pytest.mark.parametrize(
+    ("cells", "option", "value", "told", "use"),
+    [
+        ("x.geojson", "columns", "x=a,y=b", "a GeoJSON", "a table: CSV, TSV or Parquet"),
+        ("x.geojson", "weights", "cpsam", "a GeoJSON", "--cells detect:cellpose"),
+        ("x.geojson", "alignment", "grid", "a GeoJSON", ALIGNED),
+        ("x.csv", "weights", "cpsam", "a table", "--cells detect:cellpose"),
+        ("x.csv", "alignment", "grid", "a table in the frame he", ALIGNED),
+        ("run", "columns", "x=a,y=b", "a Xenium run", "a table: CSV, TSV or Parquet"),
+        ("run", "weights", "cpsam", "a Xenium run", "--cells detect:cellpose"),
+        ("run", "origin", "crop", "a Xenium run", CORNERED),
+        ("detect", "alignment", "grid", "--cells detect", ALIGNED),
+        ("detect", "columns", "x=a,y=b", "--cells detect", "a table: CSV, TSV or Parquet"),
+        ("detect:classical", "weights", "cpsam", "--cells detect:classical", "--cells detect:cellpose"),
+        ("detect:cellpose", "origin", "image", "--cells detect:cellpose", CORNERED),
+    ],
+)
+def test_an_option_without_a_use_is_told(tmp_path, cells, option, value, told, use):
+    """Nothing that the user says is passed over in silence; the image is not looked at before."""
+    write(tmp_path / "x.geojson", FEATURES)
+    write(tmp_path / "x.csv", "x_he,y_he\n1,2\n")
+    (tmp_path / "run").mkdir()
+    path = cells if cells.startswith("detect") else tmp_path / cells
+    assert str(refused(path, **{option: value})) == (
+        f"The option --{option} has no use with these positions\n"
+        f"  where:      --cells {path}\n"
+        f"  found:      --{option} {value} with {told}\n"
+        f"  expected:   --{option} with {use}\n"
+        f"  to mend it: leave --{option} out"
+    )
+
+
+def test_all_options_without_a_use_are_told(tmp_path):
+    told = str(refused("detect", columns="x=a,y=b", alignment="grid", frame="um"))
+    assert told.startswith("The positions cannot be read as it is said: 3 faults\n")
+    for part in ("Detected nuclei need no frame", "--columns x=a,y=b", "--alignment grid"):
+        assert part in told
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nuclass.apply import tables_in
 from nuclass.apply.positions import Positions, read_positions
-from nuclass.apply.tables_in import fold, parse_columns
 from nuclass.core.errors import UserError
+from nuclass.core.own_tables import fold, header_of, parse_columns
 
 SHAPE = (1000, 1200)
 MPP = 0.25
@@ -264,5 +265,90 @@ def test_micrometres_of_a_table_that_may_be_of_another_scale_are_asked_after(tmp
 
 def test_an_alignment_that_is_not_used_is_refused(tmp_path):
     error = refused(csv(tmp_path / "cells.csv", table("x_he", "y_he")), alignment="grid")
-    assert str(error).startswith("An alignment is given for positions that need none\n")
-    assert "--alignment grid, positions in the frame he" in str(error)
+    assert error.what == "The option --alignment has no use with these positions"
+    assert error.found == "--alignment grid with a table in the frame he"
+
+
+# QuPath's measurements of several images
+
+
+def of_images(*names: str) -> pd.DataFrame:
+    """Three cells an image, 1 px further to the right in each; their ids are the same in all."""
+    parts = [table("Centroid X px", "Centroid Y px", **{"Image": name, "Object ID": IDS}) for name in names]
+    return pd.concat([part.assign(**{"Centroid X px": XY[:, 0] + i}) for i, part in enumerate(parts)])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("names", "image", "taken"),
+    [
+        (["a.svs", "b.svs", "c.svs"], "folder/b.svs", 1),
+        (["a.svs", "b", "c.svs"], "b.svs", 1),
+        (["a", "b", "c"], "c.ome.tif", 2),
+        (["a.ndpi", "b.ndpi"], "a.svs", 0),
+        (["a.ome.tif", "a.svs", "b.svs"], "a.svs", 1),
+        (["a", "a.svs", "b.svs"], "a.tif", 0),
+    ],
+)
+def test_the_rows_of_the_slide_are_taken(tmp_path, form, names, image, taken):
+    frame, path = of_images(*names), tmp_path / "measurements"
+    if form == "csv":
+        csv(path, frame, sep="\t")
+    else:
+        frame.assign(Image=frame["Image"].astype("category")).to_parquet(path)
+    found = read(path, image=image)
+    np.testing.assert_allclose(found.xy, np.add(XY, (taken, 0)))
+    assert found.cell_id.tolist() == IDS
+    others = 3 * (len(names) - 1)
+    assert found.source == (
+        "measurements: 3 positions of columns 'Centroid X px' and 'Centroid Y px', frame he; "
+        f"{others} rows of other images left out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "image", "found", "expected"),
+    [
+        (["b.svs", "c.svs"], "a.svs", "b.svs, c.svs", "one of the name of the slide's file, a.svs"),
+        (["a.ndpi", "a.tif"], "a.svs", "a.ndpi, a.tif", "one of the name of the slide's file, a.svs"),
+        ([f"s{i}.svs" for i in range(8)], "a.svs", None, "one of the name of the slide's file, a.svs"),
+        (["a.svs", "b.svs"], None, "a.svs, b.svs", "a table of one image"),
+    ],
+)
+def test_images_of_which_none_is_the_slide_are_told(tmp_path, names, image, found, expected):
+    path = csv(tmp_path / "measurements.tsv", of_images(*names), sep="\t")
+    found = found or "s0.svs, s1.svs, s2.svs, s3.svs, s4.svs, s5.svs and 2 more"
+    assert str(refused(path, image=image)) == (
+        "The table is of several images, and it is not clear which of them is the slide\n"
+        f"  where:      {path}, column 'Image'\n"
+        f"  found:      {found}\n"
+        f"  expected:   {expected}\n"
+        "  to mend it: export the measurements of this image alone"
+    )
+
+
+def test_one_image_may_have_any_name(tmp_path):
+    path = csv(tmp_path / "m.tsv", of_images("Slide 7 of the project"), sep="\t")
+    assert len(read(path, image="a.svs")) == 3
+    frame = of_images("a.svs").assign(Image=["a.svs", "", "a.svs"])
+    assert len(read(csv(tmp_path / "m.tsv", frame, sep="\t"), image="b.svs")) == 3
+
+
+def test_types_and_lost_positions_count_for_the_slide_alone(tmp_path):
+    frame = of_images("a.svs", "b.svs")
+    frame["Object type"] = ["Annotation", "Annotation", "Annotation", "Cell", "Annotation", "Tile"]
+    frame.loc[frame["Image"] == "a.svs", "Centroid X px"] = [1.0, 2.0, np.nan]
+    path = csv(tmp_path / "m.tsv", frame, sep="\t")
+    assert read(path, image="a.svs").source.endswith(
+        "frame he; 3 rows of other images left out; 1 row without a position left out"
+    )
+    found = read(path, image="b.svs")
+    assert found.cell_id.tolist() == ["a"]
+    assert found.source.endswith("1 row of type tile, core or image left out; 1 row of type annotation left out")
+
+
+def test_the_header_alone(tmp_path):
+    path = csv(tmp_path / "m.csv", table("Centroid X µm", "Centroid Y µm"), sep=";", encoding="cp1252")
+    header = header_of(path)
+    assert (header.names, header.delimiter, header.encoding) == (["Centroid X µm", "Centroid Y µm"], ";", "cp1252")
+    assert header_of(path, tables_in._BLOCK) == header

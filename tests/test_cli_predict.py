@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from nuclass import cli_predict
 from nuclass.cli import main
+from nuclass.slides import tiff
+from nuclass.slides.source import Bounds
 from nuclass.training.predictor import Predictor
 from own_slide_example import own_files, trained
 
@@ -69,6 +74,53 @@ def test_mistakes_are_told_in_words(trained, files, tmp_path, capsys):
     assert "Did you mean 'lung'?" in capsys.readouterr().err
     assert predict((tmp_path / "gone.svs", files[1]), trained["local"], tmp_path) == 1
     assert "The H&E image is missing" in capsys.readouterr().err
+
+
+def test_a_cropped_scan_counts_from_the_corner_that_is_told(trained, files, tmp_path, capsys, monkeypatch):
+    """A slide that states a scanned part as those of some scanners do; there is no real one to test with."""
+    opened = tiff.open_tiff
+
+    @contextmanager
+    def cropped(file):
+        with opened(file) as source:
+            yield replace(source, bounds=Bounds(40, 30, 600, 610))
+
+    monkeypatch.setattr(tiff, "open_tiff", cropped)
+    cells = pd.read_csv(files[1])
+    part = cells.assign(a=cells["a"] - 40, b=cells["b"] - 30)
+    part.to_csv(tmp_path / "part.csv", index=False)
+    asked = {"crop": (files[0], tmp_path / "part.csv"), "image": files}
+    assert predict(files, trained["local"], tmp_path / "none") == 1
+    assert "It is not clear from which corner the positions count" in capsys.readouterr().err
+    told, tables = {}, {}
+    for origin, given in asked.items():
+        out = tmp_path / origin
+        assert predict(given, trained["local"], out, "--origin", origin, "--formats", "geojson") == 0
+        facts = json.loads((out / "run.json").read_text())
+        assert facts["crop"] == {
+            **{"x": 40, "y": 30, "width": 600, "height": 610},
+            **{"positions": origin, "predictions.geojson": "crop", "others": "image"},
+        }
+        told[origin] = json.loads((out / "predictions.geojson").read_text())
+        tables[origin] = pd.read_parquet(out / "predictions.parquet")
+    # Both are the same cells, in the table on the whole plane, for QuPath on the part.
+    assert tables["crop"]["prediction"].tolist() == tables["image"]["prediction"].tolist()
+    for table in tables.values():
+        np.testing.assert_allclose(table[["x_he", "y_he"]], cells[["a", "b"]])
+    assert told["crop"] == told["image"]
+    places = [feature["geometry"]["coordinates"] for feature in told["crop"]["features"]]
+    np.testing.assert_allclose(places, part[["a", "b"]], atol=0.0051)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--alignment", "grid"), ("--columns", "x=a,y=b"), ("--origin", "crop")])
+def test_an_option_that_would_be_passed_over_is_told_at_once(files, tmp_path, capsys, option, value):
+    """Before the checkpoint is looked for."""
+    command = ["predict", files[0], "--cells", "detect", "--ckpt", tmp_path / "gone.ckpt", "--out", tmp_path / "out"]
+    assert main([str(part) for part in [*command, option, value]]) == 1
+    told = capsys.readouterr().err
+    assert f"The option {option} has no use with these positions\n" in told
+    assert f"found:      {option} {value} with --cells detect\n" in told
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 from nuclass.cli_common import add_command
 from nuclass.core.names import GLOBAL, LOCAL
+from nuclass.core.own_cells import ORIGINS
 
 _ABOUT = """\
 Type the cells of your own H&E slide with a trained model. No Snakemake, no study, no labels: an image, positions of
@@ -20,6 +21,8 @@ SLIDE   the H&E: TIFF, OME-TIFF, SVS, NDPI, MRXS and what else openslide reads, 
         output (folder or outs.zip, with its alignment); or detect, to find the nuclei in SLIDE
 --frame in which unit and from where their numbers count, unless the file says it: he (px of SLIDE at full resolution),
         um (micrometres from its corner), px@0.25 (px of 0.25 um), morph or xenium_um (with --alignment)
+--origin which corner he, um and px@ of a file count from, where a scanner's file holds only a part of its plane (MRXS,
+        SCN): crop (of that part, as QuPath counts) or image (of the plane). Without effect on all other slides
 --ckpt  best.ckpt of a gate (its local and global model lie beside it, or are named), of a local or of a global model
 --mpp   micrometres per px of SLIDE at full resolution. What files say of themselves is often wrong
 
@@ -73,6 +76,12 @@ def _add_positions(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="map from SLIDE to the morphology image of a Xenium run: its file, or the word grid "
         "(default: the file beside the run)",
+    )
+    group.add_argument(
+        "--origin",
+        choices=ORIGINS,
+        help="corner that px and um of a file count from, where only a part of the plane was scanned: crop (QuPath) or "
+        "image (the whole plane); needed there, and without effect on any other slide",
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="of detect:cellpose: the network's weights")
 
@@ -164,7 +173,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
     """Return how the positions are read, as far as it was said."""
-    told = {name: getattr(options, name) for name in ("alignment", "columns", "weights")}
+    told = {name: getattr(options, name) for name in ("alignment", "columns", "weights", "origin")}
     return {name: value for name, value in told.items() if value is not None}
 
 

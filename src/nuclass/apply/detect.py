@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from nuclass.apply.positions_found import Outlines, Points, counted, offsets_of
 from nuclass.core.errors import UserError
+from nuclass.core.own_cells import CELLPOSE, CLASSICAL, DETECT, method_of
 from nuclass.core.progress import Progress
 from nuclass.slides.source import Source, open_source
 from nuclass.slides.tiles import Image, SourceLevel
 
-CLASSICAL, CELLPOSE = "classical", "cellpose"
-METHODS = (CLASSICAL, CELLPOSE)
 Labels = NDArray[np.int32]
 Segment = Callable[[Image], Labels]
 
@@ -153,13 +152,7 @@ def view_of(source: Source, mpp_he: float) -> View:
 
 
 def _check(image: str | Path, method: str, mpp_he: float) -> None:
-    if method not in METHODS:
-        raise UserError(
-            "There is no such way to detect nuclei",
-            where="--cells",
-            found=f"detect:{method}",
-            expected=" or ".join(f"detect:{one}" for one in METHODS),
-        )
+    method_of(f"{DETECT}:{method}")
     if mpp_he > COARSEST:
         raise UserError(
             "The image is too coarse to see nuclei",

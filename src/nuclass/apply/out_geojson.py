@@ -35,8 +35,9 @@ _SPACE = uuid.UUID("5b0f2f0c-6b0c-5a35-9a0b-6a7c1f0f7d11")
 def write_geojson(run: Run, path: str | Path) -> None:
     """Write a FeatureCollection, one feature a line, a part of the cells at a time.
 
-    Coordinates are H&E px to 0.01. A cell without an outline is a point. Cells that were left out are not written;
-    how many there are stands at the end, under ``nuclass``, and in the log.
+    Coordinates are H&E px to 0.01, of a slide of which only a part was scanned from the corner of that part, as QuPath
+    counts. A cell without an outline is a point. Cells that were left out are not written; how many there are stands
+    at the end, under ``nuclass``, and in the log.
     """
     write = _Features(run)
     rows = written = hulls = dropped = 0
@@ -56,6 +57,8 @@ def write_geojson(run: Run, path: str | Path) -> None:
             rows, written = rows + len(frame), written + len(lines)
             progress.advance(len(frame))
         about = {"slide": run.slide, "model": run.facts["model"], "cells": written, "left_out": rows - written}
+        if any(write.corner):
+            about["corner"] = list(write.corner)
         stream.write(f'\n],"nuclass":{json.dumps(about)}}}\n')
     _log.info("GeoJSON: %d cells written, %d left out", written, rows - written)
     if hulls or dropped:
@@ -76,6 +79,9 @@ class _Features:
         from nuclass.figures.style import GREY
 
         self.slide = run.slide
+        # Of the scanned part, H&E px: QuPath shows this part alone.
+        crop = run.facts.get("crop") or {"x": 0, "y": 0}
+        self.corner = (int(crop["x"]), int(crop["y"]))
         colours = {**run.colours(), UNCERTAIN: GREY}
         self.classes = {
             name: json.dumps({"name": name, "color": rgb(colour)}, separators=(",", ":"))
@@ -89,13 +95,14 @@ class _Features:
     def lines(self, frame: pd.DataFrame, rings: Rings | None) -> list[str]:
         places = frame[["x_he", "y_he"]].to_numpy(np.float64)
         written = (frame["status"] != LEFT_OUT).to_numpy() & np.isfinite(places).all(axis=1)
+        places = places - self.corner
         values = frame[list(self.columns)].to_numpy(np.float64)
         whole = np.isfinite(values).all(axis=1)
         ids, named = frame[CELL_ID].tolist(), frame["class"].tolist()
         lines = []
         for i in np.flatnonzero(written).tolist():
             ring = None if rings is None else rings.of(i)
-            geometry = _polygon(ring) if ring is not None and len(ring) else _point(places[i])
+            geometry = _polygon(ring - self.corner) if ring is not None and len(ring) else _point(places[i])
             measured = self.template % tuple(values[i].tolist()) if whole[i] else self._known(values[i].tolist())
             lines.append(
                 f'{{"type":"Feature","id":"{cell_uuid(self.slide, ids[i])}","geometry":{geometry},"properties":'

@@ -76,4 +76,4 @@ def check_scanned(xy: Points, origin: str | None, bounds: Bounds | None, *, wher
 
 def _inside(xy: Points, bounds: Bounds) -> int:
     corner = np.array([bounds.x, bounds.y])
-    return int(((xy >= corner) & (xy <= corner + (bounds.width, bounds.height))).all(axis=1).sum())
+    return int(((xy >= corner) & (xy <= np.add(corner, (bounds.width, bounds.height)))).all(axis=1).sum())

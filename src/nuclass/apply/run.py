@@ -27,6 +27,7 @@ from nuclass.core.files import atomic_path, read_json, write_json, write_parquet
 from nuclass.core.leftovers import remove, temporary_name
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, GATE, GLOBAL, LOCAL, probability_columns
+from nuclass.core.own_cells import DETECT, check_reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,6 +149,7 @@ def predict_own(
     check_formats(formats)
     for what, share in (("--abstain-below", abstain_below), ("--max-off-slide", max_off_slide)):
         _check_share(what, share)
+    check_reading(cells if cells is not None else DETECT, frame, reading or {}, (reading or {}).get("mpp"))
     models = Models(checkpoint, branches)
     taken = models.organ(organ)
     models.check_backbone()
@@ -181,7 +183,7 @@ def _positions(
 ) -> Positions:
     """Return the cells; nuclei that are to be found are kept in the file ``kept``, for to find them takes minutes."""
     from nuclass.apply.kept_cells import kept_cells
-    from nuclass.apply.positions import DETECT, read_positions
+    from nuclass.apply.positions import read_positions
     from nuclass.patches.states import file_state
 
     path = str(cells) if cells is not None else DETECT
@@ -193,6 +195,7 @@ def _positions(
             mpp_he=slide.mpp,
             mpp_file=slide.embedded_mpp,
             he_shape=slide.shape,
+            bounds=slide.bounds,
             image=slide.image,
             **reading,
         )
@@ -391,6 +394,7 @@ def _facts(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> dict[str
         "mpp_file": slide.embedded_mpp,
         "mpp": models.mpp,
         "he_shape": list(slide.shape),
+        "crop": slide.crop(job.positions.origin),
         "windows": models.windows,
         "model": models.kind,
         "checkpoints": models.hashes,

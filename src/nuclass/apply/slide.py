@@ -14,7 +14,9 @@ import nuclass
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_json
 from nuclass.core.log import get_logger
+from nuclass.core.own_cells import CROP, IMAGE
 from nuclass.slides.geometry import Frames
+from nuclass.slides.source import Bounds
 
 _log = get_logger(__name__)
 STORE, STATE = "he.ome.zarr", ".he.json"
@@ -41,6 +43,8 @@ class OwnSlide:
         What the file says of itself, None where it says nothing.
     frames
         From H&E px to those of the store; its frame ``um`` is H&E px times ``mpp``.
+    bounds
+        The scanned part, H&E px, None where it begins in the corner of the image.
     """
 
     image: Path
@@ -49,6 +53,7 @@ class OwnSlide:
     mpp_source: str
     embedded_mpp: float | None
     frames: Frames
+    bounds: Bounds | None = None
 
     @property
     def store_shape(self) -> tuple[int, int]:
@@ -64,6 +69,16 @@ class OwnSlide:
             "mpp_he": self.mpp,
             "mpp": self.frames.mpp_target,
         }
+
+    def crop(self, origin: str | None) -> dict[str, Any] | None:
+        """Return what the record says of a slide of which only a part was scanned, None of any other.
+
+        The part, H&E px, and the corners that the positions of a file (``origin``, None where none was read by one)
+        and the outputs count from.
+        """
+        if self.bounds is None:
+            return None
+        return {**self.bounds._asdict(), "positions": origin, "predictions.geojson": CROP, "others": IMAGE}
 
 
 def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSlide:
@@ -87,10 +102,10 @@ def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSli
 
     file = Path(image)
     with open_source(file) as source:
-        shape, embedded = source.shape, source.embedded_mpp
+        shape, embedded, bounds = source.shape, source.embedded_mpp, source.bounds
     scale, told_by = _scale(file, mpp, embedded)
     frames = Frames(np.eye(3), scale, mpp_model, he_shape=shape)
-    return OwnSlide(file, shape, scale, told_by, embedded, frames)
+    return OwnSlide(file, shape, scale, told_by, embedded, frames, bounds)
 
 
 def _scale(file: Path, mpp: float | None, embedded: float | None) -> tuple[float, str]:

@@ -45,7 +45,7 @@ _KINDS_TOLD = (
     f"or the word {DETECT}"
 )
 _FOR = {
-    "alignment": "a Xenium run, or positions in one's frame: --frame morph or --frame xenium_um",
+    "alignment": "a Xenium run, or a file in its frame: --frame morph or --frame xenium_um",
     "columns": "a table: CSV, TSV or Parquet",
     "weights": f"--cells {DETECT}:{CELLPOSE}",
     "origin": "a GeoJSON or a table in px or um of the H&E: --frame he, um or px@0.25",
@@ -211,9 +211,7 @@ def kind_of(cells: str | Path) -> Kind:
     raise UserError("The file of positions is of no known kind", where=file, found=found, expected=_KINDS_TOLD, fix=fix)
 
 
-def use_faults(
-    cells: str | Path, kind: Kind, given: Given | None, options: Mapping[str, Any]
-) -> list[UserError]:
+def use_faults(cells: str | Path, kind: Kind, given: Given | None, options: Mapping[str, Any]) -> list[UserError]:
     """Return a fault for the frame and for each option that has no use with positions of this kind.
 
     Parameters
@@ -235,7 +233,10 @@ def use_faults(
     if given is not None and kind == "bundle" and given.name != XENIUM_UM:
         faults.append(
             UserError(
-                "A Xenium run has a frame of its own", where="--frame", found=str(given), expected="no --frame for a run"
+                "A Xenium run has a frame of its own",
+                where="--frame",
+                found=str(given),
+                expected="no --frame for a run",
             )
         )
     unknown = kind in TABLES and given is None

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nuclass.core.bundle_source import GRID, find_alignment, locate_bundle, parse_matrix, source_folders
 from nuclass.core.errors import UserError
+from nuclass.core.own_cells import (
+    CELLPOSE,
+    DETECT,
+    Given,
+    Kind,
+    finds_nuclei,
+    kind_of,
+    method_of,
+    no_alignment,
+    parse_frame,
+    use_faults,
+)
+from nuclass.core.own_tables import choose, header_of, parse_columns, unreadable
 from nuclass.core.schema import check_settings, raise_faults, read_yaml
 from nuclass.core.sheets import Row, read_sheet
 
 SCHEMA = "own.schema.yaml"
-DETECT = "detect"
-"""In place of a file of positions: the nuclei are looked for in the image."""
+T = TypeVar("T")
 
 
 def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str, dict[str, Any]]:
@@ -30,7 +46,7 @@ def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str
     Returns
     -------
     By slide: ``image``, ``cells``, ``organ``, ``mpp`` (um per px, None where the file is to say it), and ``frame``,
-    ``alignment`` and ``columns``, None where they are not stated.
+    ``alignment``, ``columns`` and ``origin``, None where they are not stated.
 
     Raises
     ------
@@ -56,7 +72,7 @@ def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str
 def own_inputs(row: dict[str, Any]) -> dict[str, str]:
     """Return the files that a slide is typed from, by what they are."""
     files = {"image": str(row["image"])}
-    if not _finds_nuclei(row["cells"]):
+    if not finds_nuclei(row["cells"]):
         files["cells"] = str(row["cells"])
     if row["alignment"] and Path(row["alignment"]).is_file():
         files["alignment"] = str(row["alignment"])
@@ -82,15 +98,101 @@ def _faults(path: str, row: Row, schema: dict[str, Any], root: Path) -> list[Use
         for fault in found
     ]
     files = {"image": row.values["image"], "cells": row.values["cells"]}
-    if _finds_nuclei(files["cells"]):
+    if finds_nuclei(files["cells"]):
         del files["cells"]
     missing = [name for name, file in files.items() if file and not (root / file).exists()]
     found += [
         UserError(f"the file of column {name} is missing", where=where, found=files[name], fix="correct the path")
         for name in missing
     ]
+    if row.values["cells"]:
+        faults = _reading_faults(row.values, root, there="cells" not in missing)
+        found += [_in_words_of_the_sheet(fault, where) for fault in faults]
     return found
 
 
-def _finds_nuclei(cells: str) -> bool:
-    return cells.partition(":")[0] == DETECT
+def _reading_faults(values: dict[str, str], root: Path, there: bool) -> list[UserError]:
+    """Return what is wrong with how the cells are to be read, as far as the first lines of files tell."""
+    faults: list[UserError] = []
+    cells = values["cells"]
+    place = cells if finds_nuclei(cells) else root / cells
+    kind = _tried(faults, lambda: kind_of(place)) if there else None
+    given = _tried(faults, lambda: parse_frame(values["frame"] or None))
+    columns = _tried(faults, lambda: parse_columns(values["columns"] or None))
+    if values["alignment"]:
+        _tried(faults, lambda: _check_alignment(values["alignment"], root))
+    if kind == DETECT and method_of(cells) == CELLPOSE:
+        faults.append(
+            UserError(
+                "Detection by cellpose needs its weights, which the sheet cannot name",
+                where="--cells",
+                found=cells,
+                expected=f"{DETECT}, or a file of positions",
+                fix="find the nuclei by the command nuclass predict, which takes them",
+            )
+        )
+    if kind is None or faults:
+        return faults
+    if kind == "csv":
+        given = _tried(faults, lambda: _frame_of_table(root / cells, columns or {}, given))
+    options = {name: values[name] or None for name in ("alignment", "columns", "origin")}
+    faults += use_faults(cells, kind, given, options)
+    if not faults:
+        _tried(faults, lambda: _check_run(root / cells, kind, given, bool(values["alignment"])))
+    return faults
+
+
+def _tried(faults: list[UserError], call: Callable[[], T]) -> T | None:
+    """Return what a call gives; a mistake that it tells joins the faults."""
+    try:
+        return call()
+    except UserError as fault:
+        faults.append(fault)
+        return None
+
+
+def _frame_of_table(file: Path, columns: dict[str, str], given: Given | None) -> Given | None:
+    """Return the frame that the user states or the columns of a table of text say; they must be there."""
+    try:
+        names = header_of(file).names
+    except (csv.Error, ValueError) as error:
+        raise unreadable(file, error) from error
+    chosen = choose(file, names, columns, given)
+    return given or Given(str(chosen.frame))
+
+
+def _check_alignment(text: str, root: Path) -> None:
+    if text != GRID and not (root / text).is_file() and parse_matrix(text) is None:
+        raise UserError(
+            "the file of column alignment is missing",
+            where="--alignment",
+            found=text,
+            expected="a file, the word grid (the H&E lies on the morphology pixels), or the numbers of a matrix",
+        )
+
+
+def _check_run(place: Path, kind: Kind, given: Given | None, aligned: bool) -> None:
+    """Raise where a folder or zip is no Xenium run, or cells of one have no alignment, given or beside the run."""
+    if kind == "bundle":
+        folders, stem = source_folders(locate_bundle(place), place)
+        aligned = aligned or find_alignment(None, folders, stem) is not None
+    elif given is None or not given.needs_alignment:
+        return
+    if not aligned:
+        raise no_alignment(place)
+
+
+def _in_words_of_the_sheet(fault: UserError, where: str) -> UserError:
+    """Return a fault of the command's options as one of the sheet's columns, which have the same names."""
+
+    def told(text: object | None) -> str | None:
+        return None if text is None else re.sub(r"--(frame|columns|alignment|origin|cells)\b", r"\1", str(text))
+
+    place = "" if fault.where is None else re.sub(r"^--(\w+).*$", r"column \1", str(fault.where))
+    return UserError(
+        str(told(fault.what)),
+        where=f"{where}, {told(place)}" if place else where,
+        found=told(fault.found),
+        expected=told(fault.expected),
+        fix=told(fault.fix),
+    )
