@@ -111,7 +111,9 @@ def test_records_show_paths_from_the_working_folder(trained, files, tmp_path, mo
     facts = predict(own, trained["local"], tmp_path / "out", formats=("csv", "geojson", "explorer", "summary"))
     assert facts["image"] == "slides/lung_h.tif"
     assert "<dd>slides/lung_h.tif</dd>" in (tmp_path / "out" / "summary.html").read_text()
-    shown = [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".json", ".html", ".js", ".csv", ".geojson")]
+    shown = [
+        file for file in (tmp_path / "out").rglob("*") if file.suffix in (".json", ".html", ".js", ".csv", ".geojson")
+    ]
     assert len(shown) > 8
     told = [file for file in shown if str(tmp_path) in file.read_text()]
     assert [file.name for file in told] == [".he.json"], "by which a changed image is known, hidden"
@@ -175,7 +177,7 @@ def scanned(folder: Path, files: tuple[Path, Path], pixels: np.ndarray, by: floa
 
 @pytest.mark.parametrize("pyramid", [True, False])
 def test_a_scan_of_twice_the_resolution_gives_the_same(pyramid, trained, files, done, tmp_path):
-    """A coarser level of the right scale is taken as it is; without one px are averaged, which softens edges a little."""
+    """A coarser level of the right scale is taken as it is; without one px are averaged, which softens edges."""
     image, whole = tifffile.imread(files[0]), table_of(done)
     fine = np.repeat(np.repeat(image, 2, 0), 2, 1)
     own = scanned(tmp_path, files, fine, 2, image if pyramid else None)
@@ -258,5 +260,3 @@ def test_cells_are_judged_by_their_confidence():
     assert found["status"].tolist() == ["typed", "abstained", "left_out", "typed"]
     assert found["reason"].tolist() == ["", "low_confidence", "off_slide", ""]
     assert found["class"].tolist() == ["A", "", "", "A"]
-
-
