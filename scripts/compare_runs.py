@@ -7,6 +7,6 @@ with snakemake_job(snakemake):
     from nuclass.evaluation.ablation import Options, Run, compare_runs, spread
 
     reference, *runs = (Run(**run) for run in snakemake.params.runs)
-    table = compare_runs(runs, reference, Options(**snakemake.params.options))
+    table = compare_runs(runs, reference, Options(**snakemake.params.options), ranked=True)
     write_csv(snakemake.output.csv, table)
     write_csv(snakemake.output.spread, spread(table))

@@ -3,10 +3,10 @@
 from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
+    from nuclass.core.class_names import ORGAN_USES
     from nuclass.tables.fusion import film_vs_concat
     from nuclass.tables.layout import save_table
 
-    titles = {"film": "FiLM", "concat": "Concatenation", "none": "None"}
-    table = film_vs_concat(snakemake.input.json, titles=titles)
+    table = film_vs_concat(snakemake.input.json, titles=ORGAN_USES)
     made, told = snakemake.output, snakemake.params.told
     save_table(table, made.csv, made.md, made.tex, synthetic=told["synthetic"], flaws=told["flaws"])

@@ -10,7 +10,7 @@ from nuclass.tables.layout import Table, save_table
 COMMANDS = frozenset(
     r"""begin end caption label ref centering small footnotesize scriptsize setlength tabcolsep par smallskip linewidth
     raggedright toprule midrule bottomrule textbf texttt emph rlap textbackslash textasciitilde textasciicircum
-    pm times cdot le ge surd rightarrow gamma alpha mu circ dagger""".split()
+    pm times cdot le ge surd rightarrow gamma alpha mu circ dagger ddagger""".split()
 )
 """All of LaTeX's own but the three rules, which are booktabs'."""
 
@@ -65,10 +65,10 @@ def _check_specials(body: str) -> None:
     for line in plain.splitlines():
         assert line.count("$") % 2 == 0, f"mathematics stays open: {line}"
         outside = "".join(line.split("$")[::2])
-        found = re.findall(r'[%#_~^<>|"\x00-\x08\x0b-\x1f†±µ°–—≤≥√]', outside)
+        found = re.findall(r'[%#_~^<>|"\x00-\x08\x0b-\x1f†‡±µ°–—≤≥√]', outside)
         assert not found, f"{found} in plain text: {line}"
         for inside in line.split("$")[1::2]:
-            assert re.fullmatch(r"[-+<>|]|\\[a-z]+|\^\{(2|\\circ|\\dagger)\}", inside), inside
+            assert re.fullmatch(r"[-+<>|]|\\[a-z]+|\^\{(2|\\circ|\\d?dagger)\}", inside), inside
 
 
 _COLUMNS = r"\{@\{\}(?:[lr]|p\{[\d.]+\\linewidth\})+@\{\}\}"

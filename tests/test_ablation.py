@@ -29,6 +29,7 @@ from nuclass.evaluation.audit import (
     CLOSED_SET,
     EXPECTED,
     FEWER,
+    FIRST_CELLS,
     IDLE,
     MORE,
     NOT_SEEN,
@@ -36,10 +37,12 @@ from nuclass.evaluation.audit import (
     SAME,
     audit,
     closed,
+    idle_by_cells,
     policy_optimism,
     verdict,
 )
 from nuclass.evaluation.predictions import read_predictions
+from nuclass.training import gate_cells
 
 OPTIONS = Options(mpp=0.25, block_um=60.0, draws=200, seed=1, min_support=5, bins=15)
 COLUMNS = probability_columns(list(CLASSES))
@@ -345,7 +348,9 @@ def test_audit_tells_what_is_seen(runs):
     assert verdicts["no_buffer"] == AS_EXPECTED
     assert verdicts["test_as_val"] == IDLE
     assert verdicts[POLICY_ON_TEST] == AS_EXPECTED
-    assert verdicts["released"] == AS_EXPECTED
+    assert verdicts["released"] == AS_EXPECTED, "worse on the cohorts"
+    assert found.loc["released", ["val_expected", "val_verdict"]].tolist() == [MORE, AS_EXPECTED], "and better on val"
+    assert found.drop(index="released")["val_verdict"].isna().all()
     assert found.loc["no_buffer", "optimism"] == pytest.approx(
         found.loc["no_buffer", "val"] - found.loc["no_buffer", "estimate"]
     )
@@ -361,6 +366,60 @@ def test_audit_tells_what_is_seen(runs):
     assert released["optimism"] == pytest.approx(released["val"] - released["estimate"])
 
 
+ENDS = ("", "_low", "_high")
+
+
+def test_a_flaw_flatters_by_its_optimism_minus_the_references(runs):
+    found = audited(runs)
+    assert found.loc["reference", [f"flattery{end}" for end in ENDS]].tolist() == [0, 0, 0]
+    for name in ("decay_everywhere", "no_buffer", "released"):
+        row_ = found.loc[name]
+        assert row_["flattery"] == pytest.approx(row_["val_difference"] - row_["difference"])
+        halves = [(row_[f"{kind}_high"] - row_[f"{kind}_low"]) / 2 for kind in ("val_difference", "difference")]
+        assert (row_["flattery_high"] - row_["flattery_low"]) / 2 == pytest.approx(np.hypot(*halves))
+    paired = found.loc["decay_everywhere"]
+    assert paired["flattery"] == pytest.approx(paired["optimism"] - found.loc["reference", "optimism"])
+    assert paired["flattery_low"] > 0, "worse on the cohorts, the same on val"
+    for name in (CLOSED_SET, POLICY_ON_TEST):
+        same = found.loc[name]
+        assert [same[f"flattery{end}"] for end in ENDS] == [same[f"difference{end}"] for end in ENDS]
+
+
+def test_a_gate_chosen_by_the_first_cells_is_idle_where_these_are_all(runs, monkeypatch):
+    first = Run("gate_first_cells", "audit", "gate_first_cells", runs["reference"].cohorts, runs["reference"].val)
+    some = {"reference": runs["reference"], "gate_first_cells": first, "released": runs["released"]}
+    found = audited(some).loc["gate_first_cells"]
+    n_val = len(read_predictions(runs["reference"].val[GATE]).y)
+    assert found["verdict"] == IDLE
+    assert found["idle"] == f"the first 14,400 val cells are all that there are: {n_val:,}"
+    monkeypatch.setattr("nuclass.evaluation.audit.FIRST_CELLS", n_val - 1)
+    found = audited(some).loc["gate_first_cells"]
+    assert (found["verdict"], found["idle"]) == (AS_EXPECTED, "")
+
+
+def test_the_first_cells_are_those_of_the_gates_training():
+    assert gate_cells.FIRST_CELLS == FIRST_CELLS
+    assert idle_by_cells(FIRST_CELLS + 1) == {}
+
+
+def test_runs_are_ranked_on_the_cohorts(runs, table):
+    """Of three runs neither of two need be the reference."""
+    some = [runs["reference"], runs["decay_everywhere"], runs["released"]]
+    found = compare_runs(some, runs["no_buffer"], OPTIONS, ranked=True)
+    on_cohorts = found[found["cells"] == COHORT_CELLS]
+    for _, group in on_cohorts.groupby(["model", "metric"]):
+        values = group.set_index("value")
+        best = values["estimate"].agg("idxmin" if group["metric"].iloc[0] in ("log_loss", "ece") else "idxmax")
+        assert set(group["best"]) == {best}
+        assert values.loc[best, ["behind", "behind_low", "behind_high"]].tolist() == [0, 0, 0]
+        assert values["behind"].to_numpy() == pytest.approx(
+            (values["estimate"] - values.loc[best, "estimate"]).to_numpy()
+        )
+    assert row(found, "decay_everywhere", COHORT_CELLS)["behind_high"] < 0
+    assert found[found["cells"] == VAL_CELLS]["best"].isna().all()
+    assert table["best"].isna().all(), "only where it is asked for"
+
+
 def test_seeds_that_differ_much_hide_an_effect(runs):
     assert audited(runs, sd=0.5)["verdict"]["no_buffer"] == NOT_SEEN
 
@@ -371,7 +430,8 @@ def test_released_that_changes_nothing_is_not_seen(runs):
     same = Run("released", "audit", "released", easy.cohorts, easy.val)
     found = audited({"reference": easy, "released": same}).loc["released"]
     assert found["val_low"] > found["high"]
-    assert found["verdict"] == NOT_SEEN
+    assert found["val_verdict"] == NOT_SEEN
+    assert found["verdict"] in (NOT_SEEN, AGAINST), "the closed set alone"
     assert audited(runs, sd=0.5)["verdict"]["released"] == NOT_SEEN
 
 

@@ -59,6 +59,7 @@ def test_runs_are_laid_out_with_their_differences(tmp_path):
     none = lines(tmp_path / "a.md", "| none")[0]
     assert none.endswith("| +0.005 (-0.005 to +0.015) |")
     assert none.startswith("| none (gamma 0) | **0.705 (0.685 to 0.725)** | **0.705 (0.685 to 0.725)** | 0.705 (")
+    assert none.split(" | ")[3:5] == ["0.705 (0.685 to 0.725) ‡", "0.705 ‡"], "its difference to the least is not known"
     assert " | **0.650 (0.630 to 0.670)** | **0.650** | " in lines(tmp_path / "a.md", "| by entropy")[0], (
         "least is best"
     )
@@ -104,14 +105,22 @@ def test_an_organ_that_was_never_seen(tmp_path):
         for mode, v in (("film", 0.5), ("none", 0.45))
     }
     gap = {"lung film-lung none": {"macro_f1": interval(0.05)}}
+    behind = {"lung none": {"macro_f1": {"best": "lung film", **interval(-0.05)}}}
     write_json(
         tmp_path / "a.json",
-        {"organ": "lung", "n_cells": 90, "outside": {"Alveolar": 7}, "models": models, "differences": gap},
+        {
+            "organ": "lung",
+            "n_cells": 90,
+            "outside": {"Alveolar": 7},
+            "models": models,
+            "differences": gap,
+            "behind": behind,
+        },
     )
     lay_out(left_out([tmp_path / "a.json"], short=SHORT), tmp_path / "a", synthetic=True)
     film, none = lines(tmp_path / "a.md", "| lung")
-    assert film.startswith("| lung | film | 90 | **0.500 (0.400 to 0.600)** |")
-    assert none.startswith("| lung | none | 90 | 0.450 (0.350 to 0.550) † |")
+    assert film.startswith("| lung | FiLM | 90 | **0.500 (0.400 to 0.600)** |")
+    assert none.startswith("| lung | No organ | 90 | 0.450 (0.350 to 0.550) † | 0.450 (0.350 to 0.550) ‡ |")
     assert film.endswith("| – |")
     assert none.endswith("| +0.050 (-0.050 to +0.150) |")
     assert pd.read_csv(tmp_path / "a.csv")["n_outside"].tolist() == [7, 7]
@@ -141,14 +150,22 @@ def audit_table() -> pd.DataFrame:
             "val_difference_low": -0.01,
             "val_difference_high": 0.03,
             "optimism": 0.05 - gap,
+            "flattery": 0.01 - gap,
+            "flattery_low": -0.02 - gap,
+            "flattery_high": 0.04 - gap,
             "expected_on": where,
             "expected": expected,
             "why": why,
             "seed_noise": 0.015,
             "verdict": verdict,
+            "val_expected": "",
+            "val_verdict": "",
             "idle": "",
             **more,
         }
+
+    def flattery(gap: float) -> dict[str, float]:
+        return {"flattery": gap, "flattery_low": gap - 0.02, "flattery_high": gap + 0.02}
 
     no_val = dict.fromkeys(name for name in COLUMNS if name.startswith("val") or name == "optimism")
     reference = {
@@ -170,9 +187,10 @@ def audit_table() -> pd.DataFrame:
     rows = [
         reference,
         told("inverted_mpp", -0.2, "as expected"),
-        told("frozen_heads", 0.0, "changes nothing", idle="no joint fine-tuning is asked for"),
-        told("closed_set", 0.03, "as expected", **no_val),
-        told("policy_on_test", 0.001, "not seen", metric="accuracy", **no_val),
+        told("frozen_heads", 0.0, "changes nothing", idle="no joint fine-tuning is asked for", val_difference=0.0),
+        told("closed_set", 0.03, "as expected", **no_val, **flattery(0.03)),
+        told("policy_on_test", 0.001, "not seen", metric="accuracy", **no_val, **flattery(0.001)),
+        told("released", -0.1, "as expected", val_expected="higher", val_verdict="against expectation"),
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -181,15 +199,23 @@ def test_the_audit_is_laid_out(tmp_path):
     write_csv(tmp_path / "in.csv", audit_table())
     lay_out(audit(tmp_path / "in.csv", short=SHORT), tmp_path / "a", synthetic=True)
     reference = lines(tmp_path / "a.md", "| reference")[0]
-    assert reference == "| reference | 0.700 (0.660 to 0.740) | – | 0.750 (0.700 to 0.800) | – | +0.050 | – | – |"
+    assert reference == "| reference | 0.700 (0.660 to 0.740) | – | 0.750 (0.700 to 0.800) | – | +0.050 | – | – | – |"
     worse = lines(tmp_path / "a.md", "| `inverted_mpp`")[0]
     assert "| **-0.200 (-0.220 to -0.180)** |" in worse
-    assert "| 0.750 (0.700 to 0.800) | +0.010 (-0.010 to +0.030) |" in worse
+    assert "| 0.750 (0.700 to 0.800) | +0.010 (-0.010 to +0.030) | +0.250 | **+0.210 (+0.180 to +0.240)** |" in worse
     assert worse.endswith("| cohorts: lower | as expected |")
     assert "But `policy_on_test` is of the study's own models." in (tmp_path / "a.md").read_text(encoding="utf-8")
     assert "| 0 (idle) |" in lines(tmp_path / "a.md", "| `frozen_heads`")[0]
     assert lines(tmp_path / "a.md", "| `frozen_heads`")[1] == "| `frozen_heads` | no joint fine-tuning is asked for |"
-    assert "| – | – | – | cohorts: higher |" in lines(tmp_path / "a.md", "| `closed_set`")[0]
+    closed_set = lines(tmp_path / "a.md", "| `closed_set`")[0]
+    assert closed_set.endswith("| – | – | – | **+0.030 (+0.010 to +0.050)** | cohorts: higher | as expected |")
+    released = lines(tmp_path / "a.md", "| `released`")[0]
+    told = "cohorts: lower; val: higher | cohorts: as expected; val: against expectation |"
+    assert released.endswith(told), "judged on both"
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "(`splits.test` above 0)" in text, "what makes idle flaws act"
+    assert "which is what the original reports" not in text
+    assert "the original's headline is of such slides" in text
 
 
 def test_an_audit_without_an_idle_flaw_has_its_differences(tmp_path):
@@ -197,7 +223,7 @@ def test_an_audit_without_an_idle_flaw_has_its_differences(tmp_path):
     table = audit_table()
     write_csv(tmp_path / "in.csv", table[table["idle"].fillna("") == ""])
     lay_out(audit(tmp_path / "in.csv", short=""), tmp_path / "a", synthetic=False)
-    assert "idle" not in (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "(idle)" not in (tmp_path / "a.md").read_text(encoding="utf-8")
     worse = lines(tmp_path / "a.md", "| `inverted_mpp`")
     assert "| **-0.200 (-0.220 to -0.180)** |" in worse[0]
     assert not worse[1].endswith("| – |")
@@ -210,8 +236,10 @@ def test_the_audit_is_drawn_with_its_numbers(tmp_path):
     drawn = check(tmp_path, "a")
     assert drawn["difference"].tolist() == audit_table()["difference"].tolist()
     text = outputs[2].read_text(encoding="utf-8")
-    for word in ("inverted_mpp", "policy_on_test (accuracy)", "as expected", "not seen", "Macro-F1 of the fused model"):
+    words = ["inverted_mpp", "policy_on_test (accuracy)", "as expected", "not seen", "Macro-F1 of the fused model"]
+    for word in (*words, "val, which chose the models", "Flatters by", "◂  ▸ on val"):
         assert f">{word}<" in text
+    assert "the original reports" not in text
 
 
 def test_a_flaw_is_drawn_by_the_cells_it_is_judged_by():
@@ -221,6 +249,7 @@ def test_a_flaw_is_drawn_by_the_cells_it_is_judged_by():
 
     table = audit_table()
     table = table[table["expected"].notna()].assign(idle="").reset_index(drop=True)
+    table[["val_expected", "val_verdict"]] = table[["val_expected", "val_verdict"]].fillna("")
     table.loc[0, ["expected_on", "val_difference", "verdict"]] = ["val", 0.123, "against expectation"]
     ax = Figure().subplots()
     _differences(ax, table)
@@ -228,6 +257,9 @@ def test_a_flaw_is_drawn_by_the_cells_it_is_judged_by():
     assert (0.123, 0) in drawn
     assert (table["difference"][2], 2) in drawn
     assert (table["difference"][0], 0) not in drawn
+    both = table["switch"].tolist().index("released")
+    assert (table["difference"][both], both) in drawn
+    assert (table["val_difference"][both], both + 0.28) in drawn, "all flaws together are judged on val as well"
 
 
 def test_an_audit_of_nothing_is_a_figure_that_says_so(tmp_path):

@@ -69,3 +69,12 @@ def test_a_study_of_one_organ_still_plans(copy: Path) -> None:
     jobs = planned(copy, "--", "ablations")
     assert "judge_left_out" not in jobs
     assert jobs["tabulate_left_out"] == 1
+
+
+def test_test_cells_make_the_flaw_act_that_needs_them(copy: Path) -> None:
+    """As docs/ablations.md says: without ``splits.test`` it trains nothing."""
+    asked = "ablations={switches: [test_as_val, unguarded_class_weights]}"
+    jobs = planned(copy, "--config", asked, "splits={test: 0.1}", "--", "audit")
+    # The reference, two more seeds, the flaw, and all of them; a class without train cells is part of the last.
+    for model in ("local", "global", "gate"):
+        assert jobs[f"train_{model}_variant"] == 1 + 2 + 1 + 1

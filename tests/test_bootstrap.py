@@ -139,6 +139,42 @@ def test_soft_metrics_of_a_draw_equal_those_of_the_resampled_cells() -> None:
     for row in block_weights(blocks, 40, 2).astype(int):
         cells = np.repeat(np.arange(400), row[blocks.of_cell])
         draws.append(metrics(y[cells], p[cells], list("abcdef"), bins=10, ranking=False))
-    for name in ("weighted_f1", "balanced_accuracy", "top2_accuracy", "brier", "ece", "mean_confidence", "log_loss"):
+    for name in ("weighted_f1", "balanced_accuracy", "top2_accuracy", "brier", "mean_confidence", "log_loss"):
         low, high = np.percentile([draw[name] for draw in draws], [2.5, 97.5])
         assert (found[name]["low"], found[name]["high"]) == (pytest.approx(low), pytest.approx(high)), name
+    # Noise pushes the calibration error up, in each draw once more.
+    errors = [draw["ece"] for draw in draws]
+    bias = np.mean(errors) - found["ece"]["value"]
+    low, high = np.percentile(errors, [2.5, 97.5]) - bias
+    assert (found["ece"]["low"], found["ece"]["high"]) == (pytest.approx(max(low, 0)), pytest.approx(high))
+
+
+def test_each_model_is_told_apart_from_the_best_of_each_statistic() -> None:
+    rng = np.random.default_rng(6)
+    y = rng.integers(0, 4, 500)
+    shares = {"a": 0.1, "b": 0.3, "c": 0.2}
+    models = {name: rng.dirichlet(np.ones(5), 500) + share * np.eye(5)[y] for name, share in shares.items()}
+    models = {name: p / p.sum(axis=1, keepdims=True) for name, p in models.items()} | {"hard": y}
+    blocks = spatial_blocks(["s"] * 500, rng.uniform(0, 900, 500), rng.uniform(0, 900, 500), 150)
+    pairs = [(first, second) for first in "abc" for second in "abc" if first != second]
+    found = paired_bootstrap(
+        y, models, blocks, list("vwxyz"), pairs=pairs, groups={"both": ["v", "w"]}, ranked=["a", "b", "c"], draws=60
+    )
+    behind = found["behind"]
+    assert set(behind) == {"a", "b", "c"}, "the hard one is right everywhere, and not ranked"
+    for metric, lower in (("accuracy", False), ("macro_f1", False), ("log_loss", True), ("ece", True)):
+        values = {name: found["models"][name][metric]["value"] for name in "abc"}
+        best = (min if lower else max)(values, key=values.__getitem__)
+        for name in "abc":
+            gap = behind[name][metric]
+            assert gap["best"] == best
+            if name == best:
+                assert (gap["value"], gap["low"], gap["high"]) == (0, 0, 0)
+            else:
+                assert {key: gap[key] for key in ("value", "low", "high")} == found["differences"][f"{name}-{best}"][
+                    metric
+                ]
+    assert set(behind["a"]["f1"]) == set("vwxy"), "of a class without cells nothing is known"
+    assert behind["a"]["groups"]["both"]["best"] in "abc"
+    assert "mean_confidence" not in behind["a"], "more of it is neither better nor worse"
+    assert paired_bootstrap(y, models, blocks, list("vwxyz"), draws=5)["behind"] == {}

@@ -35,6 +35,7 @@ from nuclass.figures.fusion import draw_fusion
 from nuclass.figures.gate import draw_gate
 from nuclass.tables import fusion as tables
 from nuclass.tables.layout import SYNTHETIC_NOTE
+from nuclass.tables.layout import UNKNOWN as NOT_KNOWN
 from table_example import lay_out, rows
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +218,7 @@ def test_table_gate_ablation(study: Path, tmp_path: Path) -> None:
     found = rows(tmp_path / "t.md")
     ways = [row[0] for row in found[2:11]]
     assert ways == [
-        *("Local", "Global", "Fused (gate)", "Plain mean", "Product", "Surer of the two"),
+        *("Local", "Global", "Plain mean", "Fused (gate)", "Product", "Surer of the two"),
         *("Stacking", "Safety policy", "Oracle"),
     ]
     data = pd.read_csv(tmp_path / "t.csv")
@@ -228,7 +229,8 @@ def test_table_gate_ablation(study: Path, tmp_path: Path) -> None:
         best = here[names].min() if metric in ("log_loss", "ece") else here[names].max()
         bold = [row[0] for row in found[start + 2 : start + 2 + len(names)] if row[2].startswith("**")]
         assert bold == [tables.title(name) for name in names if f"{here[name]:.3f}" == f"{best:.3f}"], metric
-    policy = next(row for row in found if row[0] == "all cohorts")
+    assert NOT_KNOWN not in text, "of all but the oracle the difference to the best is known"
+    policy = next(row for row in found if row[0] == "All cohorts")
     accuracy = read_json(study / "f.json")["cohorts"]["all"]["policy"]["accuracy"]
     assert policy[2].startswith(f"{accuracy[SAFE_ON_VAL]:.3f} (")
     assert policy[3].startswith(f"{accuracy[SAFE_ON_REPORTED]:.3f} (")
@@ -238,11 +240,12 @@ def test_tables_complementarity_and_gate(study: Path, tmp_path: Path) -> None:
     lay_out(tables.complementarity(study / "complementarity.csv"), tmp_path / "c")
     data = pd.read_csv(tmp_path / "c.csv")
     assert (data[["A_only", "B_only", "Both", "Neither"]].sum(axis=1) == data["N"]).all()
-    assert sum(row[0] == f"**{ALL_CLASSES}**" for row in rows(tmp_path / "c.md")) == 4
+    assert sum(row[0] == "**All classes**" for row in rows(tmp_path / "c.md")) == 4
+    assert "\n## ovary h\n" in (tmp_path / "c.md").read_text()
     inputs = (study / "summary.json", study / "by_truth.csv", study / "by_class.csv")
     text = lay_out(tables.gate(*inputs), tmp_path / "g", synthetic=True, flaws="Protocol: x.")
     assert "**Protocol: x.**" in text
-    found = next(row for row in rows(tmp_path / "g.md") if row[0] == "all cohorts")
+    found = next(row for row in rows(tmp_path / "g.md") if row[0] == "All cohorts")
     assert found[5] == f"{read_json(study / 'summary.json')['cohorts']['all']['auroc']:.3f}"
 
 
@@ -259,6 +262,9 @@ def test_table_film_vs_concat(study: Path, tmp_path: Path) -> None:
     assert len(found) == 2 * (2 + 12)
     values = {m: result["models"][m]["davies_bouldin"] for m in ("film", "b")}
     row = next(row for row in found if row[0].startswith("Davies"))
+    assert sum(cell.endswith("‡") for cell in row) == 1, "there is no interval of it"
+    assert "‡" not in "".join(found[2] + found[3])
+    assert "All models saw every organ of these cells in training" in (tmp_path / "f.md").read_text()
     assert row[1].startswith("**") == (values["film"] < values["b"])
     one = {name: [p for p in paths if p.stem == "lung_h"] for name, paths in files.items()}
     result = compare_embeddings(one, subset=200, seed=1, draws=20, mpp=0.25, block_um=150)
@@ -290,14 +296,20 @@ def test_figure_fusion_has_the_safety_policy(study: Path, tmp_path: Path) -> Non
     pictures = [tmp_path / f"f.{ending}" for ending in ("pdf", "png", "svg")]
     draw_fusion(study / "f.csv", pictures, tmp_path / "f.csv", style=LOOK["style"], synthetic=True)
     drawn = pd.read_csv(tmp_path / "f.csv").set_index(["cohort", "name", "metric"])
-    safe = read_json(study / "f.json")["cohorts"]["lung_h"]["models"]["safe"]["accuracy"]
-    assert drawn.loc[("lung_h", "safe", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(
+    found = read_json(study / "f.json")["cohorts"]
+    safe = found["all"]["models"]["safe"]["accuracy"]
+    assert drawn.loc[("all", "safe", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(
         [safe["value"], safe["low"], safe["high"]]
     )
+    here = found["lung_h"]["models"]
+    gap = here["fused"]["accuracy"]["value"] - here["safe"]["accuracy"]["value"]
+    assert drawn.loc[("lung_h", "fused-safe", "accuracy"), "value"] == pytest.approx(gap)
+    # What figure branches shows is not shown again.
+    assert not {"local", "global", "oracle", "fused-local", "fused-global"} & set(drawn.index.get_level_values("name"))
     gap = read_json(study / "f.json")["cohorts"]["all"]["differences"]["fused-stacking"]["macro_f1"]
     assert drawn.loc[("all", "fused-stacking", "macro_f1"), "value"] == pytest.approx(gap["value"])
     text = pictures[2].read_text()
-    assert all(f">{word}<" in text for word in ("Safety policy", "Oracle", "Stacking", "Gate minus each, all cohorts"))
+    assert all(f">{word}<" in text for word in ("Safety policy", "Stacking", "Reached, all cohorts", "All cohorts"))
     with Image.open(pictures[1]) as image:
         assert abs(image.width - 183 / 25.4 * 300) < 3
 
@@ -320,4 +332,4 @@ def test_gate_figure_without_a_conflict_and_of_one_slide(tmp_path: Path) -> None
     draw_gate(parts, tmp_path / "s.json", [tmp_path / "g.png"], tmp_path / "g.csv", synthetic=False, **LOOK)
     inputs = (tmp_path / "s.json", parts["by_truth"], parts["by_class"])
     lay_out(tables.gate(*inputs), tmp_path / "t")
-    assert next(row for row in rows(tmp_path / "t.md") if row[0] == "lung_h")[5] == "–"
+    assert next(row for row in rows(tmp_path / "t.md") if row[0] == "lung h")[5] == "–"

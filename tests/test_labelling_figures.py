@@ -405,8 +405,8 @@ def test_agreement_table(tmp_path: Path) -> None:
     assert next(row for row in rows if row[:2] == ["a_1", "class"])[2:] == expected
     assert next(row for row in rows if row[:2] == ["c_1", "class"])[2:] == ["2", "2", "1.000", "1.000", EMPTY, "1.000"]
     assert not [row for row in rows if row[0] == "b_1"]
-    assert ["B_Cell", "0.667 (3)", EMPTY] in rows
-    assert ["T_Cell", "0.800 (5)", "1.000 (2)"] in rows
+    assert ["B Cell", "0.667 (3)", EMPTY] in rows
+    assert ["T Cell", "0.800 (5)", "1.000 (2)"] in rows
     assert SYNTHETIC_NOTE in text
     data = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"value": ""})
     found = data.query("slide == 'a_1' and level == 'class' and name == 'B_Cell'").set_index("measure")["value"]

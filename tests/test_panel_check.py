@@ -89,9 +89,9 @@ def test_the_table_of_all_slides(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "panels.csv", keep_default_na=False)
     assert len(table) == sum(len(pd.read_csv(file)) for file in files.values())
     assert table.groupby("slide")["organ"].unique().map(list).to_dict() == {s: [o] for s, o in organs.items()}
-    assert "| T_Cell | yes | yes | yes |" in text
+    assert "| T Cell | yes | yes | yes |" in text
     assert "| Endothelial | no | weak | no |" in text
     assert "| a | Endothelial | cannot be found |" in text
     assert "| b | Endothelial | weak | only 3 markers" in text
-    assert f"| Epithelial_Malignant | no | no | {EMPTY} |" in text, "does not occur in the heart"
-    assert "Epithelial_Alveolar" not in text, "a class that occurs in no organ of the study has no row"
+    assert f"| Epithelial Malignant | no | no | {EMPTY} |" in text, "does not occur in the heart"
+    assert "Epithelial Alveolar" not in text, "a class that occurs in no organ of the study has no row"

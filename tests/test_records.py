@@ -173,7 +173,8 @@ def trainings(tmp_path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     write_json(
         metrics["local"], {"best": best, "parameters": 12345, "n_train": 200, "seconds_per_epoch": 4.2, "seconds": 1.0}
     )
-    write_json(metrics["gate"], {"best": {"phase": "joint", "epoch": 0, "step": 5}, "parameters": 77, "n_fit": 60})
+    kept = {"best": {"phase": "joint", "epoch": 0, "step": 5}, "val": {"f1_macro": 0.625}}
+    write_json(metrics["gate"], kept | {"parameters": 77, "n_fit": 60})
     local.to_csv(histories["local"], index=False)
     gate.to_csv(histories["gate"], index=False)
     return metrics, histories
@@ -187,11 +188,17 @@ def test_training_figure(trainings: tuple[dict[str, Path], dict[str, Path]], tmp
     assert chosen["epoch"].to_dict() == {"context": 2, "local": 2, "gate": 1}
     assert chosen.loc["local", "val_f1_macro"] == 0.7
     assert chosen.loc["gate", "val_log_loss"] == 0.45
+    assert chosen.loc["gate", "val_f1_macro"] == 0.625
+    assert numbers.loc[numbers["model"] == "gate", "val_f1_macro"].notna().sum() == 1
     # The second phase goes on where the first one ends.
     assert numbers.loc[numbers["model"] == "gate", "x"].tolist() == [6, 12, 17, 22]
     text = (tmp_path / "t.svg").read_text()
     for words in ("kept: epoch 2 of 3, step 16", "kept: joint epoch 1 of 2, step 5", "macro-F1", "Not measured"):
         assert words in text
+    assert ">macro-F1, kept state<" in text
+    # The context backbone in the first column has no score; the row is named all the same.
+    for row in ("Training loss", "Validation loss", "Validation score", "Learning rate"):
+        assert f">{row}<" in text
     with Image.open(tmp_path / "t.png") as image:
         assert image.width == pytest.approx(183 / 25.4 * 300, abs=2)
 
@@ -244,6 +251,7 @@ def test_runtime_table(folder: Path, trainings: tuple[dict[str, Path], dict[str,
     )
     assert "| Local | 12,345 | 200 | 3 | 15 s | 4.2 s | 50 | 1.50 GB |" in text
     assert "Without a benchmark file, so not in these numbers: predict." in text
+    assert "Baselines, ablations and the audit are not counted, nor in the total." in text
     assert table.data.groupby("part").size().to_dict() == {"stage": 4, "training": 3}
 
 

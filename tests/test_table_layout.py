@@ -66,11 +66,16 @@ def near(cells: dict[str, Cell]) -> list[str]:
     return [name for name, cell in cells.items() if cell.near]
 
 
+def unknown(cells: dict[str, Cell]) -> list[str]:
+    return [name for name, cell in cells.items() if cell.unknown]
+
+
 def test_the_best_is_the_best_point_value() -> None:
     cells = {"a": Cell(0.8, 0.7, 0.9), "b": Cell(0.7, 0.6, 0.95), "c": Cell(0.9, 0.1, 0.95), "d": Cell(None)}
     assert bold(mark_best(cells, HIGHER)) == ["c"]
     assert bold(mark_best(cells, LOWER)) == ["b"]
-    assert near(mark_best(cells)) == [], "where no difference is known nothing is claimed, though intervals overlap"
+    assert near(mark_best(cells)) == [], "where no difference is known it is not claimed, though intervals overlap"
+    assert unknown(mark_best(cells)) == ["a", "b"], "the one without a value is compared with nothing"
 
 
 def test_what_shows_the_same_digits_is_bold_as_well() -> None:
@@ -85,8 +90,11 @@ def test_only_a_known_difference_to_the_best_that_includes_0_is_marked() -> None
     marked = mark_best(cells, HIGHER, paired)
     assert bold(marked) == ["a"]
     assert near(marked) == ["b", "c"], "either order will do; d is worse, of e only the difference to another is known"
-    unknown = mark_best(cells, HIGHER, {("a", "b"): (float("nan"), float("nan"))})
-    assert near(unknown) == []
+    assert unknown(marked) == ["e"]
+    assert [cell.mark for cell in marked.values()] == ["", "†", "†", "", "‡"]
+    no_ends = mark_best(cells, HIGHER, {("a", "b"): (float("nan"), float("nan"))})
+    assert near(no_ends) == []
+    assert unknown(no_ends) == ["b", "c", "d", "e"]
 
 
 def test_one_value_is_no_comparison() -> None:
@@ -120,7 +128,7 @@ MARKDOWN = """# My table
 
 | model | F1 (%) | of |
 | :--- | ---: | :--- |
-| Local | 0.700 (0.650 to 0.750) | a\\|b & c |
+| Local | 0.700 (0.650 to 0.750) ‡ | a\\|b & c |
 | Global | **0.800 (0.750 to 0.850)** | a\\|b & c |
 | Fused_1 | 0.790 (0.740 to 0.840) † | a\\|b & c |
 
@@ -134,8 +142,8 @@ There is `none_here`.
 
 Of *the* runs in `a_b`, 5 % < 6.
 
-†: not told apart from the best, for the 95 % interval of the paired difference to it includes 0. Without † that \
-interval leaves out 0, or is not known.
+†: not told apart from the best, for the 95 % interval of the paired difference to it includes 0. ‡: that \
+interval is not known. Without a mark it leaves out 0.
 
 Synthetic study: these numbers say whether the method works as designed, not how well it does on tissue.
 """
@@ -151,7 +159,7 @@ LATEX = r"""% Needs \usepackage{booktabs}.
 \toprule
 model & F1 (\%) & of \\
 \midrule
-Local & 0.700 (0.650 to 0.750) & a$|$b \& c \\
+Local & 0.700 (0.650 to 0.750)\rlap{$^{\ddagger}$} & a$|$b \& c \\
 Global & \textbf{0.800 (0.750 to 0.850)} & a$|$b \& c \\
 Fused\_1 & 0.790 (0.740 to 0.840)\rlap{$^{\dagger}$} & a$|$b \& c \\
 \bottomrule
@@ -162,8 +170,8 @@ Fused\_1 & 0.790 (0.740 to 0.840)\rlap{$^{\dagger}$} & a$|$b \& c \\
 \footnotesize
 Of \emph{the} runs in \texttt{a\_b}, 5 \% $<$ 6.
 
-$^{\dagger}$: not told apart from the best, for the 95 \% interval of the paired difference to it includes 0. Without @@
-$^{\dagger}$ that interval leaves out 0, or is not known.
+$^{\dagger}$: not told apart from the best, for the 95 \% interval of the paired difference to it includes 0. @@
+$^{\ddagger}$: that interval is not known. Without a mark it leaves out 0.
 
 Synthetic study: these numbers say whether the method works as designed, not how well it does on tissue.
 \end{minipage}
@@ -299,3 +307,16 @@ def test_no_table_lays_out_markdown_or_latex_by_hand() -> None:
 def test_a_row_does_not_begin_with_what_the_break_before_it_would_take(name: str) -> None:
     text = to_latex(Table("Odd", DATA, [grid([{"n": "a", "why": "b"}, {"n": name, "why": "b"}])]), "odd")
     assert f"{{}}{name} & b" in text
+
+
+def test_the_note_tells_of_the_marks_that_are_used() -> None:
+    def told(**marks: bool) -> str:
+        return to_markdown(Table("T", DATA, [grid([{"a": Cell(0.5, **marks)}])])).split("\n\n", 2)[2].strip()
+
+    assert told(unknown=True) == (
+        "‡: the 95 % interval of the paired difference to the best is not known. Without a mark it leaves out 0."
+    )
+    assert told(near=True) == (
+        "†: not told apart from the best, for the 95 % interval of the paired difference to it includes 0. "
+        "Without a mark it leaves out 0."
+    )

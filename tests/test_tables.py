@@ -9,9 +9,12 @@ from fake_study import slide_sheet, write_predictions, write_slides, write_truth
 from nuclass.core.files import read_json, write_json
 from nuclass.evaluation import compare_cohorts, count_cells
 from nuclass.evaluation.truth import score_study
+from nuclass.figures.style import Classes
 from nuclass.tables import study as tables
-from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE, Cell, number
+from nuclass.tables.layout import EMPTY, NEAR, SYNTHETIC_NOTE, UNKNOWN, Cell, number
 from table_example import lay_out, rows
+
+CLASSES = Path(__file__).parent.parent / "resources/classes.tsv"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,67 @@ def test_holdout_comparison(study: Path, tmp_path: Path) -> None:
     assert SYNTHETIC_NOTE in text
     data = pd.read_csv(tmp_path / "t.csv")
     found = rows(tmp_path / "t.md")
-    assert found[0] == ["model", "ovary_h", "lung_h", "pancreas_h", "all cohorts"]
+    assert found[0] == ["model", "ovary h", "lung h", "pancreas h", "All cohorts"]
     part = data[(data["metric"] == "macro_f1") & (data["cohort"] == "ovary_h") & ~data["name"].str.contains("-|oracle")]
     best = part.loc[part["value"].idxmax()]
+    assert UNKNOWN not in text, "the difference to the best of each row is known"
     bold = [row[1] for row in found[2:6] if row[1].startswith("**")]
     assert bold == [f"**{Cell(best['value'], best['low'], best['high']).text}**"]
+
+
+def test_marks_are_those_of_the_difference_to_the_best(study: Path, tmp_path: Path) -> None:
+    """In every column of models, whichever is the best: known to be worse, not told apart, and nothing in between."""
+    lay_out(tables.holdout_comparison(study / "c.csv"), tmp_path / "t")
+    data = pd.read_csv(tmp_path / "t.csv").query("metric == 'macro_f1'").set_index(["cohort", "name"])
+    differences = read_json(study / "c.json")["cohorts"]
+    found = rows(tmp_path / "t.md")
+    start = next(place for place, row in enumerate(found) if row[0] == "model")
+    for row in found[start + 2 : start + 6]:
+        name = next(name for name in ("local", "global", "mean", "fused") if tables.title(name) == row[0])
+        for cohort, cell in zip(differences, row[1:], strict=True):
+            one = data.loc[(cohort, name)]
+            best = data.loc[(cohort, one["best"])]
+            assert one["behind"] == pytest.approx(one["value"] - best["value"], abs=1e-12)
+            assert one["behind"] <= 0
+            gap = differences[cohort]["differences"].get(f"fused-{name}")
+            if one["best"] == "fused" and gap is not None:
+                ends = [-gap["macro_f1"]["high"], -gap["macro_f1"]["low"]]
+                assert [one["behind_low"], one["behind_high"]] == pytest.approx(ends)
+            near = not cell.startswith("**") and one["behind_low"] <= 0 <= one["behind_high"]
+            assert cell.endswith(NEAR) == near
+
+
+def test_f1_by_class_of_every_cohort_in_the_order_and_names_of_the_figures(study: Path, tmp_path: Path) -> None:
+    text = lay_out(tables.holdout_comparison(study / "c.csv"), tmp_path / "t")
+    headings = [line.removeprefix("## F1 by class, ") for line in text.splitlines() if line.startswith("## F1 by")]
+    assert headings == ["all cohorts", "ovary h", "lung h", "pancreas h"]
+    data = pd.read_csv(tmp_path / "t.csv")
+    sheet = Classes.read(CLASSES)
+    for heading, cohort in zip(headings, ("all", "ovary_h", "lung_h", "pancreas_h"), strict=True):
+        part = data[(data["metric"] == "f1") & (data["cohort"] == cohort) & (data["name"] == "fused")]
+        body = text.split(f"## F1 by class, {heading}\n\n")[1].split("\n\n")[0].splitlines()[2:]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
+        assert [row[0] for row in cells] == [sheet.full(name) for name in sheet.ordered(part["class"])]
+        values = part.set_index("class")["value"]
+        shown = [row[4].replace("*", "").split(" ")[0] for row in cells]
+        assert shown == [f"{values[name]:.3f}" for name in sheet.ordered(part["class"])]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_equal_predictions_of_the_priors_are_told(tmp_path: Path, alike: bool) -> None:
+    """The most frequent class of all training cells may be that of every organ, or not."""
+    organs = ("ovary", "lung", "pancreas")
+    kinds = [("T_Cell", 9 if organ == "lung" and not alike else 2) for organ in organs]
+    cells = [
+        (o, "train", name, n) for o, kind in zip(organs, kinds, strict=True) for name, n in (("Fibroblast", 8), kind)
+    ]
+    composition = pd.DataFrame(cells, columns=["organ", "split", "class", "cells"])
+    paths = write_predictions(tmp_path / "p", n=120)
+    options = {"mpp": 0.25, "block_um": 150, "draws": 20, "seed": 1, "composition": composition}
+    compare_cohorts(paths, tmp_path / "c.json", tmp_path / "c.csv", **options)
+    text = lay_out(tables.holdout_comparison(tmp_path / "c.csv"), tmp_path / "t")
+    assert ("Majority class and organ's majority predict the same" in text) == alike
+    assert "Each cohort is one slide" in text
 
 
 def test_branches(study: Path, tmp_path: Path) -> None:
@@ -66,7 +125,7 @@ def test_branches(study: Path, tmp_path: Path) -> None:
     data = pd.read_csv(tmp_path / "t.csv")
     assert (data[["A_only", "B_only", "both", "neither"]].sum(axis=1) == data["n_cells"]).all()
     scores = read_json(study / "c.json")["cohorts"]["lung_h"]
-    found = next(row for row in rows(tmp_path / "t.md") if row[0] == "lung_h")
+    found = next(row for row in rows(tmp_path / "t.md") if row[0] == "lung h")
     ends = scores["models"]["local"]["accuracy"]
     assert Cell(scores["branches"]["scores"]["local"]["accuracy"], ends["low"], ends["high"]).text in found[1]
     assert not found[5].startswith("**"), "the oracle is no model"

@@ -169,6 +169,7 @@ def test_a_switch_that_cannot_act_trains_nothing(models):
     assert [found.own(name) for name in ("test_as_val", "frozen_heads", "unguarded_class_weights")] == [[], [], []]
     assert found.own(RELEASED)
     assert build(models, test=0.1).own("test_as_val")
+    assert build(models, test=0.1).own("unguarded_class_weights") == [], "never by itself"
     assert found.own("inverted_mpp")
     assert build(models, cut=False).own("inverted_mpp") == []
 

@@ -317,11 +317,11 @@ def unshared(settings: Mapping[str, Any]) -> dict[str, Any]:
 def idle(switch: str, models: Mapping[str, Any], test: float, cut: bool) -> str:
     """Return why a switch by itself changes nothing under these settings; empty where it does change something."""
     if switch == "test_as_val" and not test:
-        return "the training slides have no test cells (splits.test is 0)"
+        return "the training slides have no test cells (splits.test is 0; above 0 it acts)"
     if switch == "inverted_mpp" and not cut:
         return "no window is cut here: all slides come as files of windows"
     if switch == "unguarded_class_weights":
-        return "every class has train cells; without test_as_val it cannot be otherwise"
+        return "every class has train cells: only together with test_as_val can one have test cells alone"
     if switch == "frozen_heads" and not models[GATE]["joint"]["max_epochs"]:
         return "no joint fine-tuning is asked for (gate.joint.max_epochs is 0)"
     if switch == "undetached_weight" and not models[GLOBAL]["loss"]["gamma"]:

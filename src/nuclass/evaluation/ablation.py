@@ -21,7 +21,8 @@ from nuclass.evaluation.predictions import Predictions, read_models, read_predic
 COHORT_CELLS, VAL_CELLS = "cohorts", "val"
 METRICS = ("macro_f1", "accuracy", "log_loss")
 COLUMNS = (
-    "group run value model cells n_cells metric estimate low high difference difference_low difference_high paired"
+    "group run value model cells n_cells metric estimate low high difference difference_low difference_high paired "
+    "best behind behind_low behind_high"
 ).split()
 _NAMES = {LOCAL: LOCAL, GLOBAL: GLOBAL, GATE: FUSED}
 
@@ -64,6 +65,7 @@ class Options:
         models: Mapping[str, Predictions],
         pairs: Sequence[tuple[str, str]] = (),
         groups: Mapping[str, Sequence[str]] | None = None,
+        ranked: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Return intervals of predictions of the same cells, placed where the first has them, and of differences."""
         first = next(iter(models.values()))
@@ -75,9 +77,11 @@ class Options:
             first.classes,
             pairs=pairs,
             groups=groups,
+            ranked=ranked,
             draws=self.draws,
             seed=self.seed,
             min_support=self.min_support,
+            bins=self.bins,
         )
 
 
@@ -128,7 +132,7 @@ def read_pair(reference: Sequence[str | Path], run: Sequence[str | Path]) -> tup
     return base, found.take(rows)
 
 
-def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.DataFrame:
+def compare_runs(runs: Sequence[Run], reference: Run, options: Options, *, ranked: bool = False) -> pd.DataFrame:
     """Return the metrics of each run with intervals, and its differences to the reference.
 
     Parameters
@@ -137,6 +141,9 @@ def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.Da
         Their models are judged as far as they have any; a run whose tables are the reference's differs by exactly 0.
     reference
         The run the others are compared with.
+    ranked
+        Whether runs are also compared with the best of them, on the cohorts: ``best`` (its ``value``), ``behind`` and
+        its interval, paired. All are then held in memory at once.
 
     Returns
     -------
@@ -158,7 +165,8 @@ def compare_runs(runs: Sequence[Run], reference: Run, options: Options) -> pd.Da
         for cells in (COHORT_CELLS, VAL_CELLS):
             chosen = [run for run in runs if model in getattr(run, cells)]
             if chosen:
-                rows += _compare_model(chosen, reference, model, cells, options)
+                found = list(_compare_model(chosen, reference, model, cells, options))
+                rows += _ranked(found, chosen, model, options) if ranked and cells == COHORT_CELLS else found
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -259,6 +267,20 @@ def _named(interval: Mapping[str, float], *names: str) -> dict[str, float]:
     return dict(zip(names, (interval["value"], interval["low"], interval["high"]), strict=True))
 
 
+def _ranked(rows: Sequence[dict[str, Any]], runs: Sequence[Run], model: str, options: Options) -> list[dict[str, Any]]:
+    """Return the rows of runs on the cohorts with their differences to the best run of each metric."""
+    found = read_models({run.name: list(run.cohorts[model]) for run in runs})
+    behind = options.bootstrap(found, ranked=list(found))["behind"]
+    values = {run.name: run.value for run in runs}
+    out = []
+    for row in rows:
+        gap = behind[row["run"]].get(row["metric"])
+        if gap is not None:
+            row = {**row, "best": values[gap["best"]], **_named(gap, "behind", "behind_low", "behind_high")}
+        out.append(row)
+    return out
+
+
 def spread(table: pd.DataFrame) -> pd.DataFrame:
     """Return how much numbers change with the seed alone.
 
@@ -279,6 +301,6 @@ def judge_left_out(runs: Sequence[Run], organ: str, options: Options) -> dict[st
     models = read_models({run.value: list(run.cohorts[LOCAL]) for run in runs})
     names = list(models)
     pairs = [(names[0], other) for other in names[1:]]
-    result = options.bootstrap(models, pairs)
+    result = options.bootstrap(models, pairs, ranked=names)
     first = models[names[0]]
     return result | {"organ": organ, "outside": first.outside, "classes": list(first.classes)}

@@ -17,6 +17,7 @@ from nuclass.evaluation.ablation import (
     Options,
     Run,
     compare_runs,
+    independent_difference,
     read_pair,
 )
 from nuclass.evaluation.compare import ALL
@@ -41,18 +42,23 @@ EXPECTED: dict[str, tuple[str, str, str]] = {
     "truncated_context": (COHORT_CELLS, SAME, "the same in training and later; half a grey value"),
     "smaller_gate_context": (COHORT_CELLS, FEWER, "the global model sees other features than it learnt from"),
     "gate_on_train": (COHORT_CELLS, FEWER, "on cells that both models know, who is right is not what it is later"),
-    "gate_first_cells": (COHORT_CELLS, SAME, "chosen by the first 14,400 cells; fewer than that are all there are"),
+    "gate_first_cells": (COHORT_CELLS, SAME, "chosen by the first 14,400 val cells, which lie on the first slides"),
     "batch_pos_weight": (COHORT_CELLS, SAME, "a noisier weight of the positives"),
     "frozen_heads": (COHORT_CELLS, SAME, "noise in training, no other change"),
     "first_organ": (COHORT_CELLS, FEWER, "the organ told is a wrong one for most cells"),
     CLOSED_SET: (COHORT_CELLS, MORE, "errors into absent classes cannot happen"),
     POLICY_ON_TEST: (COHORT_CELLS, MORE, "tuned on the cells it is reported on"),
-    RELEASED: (VAL_CELLS, MORE, "what flatters and what harms, together"),
+    RELEASED: (COHORT_CELLS, FEWER, "most flaws harm the model; a closed set gives back little"),
 }
 """Switch -> the cells where theory expects an effect, its direction, and why."""
+EXPECTED_ON_VAL = {RELEASED: MORE}
+"""Switch that is judged on val as well -> the direction there."""
+FIRST_CELLS = 14_400
+"""Val cells that choose the gate under ``gate_first_cells``."""
 COLUMNS = (
     "switch metric cells estimate low high difference difference_low difference_high val val_low val_high "
-    "val_difference val_difference_low val_difference_high optimism expected_on expected why seed_noise verdict idle"
+    "val_difference val_difference_low val_difference_high optimism flattery flattery_low flattery_high "
+    "expected_on expected why seed_noise verdict val_expected val_verdict idle"
 ).split()
 AS_EXPECTED, AGAINST, NOT_SEEN, IDLE = "as expected", "against expectation", "not seen", "changes nothing"
 
@@ -101,7 +107,7 @@ def audit(
     seeds
         :func:`nuclass.evaluation.ablation.spread` of runs that differ in their seed.
     idle
-        Switch -> why it changes nothing in this study.
+        Switch -> why it changes nothing in this study; :func:`idle_by_cells` adds to it.
     policy
         From :func:`policy_optimism`; None where it was not measured.
 
@@ -109,13 +115,16 @@ def audit(
     -------
     DataFrame
         One row a switch and the reference first, with the columns :data:`COLUMNS`. ``estimate`` is on the cohorts, as a
-        study should report; ``val`` is on the cells that chose the models, as the original reports;
-        ``val_difference`` is to the reference's val (see :func:`nuclass.evaluation.ablation.compare_runs` where the
-        cells are others); ``optimism`` is val minus cohorts, which organs and classes that only one of them has
-        are part of, so it tells beside the reference's. A verdict on val is that of ``val_difference``.
+        study should report; ``val`` is on the cells that chose the models, of which the original's logs and ablations
+        are; ``val_difference`` is to the reference's val (see :func:`nuclass.evaluation.ablation.compare_runs` where
+        the cells are others). ``optimism`` is val minus cohorts, which organs and classes that only one of them has
+        are part of; ``flattery`` is how much more than the reference's it is, see :func:`_flattery`. A verdict on val
+        is that of ``val_difference``.
     """
     table = compare_runs([reference, *runs], reference, options)
     fused = table[(table["model"] == FUSED) & (table["metric"] == "macro_f1")]
+    chosen_among = fused[(fused["run"] == reference.name) & (fused["cells"] == VAL_CELLS)]["n_cells"].iloc[0]
+    idle = {**idle, **idle_by_cells(int(chosen_among))}
     noise = {
         row["cells"]: 1.96 * math.sqrt(2) * float(row["sd"])
         for _, row in seeds[(seeds["model"] == FUSED) & (seeds["metric"] == "macro_f1")].iterrows()
@@ -129,7 +138,8 @@ def audit(
         rows.append(_policy(policy))
     for row in rows:
         if row["switch"] == RELEASED:
-            row |= _released(next(run for run in runs if run.name == RELEASED), reference, row, options)
+            row |= _released(next(run for run in runs if run.name == RELEASED), reference, row, options, noise)
+    rows = [row | _flattery(row) for row in rows]
     order = {name: place for place, name in enumerate([reference.name, *EXPECTED])}
     rows.sort(key=lambda row: order.get(row["switch"], len(order)))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -201,10 +211,40 @@ def _policy(policy: Mapping[str, Any]) -> dict[str, Any]:
     return {"metric": "accuracy", "cells": policy["n_cells"], **row, **_estimate(policy["tuned_on_test"])}
 
 
-def _released(run: Run, reference: Run, row: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Return the row of all flaws with the cohorts as a closed set; its verdict is that of val, as of any other row."""
+def _released(
+    run: Run, reference: Run, row: Mapping[str, Any], options: Options, noise: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the row of all flaws with the cohorts as a closed set; it is judged there, and on val."""
     base, found = read_pair(reference.cohorts[GATE], run.cohorts[GATE])
     result = options.bootstrap({"reference": base, "run": closed(found)}, [("run", "reference")])
-    mine = _estimate(result["models"]["run"]["macro_f1"])
-    gap = _gap(result["differences"]["run-reference"]["macro_f1"])
-    return {**mine, **gap, "optimism": row["val"] - mine["estimate"]}
+    mine, gap = _estimate(result["models"]["run"]["macro_f1"]), result["differences"]["run-reference"]["macro_f1"]
+    on_val = {key: row[f"val_difference{end}"] for key, end in _ENDS.items()}
+    return {
+        **mine,
+        **_gap(gap),
+        "optimism": row["val"] - mine["estimate"],
+        "verdict": verdict(row["expected"], gap, noise.get(COHORT_CELLS, 0.0)),
+        "val_expected": EXPECTED_ON_VAL[RELEASED],
+        "val_verdict": verdict(EXPECTED_ON_VAL[RELEASED], on_val, noise.get(VAL_CELLS, 0.0)),
+    }
+
+
+def idle_by_cells(n_val: int) -> dict[str, str]:
+    """Return the switches that change nothing with so few val cells, each with why."""
+    if n_val > FIRST_CELLS:
+        return {}
+    return {"gate_first_cells": f"the first {FIRST_CELLS:,} val cells are all that there are: {n_val:,}"}
+
+
+def _flattery(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return by how much a flaw makes a report look better than the model is, beyond the reference's.
+
+    That is the optimism minus the reference's, of the val cells and classes that both have: ``val_difference`` minus
+    ``difference``, which are of different slides and so independent. A switch that only changes how the cohorts are
+    read has no val: what it flatters by is its difference.
+    """
+    gap = {key: row[f"difference{end}"] for key, end in _ENDS.items()}
+    if "val_difference" in row:
+        on_val = {key: row[f"val_difference{end}"] for key, end in _ENDS.items()}
+        gap = independent_difference(on_val, gap)
+    return {f"flattery{end}": gap[key] for key, end in _ENDS.items()}

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nuclass.core.log import get_logger
+from nuclass.core.readings import BETTER
 from nuclass.evaluation.metrics import equal_width_bin, macro_classes
 
 _log = get_logger(__name__)
 _CHUNK = 8_000_000
 """Weights held at a time: 64 MB."""
 FEW_BLOCKS = 20
+PUSHED_UP = ("ece",)
+"""Statistics that noise makes larger, in a draw once more than in the sample; see :func:`_interval`."""
 
 
 class Blocks(NamedTuple):
@@ -70,6 +73,7 @@ def paired_bootstrap(
     *,
     pairs: Sequence[tuple[str, str]] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
+    ranked: Sequence[str] = (),
     draws: int = 1000,
     seed: int = 42,
     min_support: int = 1,
@@ -95,6 +99,8 @@ def paired_bootstrap(
         Differences to form, (minuend, subtrahend).
     groups
         Named groups of classes whose mean F1 is wanted as well.
+    ranked
+        Models to rank: of each statistic, how far each is from the best of these.
     min_support
         As in :func:`nuclass.evaluation.metrics.metrics`.
     bins
@@ -105,7 +111,9 @@ def paired_bootstrap(
     dict
         ``models`` and ``differences``: name -> ``accuracy macro_f1 weighted_f1 balanced_accuracy``, with probabilities
         also ``top2_accuracy log_loss brier ece mean_confidence``, ``f1`` (by class) and ``groups``, each ``{value, low,
-        high}`` (2.5 and 97.5 percentiles). A class that is absent from a draw is left out of that draw's means.
+        high}`` (see :func:`_interval`). A class that is absent from a draw is left out of that draw's means.
+        ``behind``: model of ``ranked`` -> the same statistics, each ``{best, value, low, high}``: the model with the
+        best point value, and this one minus that, paired.
     """
     n_classes = len(classes)
     if blocks.n < FEW_BLOCKS:
@@ -121,11 +129,11 @@ def paired_bootstrap(
     statistics = {name: _statistics(true_drawn, found, chosen, present, members) for name, found in weighted.items()}
     out: dict[str, Any] = {"models": {}, "differences": {}, "draws": draws, "blocks": blocks.n, "n_cells": len(y)}
     for name, values in statistics.items():
-        out["models"][str(name)] = _summary(values, classes, present)
+        out["models"][str(name)] = _not_negative(_summary(values, classes, present))
     for first, second in pairs:
-        a, b = statistics[first], statistics[second]
-        shared = {key: a[key] - b[key] for key in a if key in b}
-        out["differences"][f"{first}-{second}"] = _summary(shared, classes, present)
+        gap = _minus(statistics[first], statistics[second])
+        out["differences"][f"{first}-{second}"] = _summary(gap, classes, present)
+    out["behind"] = _behind({name: statistics[name] for name in ranked}, classes, present)
     return out
 
 
@@ -215,10 +223,24 @@ def _row_mean(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
+def _minus(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: a[key] - b[key] for key in a if key in b}
+
+
+def _interval(values: np.ndarray, *, pushed_up: bool = False) -> dict[str, float]:
+    """Return the value of the sample (row 0) with the 2.5th and the 97.5th percentile of its draws.
+
+    A statistic that noise pushes up is pushed up once more in every draw. The mean of the draws minus the value
+    estimates by how much (Efron and Tibshirani 1993, chapter 10), and the percentiles are moved back by that.
+    """
     draws = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (np.nan, np.nan)
-    return {"value": float(values[0]), "low": float(low), "high": float(high)}
+    bias = draws.mean() - values[0] if pushed_up and len(draws) else 0.0
+    return {"value": float(values[0]), "low": float(low - bias), "high": float(high - bias)}
+
+
+def _one(key: str, values: np.ndarray) -> dict[str, float]:
+    return _interval(values, pushed_up=key in PUSHED_UP)
 
 
 def _summary(values: Mapping[str, np.ndarray], classes: Sequence[str], present: np.ndarray) -> dict[str, Any]:
@@ -229,5 +251,42 @@ def _summary(values: Mapping[str, np.ndarray], classes: Sequence[str], present: 
         elif key.startswith("group:"):
             out["groups"][key.removeprefix("group:")] = _interval(value)
         else:
-            out[key] = _interval(value)
+            out[key] = _one(key, value)
     return out
+
+
+def _not_negative(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of a model in which no interval of what cannot be negative reaches below 0."""
+    for key in PUSHED_UP:
+        if key in found:
+            found[key]["low"] = max(found[key]["low"], 0.0)
+    return found
+
+
+def _behind(
+    statistics: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str], present: np.ndarray
+) -> dict[str, Any]:
+    """Return how far each model is from the best one, statistic by statistic; see :func:`paired_bootstrap`."""
+    out: dict[str, Any] = {name: {"groups": {}} for name in statistics}
+    for key in dict.fromkeys(key for values in statistics.values() for key in values):
+        group = key.removeprefix("group:") if key.startswith("group:") else ""
+        if not group and key not in BETTER:
+            continue
+        better = BETTER["f1" if group else key]
+        having = {name: values[key] for name, values in statistics.items() if key in values}
+        if key == "f1":
+            by_class = {i: _from_best(key, {n: v[:, i] for n, v in having.items()}, better) for i in present}
+            for name in having:
+                out[name]["f1"] = {classes[i]: found[name] for i, found in by_class.items()}
+            continue
+        for name, found in _from_best(key, having, better).items():
+            (out[name]["groups"] if group else out[name])[group or key] = found
+    return out
+
+
+def _from_best(key: str, having: Mapping[str, np.ndarray], better: int) -> dict[str, dict[str, Any]]:
+    known = [name for name in having if np.isfinite(having[name][0])]
+    if not known:
+        return {}
+    best = max(known, key=lambda name: better * having[name][0])
+    return {name: {"best": best, **_one(key, having[name] - having[best])} for name in known}

@@ -21,7 +21,7 @@ from nuclass.evaluation.predictions import Predictions, read_models
 from nuclass.evaluation.priors import majority, organ_prior, read_composition
 
 ALL = "all"
-COLUMNS = ["cohort", "name", "metric", "class", "value", "low", "high"]
+COLUMNS = "cohort name metric class value low high best behind behind_low behind_high".split()
 
 
 def compare(
@@ -66,6 +66,7 @@ def compare(
         fused.classes,
         pairs=[(FUSED, name) for name in values if name != FUSED],
         groups=groups,
+        ranked=list(values),
         draws=draws,
         seed=seed,
         min_support=min_support,
@@ -95,8 +96,9 @@ def compare_cohorts(
 
     ``paths`` is model -> cohort -> prediction table, all models on the same cells. The flat table has the columns
     ``cohort``, ``name`` (a row of :func:`compare`, or ``fused-local`` for a difference), ``metric``, ``class`` (for F1
-    by class), ``value``, ``low`` and ``high``; ``out_organs``, if given, has ``organ`` for ``cohort``. Returns results
-    by cohort.
+    by class), ``value``, ``low`` and ``high``, and for a model the paired difference to the best of its row (``best
+    behind behind_low behind_high``; the oracle is not among these). ``out_organs``, if given, has ``organ`` for
+    ``cohort``. Returns results by cohort.
     """
     cohorts = list(paths[GATE])
     rules: dict[str, Any] = {"mpp": mpp, "block_um": block_um, "draws": draws, "seed": seed}
@@ -148,19 +150,32 @@ def by_model(paths: Sequence[str | Path], models: Sequence[str]) -> dict[str, di
 
 
 def flatten(results: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the comparison as a long table, one row a number."""
+    """Return the comparison as a long table, one row a number, with the columns :data:`COLUMNS`."""
     rows: list[dict[str, Any]] = []
     for cohort, result in results.items():
+        behind = result["behind"]
         for name, values in {**result["models"], **result["differences"]}.items():
+            mine = behind.get(name, {})
             for metric, value in values.items():
+                told = {"cohort": cohort, "name": name, "metric": metric, "class": ""}
                 if metric == "f1":
+                    apart = mine.get("f1", {})
                     rows += [
-                        {"cohort": cohort, "name": name, "metric": "f1", "class": label, **interval}
+                        {**told, "class": label, **interval, **_to_best(apart.get(label))}
                         for label, interval in value.items()
                     ]
                 elif metric != "groups":
-                    rows.append({"cohort": cohort, "name": name, "metric": metric, "class": "", **value})
+                    rows.append({**told, **value, **_to_best(mine.get(metric))})
     return pd.DataFrame(rows, columns=COLUMNS).replace({np.inf: np.nan})
+
+
+def _to_best(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return {"best": ""}
+    return {"best": found["best"], **{f"behind{end}": found[key] for key, end in _ENDS.items()}}
+
+
+_ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 def comparison_options(evaluation: Mapping[str, Any], *, closed_set: bool = False) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def compare_embeddings(
     -------
     dict
         ``models``: name -> metric of :data:`EMBEDDING_METRICS` -> value; ``differences``: ``<first>-<name>`` ->
-        ``accuracy`` and ``macro_f1``, each ``{value, low, high}``; ``n_cells classes organs organ_majority notes``.
+        ``accuracy`` and ``macro_f1``, each ``{value, low, high}``; ``behind``: name -> the same minus the best one,
+        named as ``best``; ``n_cells classes organs organ_majority notes``.
         The classes are those that all models have; probabilities are scaled to them. With one organ the metrics of
         :data:`ORGAN_METRICS` are NaN, and ``notes`` says so.
 
@@ -86,6 +87,7 @@ def compare_embeddings(
         blocks,
         first.classes,
         pairs=[(reference, name) for name in found if name != reference],
+        ranked=list(found),
         draws=draws,
         seed=seed,
     )
@@ -100,6 +102,10 @@ def compare_embeddings(
         "differences": {
             name: {metric: value[metric] for metric in ("accuracy", "macro_f1")}
             for name, value in paired["differences"].items()
+        },
+        "behind": {
+            name: {metric: value[metric] for metric in ("accuracy", "macro_f1")}
+            for name, value in paired["behind"].items()
         },
         "notes": notes,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nuclass.core.class_names import WAYS
 from nuclass.core.errors import UserError
 from nuclass.core.files import write_csv, write_json
 from nuclass.core.log import get_logger
@@ -113,7 +114,7 @@ def compare_fusions(
     policy_on_test: bool = False,
     closed_set: bool = False,
 ) -> dict[str, Any]:
-    """Return the metrics of every way to fuse with intervals, and paired differences.
+    """Return metrics of every way to fuse with intervals, and paired differences, also to the best way (``behind``).
 
     ``predictions`` holds ``local``, ``global`` and ``gate`` on the same cells; positions are pixels of ``mpp``
     micrometres. Differences are the fused gate minus each other way, and the policy tuned on these cells minus
@@ -129,9 +130,9 @@ def compare_fusions(
     gate = table["gate"].to_numpy(np.float64)
     released = fit_policy(y, predictions[LOCAL].probs, predictions[GLOBAL].probs, gate)
     values = fuse_all(predictions, fits, released, policy_on_test=policy_on_test)
-    result = paired_bootstrap(
-        y, values, blocks, fused.classes, pairs=PAIRS, draws=draws, seed=seed, min_support=min_support, bins=bins
-    )
+    options: dict[str, Any] = {"draws": draws, "seed": seed, "min_support": min_support, "bins": bins}
+    ranked = [name for name in WAYS if name in values and name != ORACLE]
+    result = paired_bootstrap(y, values, blocks, fused.classes, pairs=PAIRS, ranked=ranked, **options)
     result["policy"] = {
         "in_force": SAFE_ON_REPORTED if policy_on_test else SAFE_ON_VAL,
         SAFE_ON_VAL: fits.policy.to_json(),

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from nuclass.core.class_names import ORGAN_USES
 from nuclass.core.files import read_json
 from nuclass.core.names import title as title_of
 from nuclass.core.readings import BETTER
-from nuclass.tables.layout import Cell, Table, difference, grid, mark_best
+from nuclass.tables.layout import Cell, Table, difference, grid, mark_best, to_best
 
 _METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss", "ece": "ECE"}
 _INTERVALS = (
@@ -51,7 +52,7 @@ def runs_table(
     short
         The models' file, where its section ``ablations`` makes the runs shorter than the study.
     """
-    data = pd.read_csv(comparison, dtype={"value": str})
+    data = pd.read_csv(comparison, dtype={"value": str, "best": str})
     cohorts = data[data["cells"] == "cohorts"]
     grids = []
     for model in models:
@@ -71,10 +72,7 @@ def runs_table(
     return Table(title, data, grids, told)
 
 
-_BEST = (
-    "Of the runs compared, the best is bold too (log loss and ECE: the least); of two runs only the difference to the "
-    "reference is known."
-)
+_BEST = "Of the runs compared, the best is bold too (log loss and ECE: the least)."
 
 
 def _best_run(rows: pd.DataFrame, better: int) -> dict[str, Cell]:
@@ -87,6 +85,7 @@ def _best_run(rows: pd.DataFrame, better: int) -> dict[str, Cell]:
         for reference in references[:1]
         for value, r in rows.iterrows()
     }
+    paired |= {(str(value), str(r["best"])): (r["behind_low"], r["behind_high"]) for value, r in rows.iterrows()}
     return mark_best(cells, better, paired)
 
 
@@ -136,9 +135,7 @@ def left_out(results: Sequence[str | Path], *, short: str = "") -> Table:
         organ, cells = found["organ"], {}
         for metric in ("macro_f1", "accuracy", "log_loss"):
             values = {name: Cell(*_ends(mine[metric])) for name, mine in found["models"].items()}
-            gaps = {pair: gap[metric] for pair, gap in found["differences"].items() if metric in gap}
-            paired = {_pair(pair, values): (gap["low"], gap["high"]) for pair, gap in gaps.items()}
-            cells[metric] = mark_best(values, BETTER[metric], paired)
+            cells[metric] = mark_best(values, BETTER[metric], to_best(found["behind"], metric))
         for name, mine in found["models"].items():
             mode = name.split()[-1]
             gap = next((d for key, d in found["differences"].items() if key.endswith(f"-{name}")), None)
@@ -156,7 +153,7 @@ def left_out(results: Sequence[str | Path], *, short: str = "") -> Table:
             rows.append(
                 {
                     "organ": organ,
-                    "use of the organ": mode,
+                    "use of the organ": ORGAN_USES.get(mode, mode),
                     "cells": int(record["n_cells"]),
                     **{_METRICS[metric]: column[name] for metric, column in cells.items()},
                     _FILM_MINUS: Cell() if gap is None else difference(*_ends(gap["macro_f1"])),
@@ -173,7 +170,7 @@ def left_out(results: Sequence[str | Path], *, short: str = "") -> Table:
     return Table("An organ that was never seen", pd.DataFrame(records), [grid(rows, left=2, empty=empty)], notes)
 
 
-_AUDIT_TEXTS = ["expected", "expected_on", "why", "verdict", "idle"]
+_AUDIT_TEXTS = "expected expected_on why verdict val_expected val_verdict idle".split()
 _FILM_MINUS = "FiLM minus this, macro-F1"
 _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
@@ -182,49 +179,17 @@ def _ends(found: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return found["value"], found["low"], found["high"]
 
 
-def _pair(joined: str, names: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the two names of a difference; a name may itself hold a hyphen."""
-    return next((a, b) for a in names for b in names if joined == f"{a}-{b}")
-
-
 def audit(source: str | Path, *, short: str) -> Table:
     """Lay out the effect of each flaw of the original; see :func:`nuclass.evaluation.audit.audit`."""
     data = pd.read_csv(source, keep_default_na=True)
     # A column without any text is read as numbers.
     data[_AUDIT_TEXTS] = data[_AUDIT_TEXTS].astype(object).fillna("")
-    rows, theory = [], []
-    for row in data.to_dict("records"):
-        flaw = bool(row["expected"])
-        rows.append(
-            {
-                "switch": Cell(row["switch"], code=flaw),
-                "cohorts": Cell(row["estimate"], row["low"], row["high"]),
-                "minus corrected": _audit_difference(row) if flaw else Cell(),
-                "val": Cell(row["val"], row["val_low"], row["val_high"]),
-                "val minus corrected": _audit_difference(row, "val_difference") if flaw else Cell(),
-                "optimism": difference(row["optimism"]),
-                "expected": f"{row['expected_on']}: {row['expected']}" if flaw else "",
-                "verdict": row["verdict"],
-            }
-        )
-        if flaw:
-            theory.append({"switch": Cell(row["switch"], code=True), "why": row["idle"] or row["why"]})
-    notes = [
-        "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own "
-        "models). *cohorts*: slides that "
-        "nothing was trained or chosen on. *minus corrected*: paired difference to the reference there. *val*: the "
-        "cells that chose the models, which is what the original reports; where a flaw changes which cells these are, "
-        "its difference is not paired, and of the classes that both have enough cells of. *optimism*: val minus "
-        "cohorts; the reference has one too, for its val has other organs and classes than the cohorts, so read the "
-        "others beside it.",
-        "A flaw is *seen* where the interval of its difference leaves out 0 and the difference is larger than two runs "
-        "that differ in the seed alone would show in 95 of 100 cases (1.96 √2 standard deviations of the seeds; column "
-        "`seed_noise` of the CSV); the difference is that on the cells of the column *expected*. *no change* is as "
-        "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set.",
-        *([f"{SHORT.format(short)} But `policy_on_test` is of the study's own models."] if short else []),
-    ]
+    records = data.to_dict("records")
+    flaws = [row for row in records if row["expected"]]
+    theory = [{"switch": Cell(row["switch"], code=True), "why": row["idle"] or row["why"]} for row in flaws]
+    notes = list(_AUDIT_NOTES)
     grids = [
-        grid(rows, texts=["expected", "verdict"]),
+        grid(map(_audit_row, records), texts=["expected", "verdict"]),
         grid(
             theory,
             left=2,
@@ -233,10 +198,50 @@ def audit(source: str | Path, *, short: str) -> Table:
             empty="No flaw of the original was audited.",
         ),
     ]
+    if short:
+        notes.append(f"{SHORT.format(short)} But `policy_on_test` is of the study's own models.")
     return Table("Audit of the original's protocol", data, grids, notes)
 
 
-def _audit_difference(row: Mapping[str, Any], name: str = "difference") -> Cell:
-    if row["idle"]:
+_AUDIT_NOTES = (
+    "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own models). "
+    "*cohorts*: slides that nothing was trained or chosen on; the original's headline is of such slides. *minus "
+    "corrected*: paired difference to the reference there. *val*: the cells that chose the models; the original's "
+    "training logs, its comparison of FiLM with concatenation and its counts of who is right are of such cells. Where "
+    "a flaw changes which cells these are, its difference is not paired, and of the classes that both have enough "
+    "cells of. *optimism*: val minus cohorts. *flatters by*: how much more that is than the reference's, on the cells "
+    "and classes that both have: *val minus corrected* less *minus corrected*, its interval by the normal "
+    "approximation, for val and cohorts are other slides. `closed_set` and `policy_on_test` change how the cohorts are "
+    "read, and flatter by their difference there.",
+    "A flaw is *seen* where the interval of its difference leaves out 0 and the difference is larger than two runs "
+    "that differ in the seed alone would show in 95 of 100 cases (1.96 √2 standard deviations of the seeds; column "
+    "`seed_noise` of the CSV); the difference is that on the cells of the column *expected*. *no change* is as "
+    "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set, as "
+    "the original reads them, and it is judged on the cohorts and on val.",
+    "*changes nothing*: the reason stands below. `test_as_val` acts where training slides have test cells "
+    "(`splits.test` above 0), `unguarded_class_weights` only together with it, in `released`, where a class then has "
+    "test cells and no train cells.",
+)
+
+
+def _audit_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    flaw = bool(row["expected"])
+    judged = [(row["expected_on"], row["expected"], row["verdict"]), ("val", row["val_expected"], row["val_verdict"])]
+    judged = [told for told in judged if told[1]]
+    return {
+        "switch": Cell(row["switch"], code=flaw),
+        "cohorts": Cell(row["estimate"], row["low"], row["high"]),
+        "minus corrected": _audit_difference(row) if flaw else Cell(),
+        "val": Cell(row["val"], row["val_low"], row["val_high"]),
+        "val minus corrected": _audit_difference(row, "val_difference") if flaw else Cell(),
+        "optimism": difference(row["optimism"]),
+        "flatters by": _audit_difference(row, "flattery") if flaw else Cell(),
+        "expected": "; ".join(f"{where}: {expected}" for where, expected, _ in judged),
+        "verdict": judged[0][2] if len(judged) == 1 else "; ".join(f"{where}: {told}" for where, _, told in judged),
+    }
+
+
+def _audit_difference(row: Mapping[Any, Any], name: str = "difference") -> Cell:
+    if row["idle"] and row[name] == 0:
         return Cell("0 (idle)")
     return difference(*(row[f"{name}{end}"] for end in _ENDS.values()))

@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from nuclass.core.class_names import WAYS, class_order, class_title, cohort_title
 from nuclass.core.files import read_json
-from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
+from nuclass.core.names import FUSED, ORACLE, title
 from nuclass.core.readings import ALL_CLASSES, BETTER, EMBEDDING_METRICS, HIGHER
-from nuclass.tables.layout import Cell, Table, difference, grid, mark_best, number, share
-from nuclass.tables.study import INTERVALS, cells_of, cohort_title, lower, paired_ends, read_comparison
+from nuclass.tables.layout import Cell, Table, difference, grid, mark_best, number, share, to_best
+from nuclass.tables.study import INTERVALS, cells_of, lower, paired_ends, read_comparison
 
 ALL = "all"
-WAYS = (LOCAL, GLOBAL, FUSED, MEAN, "product", "max_confidence", "stacking", "safe", ORACLE)
 _SCORES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "log_loss": "Log loss", "ece": "Calibration error"}
 _POLICY = {"safe_on_val": "tuned on val", "safe_on_reported": "tuned on the reported cells"}
 _TRUTHS = {"both": "both right", "only_local": "only local", "only_global": "only global", "neither": "neither"}
@@ -52,8 +52,7 @@ def gate_ablation(fusion_json: str | Path, fusion_csv: str | Path) -> Table:
     fitted = results["fitted"]
     notes = [
         f"{INTERVALS}Bold: best of the column, the oracle left out; "
-        "for differences, the interval leaves out 0. Known differences are those of the gate. The oracle takes the "
-        "right branch wherever one is right: no "
+        "for differences, the interval leaves out 0. The oracle takes the right branch wherever one is right: no "
         "choice between them can do better, but a mixture can, where both are wrong in different ways.",
         f"Stacking, the safety policy and one temperature for each rule are fitted to {number(fitted['val_cells'])} "
         f"val cells of {len(fitted['val_slides'])} training slides, the cells that the gate was fitted to and chosen "
@@ -113,9 +112,9 @@ def complementarity(counts: str | Path) -> Table:
     data = pd.read_csv(counts, keep_default_na=False, na_values=dict.fromkeys(_FLOATS, ""))
     grids = []
     for cohort in dict.fromkeys(data["cohort"]):
-        name = cohort_title(cohort)
-        rows = [_counts(found) for found in data[data["cohort"] == cohort].to_dict("records")]
-        grids.append(grid(rows, texts=["dominant"], heading=f"{name[:1].upper()}{name[1:]}", caption=name))
+        found = {str(row["class"]): row for row in data[data["cohort"] == cohort].to_dict("records")}
+        rows = [_counts(found[name]) for name in class_order(found)]
+        grids.append(grid(rows, texts=["dominant"], heading=cohort_title(cohort)))
     notes = [
         "A is the local branch, B the global one. A's share is of the cells that exactly one branch has right. B minus "
         "A: accuracy within the class, with its 95 % interval by bootstrap over spatial blocks; bold where that leaves "
@@ -132,7 +131,7 @@ _FLOATS = ("A_share", "difference", "low", "high", "p_value", "p_holm")
 def _counts(found: Mapping[str, Any]) -> dict[str, Any]:
     name = str(found["class"])
     return {
-        "class": Cell(name.replace("_", " "), bold=name == ALL_CLASSES),
+        "class": Cell(class_title(name), bold=name == ALL_CLASSES),
         "cells": int(found["N"]),
         "A only": _of_cells(found, "A_only"),
         "B only": _of_cells(found, "B_only"),
@@ -178,15 +177,16 @@ def gate(summary: str | Path, by_truth: str | Path, by_class: str | Path) -> Tab
     for name in cohorts:
         part = truths[truths["cohort"] == name].set_index("truth")
         by.append({"cohort": cohort_title(name), **{label: _gate(part.loc[key]) for key, label in _TRUTHS.items()}})
+    pooled = {str(row["class"]): row for row in classes[classes["cohort"] == ALL].to_dict("records")}
     of_classes = [
         {
-            "class": Cell(str(found["class"]).replace("_", " ")),
+            "class": Cell(class_title(name)),
             "cells": int(found["cells"]),
             "mean gate": float(found["mean"]),
             "5 to 95 %": f"{found['q05']:.2f} to {found['q95']:.2f}",
             "open": share(float(found["open_share"])),
         }
-        for found in classes[classes["cohort"] == ALL].to_dict("records")
+        for name, found in ((name, pooled[name]) for name in class_order(pooled))
     ]
     grids = [
         grid(overview, heading="Overall"),
@@ -226,13 +226,13 @@ def film_vs_concat(
         better = EMBEDDING_METRICS[metric]
         values = {name: _float(values[metric]) for name, values in found["models"].items()}
         records += [{"name": n, "metric": metric, "value": v, "low": None, "high": None} for n, v in values.items()]
-        paired, apart = {}, {}
+        apart = {}
         for name in others:
             interval = found["differences"].get(f"{first}-{name}", {}).get(metric)
             interval = interval or {"value": values[first] - values[name], "low": None, "high": None}
-            paired[first, name] = (interval["low"], interval["high"])
             apart[f"{called[first]} minus {called[name]}"] = _difference(interval)
             records.append({"name": f"{first}-{name}", "metric": metric, **interval})
+        paired = to_best(found["behind"], metric)
         cells = mark_best({name: Cell(value) for name, value in values.items()}, better, paired)
         named = {"metric": f"{label} ({'more' if better == HIGHER else 'less'} is better)"}
         rows.append({**named, **{called[name]: cell for name, cell in cells.items()}})
@@ -244,7 +244,8 @@ def film_vs_concat(
         "interval by paired bootstrap over spatial blocks. The organ that "
         f"is most common makes up {share(found['organ_majority']).text}: a vote that knows nothing tells it as often. "
         "Val cells of the training slides, which chose the models, are among the cells; the macro mean runs over all "
-        "classes that occur, as in the original.",
+        "classes that occur, as in the original. All models saw every organ of these cells in training: what they tell "
+        "of organs does not say how they do on an organ that is new, which the table `left_out` does.",
         *found["notes"],
     ]
     grids = [grid(rows), *([grid(gaps, heading="Differences")] if others else [])]

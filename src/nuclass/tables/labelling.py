@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nuclass.core.class_names import class_order, class_title
 from nuclass.core.files import read_json
 from nuclass.labels.coverage import CAN, CANNOT_FIND, CANNOT_TELL, WEAK
 from nuclass.labels.ontology import CLASSES
@@ -82,8 +83,9 @@ def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> list[dict[str, Cell]
     part = data[(data["level"] == "class") & (data["name"] != "")]
     values = part.set_index(["name", "slide", "measure"])["value"]
     rows = []
-    for name in sorted(set(part["name"]), key=lambda name: (name == "no_class", name)):
-        row = {"class": Cell("(no class)" if name == "no_class" else name)}
+    names = set(part["name"])
+    for name in [*class_order(names - {"no_class"}), *sorted(names & {"no_class"})]:
+        row = {"class": Cell("(no class)" if name == "no_class" else class_title(name))}
         for slide in slides:
             cells = int(values.get((name, slide, "given_cells"), 0))
             row[slide] = Cell(float(values[name, slide, "f1"]), behind=number(cells)) if cells else Cell()
@@ -110,13 +112,12 @@ def panel_classes(files: Mapping[str, str | Path], *, organs: Mapping[str, str])
         lambda verdict: next(mark for start, mark in _MARKS.items() if verdict.startswith(start))
     )
     rows = [
-        {"class": name, **{slide: str(found.get((name, slide), EMPTY)) for slide in files}}
-        for name in CLASSES
-        if name in set(best["class"])
+        {"class": class_title(name), **{slide: str(found.get((name, slide), EMPTY)) for slide in files}}
+        for name in class_order(set(best["class"]) & set(CLASSES))
     ]
     poor = best[best["verdict"] != CAN]
     why = [
-        {"slide": r["slide"], "class": r["class"], "verdict": r["verdict"], "why": r["why"]}
+        {"slide": r["slide"], "class": class_title(r["class"]), "verdict": r["verdict"], "why": r["why"]}
         for r in poor.to_dict("records")
     ]
     grids = [grid(rows, texts=list(files))]

@@ -43,6 +43,7 @@ _CHARACTERS = {
     "μ": r"$\mu$",
     "°": r"$^{\circ}$",
     "†": r"$^{\dagger}$",
+    "‡": r"$^{\ddagger}$",
     "²": r"$^{2}$",
     "\u2212": r"$-$",
     "\u00a0": "~",
@@ -163,7 +164,7 @@ def _cell(cell: Cell, *, wraps: bool) -> str:
     text = f"\\texttt{{{text}}}" if cell.code else text
     text = f"\\textbf{{{text}}}" if cell.bold else text
     # The mark takes no width, so that numbers stay below each other.
-    text += r"\rlap{$^{\dagger}$}" if cell.near else ""
+    text += f"\\rlap{{{escape(cell.mark)}}}" if cell.mark else ""
     if text.startswith(("[", "*")):
         # At the start of a row these would be taken as arguments of the break before it.
         text = f"{{}}{text}"

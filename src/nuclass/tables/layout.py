@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,11 @@ from nuclass.core.files import atomic_path, write_csv
 from nuclass.core.readings import HIGHER
 
 EMPTY = "–"
-NEAR = "†"
+NEAR, UNKNOWN = "†", "‡"
 SYNTHETIC_NOTE = (
     "Synthetic study: these numbers say whether the method works as designed, not how well it does on tissue."
 )
-NEAR_NOTE = (
-    f"{NEAR}: not told apart from the best, for the 95 % interval of the paired difference to it includes 0. Without "
-    f"{NEAR} that interval leaves out 0, or is not known."
-)
+_INTERVAL = "the 95 % interval of the paired difference to "
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -64,8 +61,8 @@ class Cell:
         Text in brackets behind the value.
     bold
         The best of the cells it is compared with, or a difference whose interval leaves out 0.
-    near
-        Not told apart from the best: see :func:`mark_best`.
+    near, unknown
+        Not told apart from the best, or not known whether: see :func:`mark_best`.
     code
         A name as the settings spell it.
     """
@@ -80,6 +77,7 @@ class Cell:
     behind: str = ""
     bold: bool = False
     near: bool = False
+    unknown: bool = False
     code: bool = False
 
     @cached_property
@@ -93,6 +91,11 @@ class Cell:
             text += "" if _missing(self.spread) else f" ± {self.spread:.{self.digits}f}"
             text += f" ({self._number(self.low)} to {self._number(self.high)})" if self.has_interval else ""
         return f"{text} ({self.behind})" if self.behind else text
+
+    @property
+    def mark(self) -> str:
+        """What stands behind a value that is compared with the best."""
+        return NEAR if self.near else UNKNOWN if self.unknown else ""
 
     @property
     def has_interval(self) -> bool:
@@ -129,11 +132,11 @@ def difference(value: Any, low: Any = None, high: Any = None, digits: int = 3) -
 def mark_best(
     cells: Mapping[str, Cell], better: int = HIGHER, paired: Mapping[tuple[str, str], tuple[Any, Any]] | None = None
 ) -> dict[str, Cell]:
-    """Return the cells with the best value in bold, and a mark on those that cannot be told from it.
+    """Return the cells with the best value in bold, and marks on those that are not known to be worse.
 
     The best is the best point value; those that show the same digits are bold as well. Of the others that is
-    marked whose paired difference to the best has an interval that includes 0; where that difference is not known,
-    nothing is claimed. Fewer than two values are no comparison, and stay as they are.
+    ``near`` whose paired difference to the best has an interval that includes 0, and ``unknown`` where no interval of
+    it is known. Fewer than two values are no comparison, and stay as they are.
 
     Parameters
     ----------
@@ -155,10 +158,19 @@ def mark_best(
             marked[name] = replace(cell, bold=True)
             continue
         low, high = (paired or {}).get((name, best)) or (paired or {}).get((best, name)) or (None, None)
-        marked[name] = replace(
-            cell, near=Cell(0.0, low, high).has_interval and not Cell(0.0, low, high).leaves_out_zero
-        )
+        gap = Cell(0.0, low, high)
+        near = gap.has_interval and not gap.leaves_out_zero
+        marked[name] = replace(cell, near=near, unknown=not gap.has_interval)
     return marked
+
+
+def to_best(behind: Mapping[str, Mapping[str, Any]], metric: str) -> dict[tuple[str, str], tuple[Any, Any]]:
+    """Return the intervals of differences to the best in a metric, as :func:`mark_best` takes them.
+
+    ``behind`` is that of :func:`nuclass.evaluation.bootstrap.paired_bootstrap`.
+    """
+    found = {name: gaps[metric] for name, gaps in behind.items() if metric in gaps}
+    return {(name, gap["best"]): (gap["low"], gap["high"]) for name, gap in found.items()}
 
 
 @dataclass(frozen=True)
@@ -229,6 +241,14 @@ def grid(
     return Grid(columns, tuple(made), heading, caption, empty)
 
 
+def _told_marks(marks: Collection[str]) -> list[str]:
+    """Return the note on the marks that are used, none without any."""
+    told = [f"{NEAR}: not told apart from the best, for {_INTERVAL}it includes 0."] if NEAR in marks else []
+    if UNKNOWN in marks:
+        told.append(f"{UNKNOWN}: {'that interval' if told else f'{_INTERVAL}the best'} is not known.")
+    return [f"{' '.join(told)} Without a mark it leaves out 0."] if told else []
+
+
 @dataclass(frozen=True)
 class Table:
     """A table: its numbers for the CSV, and what people see of them.
@@ -255,8 +275,8 @@ class Table:
 
     def told(self, *, synthetic: bool, flaws: str) -> tuple[list[str], list[str]]:
         """Return what stands in bold above the grids, and all notes below them."""
-        near = any(cell.near for part in self.grids for row in part.rows for cell in row.values())
-        below = [*self.notes, *([NEAR_NOTE] if near else []), *([SYNTHETIC_NOTE] if synthetic else [])]
+        marks = {cell.mark for part in self.grids for row in part.rows for cell in row.values()}
+        below = [*self.notes, *_told_marks(marks), *([SYNTHETIC_NOTE] if synthetic else [])]
         return [text for text in (flaws, self.lead) if text], below
 
 
@@ -306,4 +326,4 @@ def _line(cells: Iterable[str]) -> str:
 
 def _marked(cell: Cell) -> str:
     text = f"`{cell.text}`" if cell.code else cell.text
-    return (f"**{text}**" if cell.bold else text) + (f" {NEAR}" if cell.near else "")
+    return (f"**{text}**" if cell.bold else text) + (f" {cell.mark}" if cell.mark else "")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from nuclass.core.class_names import class_title
 from nuclass.core.names import title
 from nuclass.evaluation.published import GRADES, PUBLISHED, TRAINING, compare_published, read_published
 from nuclass.tables.layout import EMPTY, Table, grid
@@ -79,7 +80,7 @@ def _row(found: Mapping[str, Any]) -> dict[str, str]:
     of = [
         "" if place in ("study", "any") else f"{place.removeprefix(TRAINING)}" + _role(place),
         title(str(found["model"])) if found["model"] else "",
-        str(found["class"]).replace("_", " "),
+        class_title(str(found["class"])),
         f"here {found['ours_cohort']}" if found["ours_cohort"] and found["ours_cohort"] != "all" else "",
     ]
     return {

@@ -18,7 +18,7 @@ _STAGES = (
     "Jobs may run side by side, so the sum of their wall times is not how long one waits. CPU time (user and system), "
     "cores in use (CPU time a second) and peak memory (resident, 1 GiB = 2^30 bytes) are sampled by Snakemake, every "
     "half second at first and every 30 s later, so short peaks are not seen and the end of a job's CPU time is not "
-    "counted. Each job counts with its last run."
+    "counted. Each job counts with its last run. Baselines, ablations and the audit are not counted, nor in the total."
 )
 _TRAININGS = (
     "Trainings: time with validation, interrupted runs included; time an epoch and cells a second without validation. "

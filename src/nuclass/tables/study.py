@@ -8,26 +8,23 @@ from typing import Any
 
 import pandas as pd
 
+from nuclass.core.class_names import class_order, class_title, cohort_title
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
-from nuclass.core.readings import BETTER, CLOSED, OPEN, PRIORS, READINGS
-from nuclass.tables.layout import Cell, Grid, Table, difference, grid, mark_best, share
+from nuclass.core.readings import BETTER, CLOSED, MAJORITY, OPEN, ORGAN_PRIOR, PRIORS, READINGS
+from nuclass.tables.layout import Cell, Grid, Table, difference, grid, mark_best, share, to_best
 
 _BRANCHES = (LOCAL, GLOBAL, MEAN, FUSED, ORACLE)
 _METRICS = {"macro_f1": "Macro-F1", "accuracy": "Accuracy", "log_loss": "Log loss"}
 _SPLITS = ("train", "val", "test")
 _WIDE = 4
+_NUMBERS = ("value", "low", "high", "behind", "behind_low", "behind_high")
 INTERVALS = "In brackets: 95 % interval by bootstrap over spatial blocks. "
-
-
-def cohort_title(name: str) -> str:
-    """Return how a cohort is called in a table."""
-    return "all cohorts" if name == "all" else name
 
 
 def read_comparison(path: str | Path) -> pd.DataFrame:
     """Return a comparison with its empty cells as text where they are text."""
-    return pd.read_csv(path, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
+    return pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(_NUMBERS, ""))
 
 
 def lower(name: str) -> str:
@@ -36,12 +33,18 @@ def lower(name: str) -> str:
 
 
 def paired_ends(data: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return the ends of the interval of each row ``first-second``, by the pair; ``data`` is of one kind of value."""
+    """Return the ends of the interval of each known difference by the pair; ``data`` is of one kind of value.
+
+    Known are the rows ``first-second``, and of each model the difference to the best of its row.
+    """
     rows = data[data["name"].str.contains("-", regex=False)]
-    return {
-        tuple(str(name).split("-", 1)): (low, high)  # type: ignore[misc]
+    pairs = {
+        tuple(str(name).split("-", 1)): (low, high)
         for name, low, high in zip(rows["name"], rows["low"], rows["high"], strict=True)
     }
+    models = data[data["best"] != ""]
+    ends = zip(models["name"], models["best"], models["behind_low"], models["behind_high"], strict=True)
+    return pairs | {(str(name), str(best)): (low, high) for name, best, low, high in ends}  # type: ignore[return-value]
 
 
 def cells_of(data: pd.DataFrame, names: Sequence[str]) -> dict[str, Cell]:
@@ -68,11 +71,13 @@ def holdout_comparison(comparison: str | Path, *, closed_set: bool = False, stan
         rows = _model_rows(part, models, cohorts, BETTER[metric])
         grids.append(grid(rows, heading=label))
         grids.append(grid(_difference_rows(part, cohorts), caption=f"{label}, paired differences"))
-    grids += _class_grids(data, [name for name in models if name not in PRIORS], cohorts[-1])
+    learned = [name for name in models if name not in PRIORS]
+    grids += [part for cohort in (cohorts[-1], *cohorts[:-1]) for part in _class_grids(data, learned, cohort)]
     notes = [
         f"{INTERVALS}Bold: best of the column (log loss: the least); by class, best of all models. Differences are "
-        "paired; bold where the interval leaves out 0. Known are those of the fused model to the others. "
-        + READINGS[CLOSED if closed_set else OPEN],
+        "paired; bold where the interval leaves out 0. " + READINGS[CLOSED if closed_set else OPEN],
+        _WHAT_INTERVALS_HOLD,
+        *_same_priors(data),
     ]
     if stand_ins:
         notes.append(
@@ -80,6 +85,25 @@ def holdout_comparison(comparison: str | Path, *, closed_set: bool = False, stan
             "the comparison works and say nothing about the published networks."
         )
     return Table("Models on the held-out cohorts", data, grids, notes)
+
+
+_WHAT_INTERVALS_HOLD = (
+    "Each cohort is one slide: the intervals hold what other tissue of these slides would change, not what other "
+    "patients would, or another seed of the training (table `seeds`). Macro-F1 of all cohorts can exceed that of each: "
+    "a class with few cells in a cohort counts there as much as any, and has a low F1 from few false alarms."
+)
+
+
+def _same_priors(data: pd.DataFrame) -> list[str]:
+    """Return a note where the majority class is that of every organ of the cohorts, too."""
+    part = data[data["metric"].isin(["macro_f1", "accuracy"])]
+    values = [part[part["name"] == name].set_index(["cohort", "metric"])["value"] for name in (MAJORITY, ORGAN_PRIOR)]
+    if values[0].empty or not values[0].equals(values[1]):
+        return []
+    return [
+        f"{title(MAJORITY)} and {lower(title(ORGAN_PRIOR))} predict the same: the most frequent class of all training "
+        "cells is also that of each of these organs. Their probabilities, and so their log losses, differ."
+    ]
 
 
 def _model_rows(
@@ -97,16 +121,17 @@ def _model_rows(
 
 def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str) -> Iterator[Grid]:
     """Yield the F1 of each class for some of the models after another."""
-    heading = f"F1 by class, {cohort_title(cohort)}"
+    heading = f"F1 by class, {lower(cohort_title(cohort))}"
     part = data[(data["metric"] == "f1") & (data["cohort"] == cohort)]
     by_class = {}
-    for label, rows in part.groupby("class"):
+    for label in class_order(part["class"]):
+        rows = part[part["class"] == label]
         learned = [name for name in dict.fromkeys(rows["name"]) if "-" not in name]
-        by_class[str(label)] = mark_best(cells_of(rows, learned), BETTER["f1"], paired_ends(rows))
+        by_class[label] = mark_best(cells_of(rows, learned), BETTER["f1"], paired_ends(rows))
     for i in range(0, len(models), _WIDE):
         shown = models[i : i + _WIDE]
         rows = [
-            {"class": Cell(label.replace("_", " ")), **{title(name): cells[name] for name in shown}}
+            {"class": Cell(class_title(label)), **{title(name): cells[name] for name in shown}}
             for label, cells in by_class.items()
         ]
         caption = f"{heading}: {', '.join(map(title, shown))}" if len(models) > _WIDE else ""
@@ -144,10 +169,8 @@ def branches(comparison: str | Path) -> Table:
         )
         ends = {name: _ends(result["models"][name]["accuracy"]) for name in _BRANCHES}
         cells = {name: Cell(found["scores"][name]["accuracy"], *ends[name][1:]) for name in _BRANCHES}
-        paired = {
-            tuple(pair.split("-", 1)): _ends(values["accuracy"])[1:] for pair, values in result["differences"].items()
-        }
-        real = mark_best({name: cells[name] for name in _BRANCHES if name != ORACLE}, BETTER["accuracy"], paired)  # type: ignore[arg-type]
+        real = {name: cells[name] for name in _BRANCHES if name != ORACLE}
+        real = mark_best(real, BETTER["accuracy"], to_best(result["behind"], "accuracy"))
         scores.append({"cohort": cohort_title(cohort), **{title(n): c for n, c in {**cells, **real}.items()}})
     notes = [
         f"{INTERVALS}Bold: best of the row, the oracle left out. The oracle takes the right branch wherever one is "
@@ -172,8 +195,8 @@ def dataset(composition: str | Path) -> Table:
     by_class = used.pivot_table(index="class", columns="slide", values="cells", aggfunc="sum", fill_value=0)
     by_class = by_class.reindex(columns=slides, fill_value=0)
     rows = [
-        {"class": Cell(str(name).replace("_", " ")), **{s: int(row[s]) for s in slides}, "total": int(row.sum())}
-        for name, row in by_class.iterrows()
+        {"class": Cell(class_title(name)), **{s: int(row[s]) for s in slides}, "total": int(row.sum())}
+        for name, row in ((name, by_class.loc[name]) for name in class_order(by_class.index))
     ]
     totals = by_class.sum()
     rows.append({"class": Cell("total", bold=True), **{s: int(totals[s]) for s in slides}, "total": int(totals.sum())})
