@@ -1,6 +1,6 @@
-"""Slides of which only a part was scanned: which corner positions count from. The slides are drawn or state it falsely.
+"""Slides of which only a part was scanned: which corner positions count from.
 
-There is no file of a MIRAX or Leica scanner to test with.
+The slides are drawn, one in the form of a scanner that openslide reads; there is no file of a real MIRAX or Leica.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from nuclass.apply.slide import open_slide
 from nuclass.core.errors import UserError
 from nuclass.core.own_cells import Given
 from nuclass.slides import openslide_file
-from nuclass.slides.source import Bounds
+from nuclass.slides.source import Bounds, open_source
+from scn_example import write_scn
 from test_source import H, W, picture, write_svs
 
 SHAPE, MPP = (9000, 8000), 0.25
@@ -185,6 +186,18 @@ def test_openslide_says_which_part_was_scanned(tmp_path, monkeypatch, caplog):
     stating(monkeypatch, bounds_x=3, bounds_y=4)
     with openslide_file.open_slide(tmp_path / "a.svs") as source:
         assert source.bounds == Bounds(3, 4, W - 3, H - 4)
+
+
+def test_a_file_as_of_a_scanner(tmp_path):
+    """Openslide itself finds the part, and its px lie where it says."""
+    scan = picture(H, W)
+    path = write_scn(tmp_path / "a.scn", scan, (100, 150), (900, 600))
+    with open_source(path) as source:
+        assert source.reader == "openslide"
+        assert source.shape == (600, 900)
+        assert source.bounds == Bounds(100, 150, W, H)
+        np.testing.assert_array_equal(source.region(0, 100, 150, W, H), scan)
+        assert (source.region(0, 0, 0, 100, 150) == 255).all()
 
 
 def test_an_own_slide_keeps_it(tmp_path, monkeypatch):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 
 from nuclass import cli_predict
 from nuclass.cli import main
-from nuclass.slides import tiff
-from nuclass.slides.source import Bounds
 from nuclass.training.predictor import Predictor
 from own_slide_example import own_files, trained
+from scn_example import write_scn
 
 __all__ = ["trained"]
 torch.set_num_threads(1)
@@ -76,40 +74,40 @@ def test_mistakes_are_told_in_words(trained, files, tmp_path, capsys):
     assert "The H&E image is missing" in capsys.readouterr().err
 
 
-def test_a_cropped_scan_counts_from_the_corner_that_is_told(trained, files, tmp_path, capsys, monkeypatch):
-    """A slide that states a scanned part as those of some scanners do; there is no real one to test with."""
-    opened = tiff.open_tiff
-
-    @contextmanager
-    def cropped(file):
-        with opened(file) as source:
-            yield replace(source, bounds=Bounds(40, 30, 600, 610))
-
-    monkeypatch.setattr(tiff, "open_tiff", cropped)
+def test_a_cropped_scan_counts_from_the_corner_that_is_told(trained, files, tmp_path, capsys):
+    """A drawn file of a scanner, whose plane has the slide somewhere on it; there is no real one to test with."""
+    x, y = corner = (200, 350)
+    scan = tifffile.imread(files[0])
+    height, width = scan.shape[:2]
+    slide = write_scn(tmp_path / "mine.scn", scan, corner, (1200, 1400))
     cells = pd.read_csv(files[1])
-    part = cells.assign(a=cells["a"] - 40, b=cells["b"] - 30)
-    part.to_csv(tmp_path / "part.csv", index=False)
-    asked = {"crop": (files[0], tmp_path / "part.csv"), "image": files}
-    assert predict(files, trained["local"], tmp_path / "none") == 1
+    plane = cells.assign(a=cells["a"] + x, b=cells["b"] + y)
+    plane.to_csv(tmp_path / "plane.csv", index=False)
+    asked = {"crop": (slide, files[1]), "image": (slide, tmp_path / "plane.csv")}
+    assert predict(asked["crop"], trained["local"], tmp_path / "none") == 1
     assert "It is not clear from which corner the positions count" in capsys.readouterr().err
+    assert predict(files, trained["local"], tmp_path / "alone", "--origin", "crop", "--formats", "geojson") == 0
     told, tables = {}, {}
     for origin, given in asked.items():
         out = tmp_path / origin
         assert predict(given, trained["local"], out, "--origin", origin, "--formats", "geojson") == 0
         facts = json.loads((out / "run.json").read_text())
         assert facts["crop"] == {
-            **{"x": 40, "y": 30, "width": 600, "height": 610},
+            **{"x": x, "y": y, "width": width, "height": height},
             **{"positions": origin, "predictions.geojson": "crop", "others": "image"},
         }
         told[origin] = json.loads((out / "predictions.geojson").read_text())
         tables[origin] = pd.read_parquet(out / "predictions.parquet")
-    # Both are the same cells, in the table on the whole plane, for QuPath on the part.
-    assert tables["crop"]["prediction"].tolist() == tables["image"]["prediction"].tolist()
-    for table in tables.values():
-        np.testing.assert_allclose(table[["x_he", "y_he"]], cells[["a", "b"]])
+        np.testing.assert_allclose(tables[origin][["x_he", "y_he"]], plane[["a", "b"]])
+    # The same cells either way: in the table on the plane, for QuPath on the part, typed as on the scan by itself.
     assert told["crop"] == told["image"]
     places = [feature["geometry"]["coordinates"] for feature in told["crop"]["features"]]
-    np.testing.assert_allclose(places, part[["a", "b"]], atol=0.0051)
+    np.testing.assert_allclose(places, cells[["a", "b"]], atol=0.0051)
+    alone = pd.read_parquet(tmp_path / "alone" / "predictions.parquet")
+    inner = ((cells[["a", "b"]] > 40) & (cells[["a", "b"]] < 600)).all(axis=1)
+    for column in ("confidence", *[name for name in alone if name.startswith("prob_")]):
+        np.testing.assert_allclose(tables["crop"].loc[inner, column], alone.loc[inner, column], atol=1e-5)
+    assert json.loads((tmp_path / "alone" / "run.json").read_text())["crop"] is None
 
 
 @pytest.mark.parametrize(("option", "value"), [("--alignment", "grid"), ("--columns", "x=a,y=b"), ("--origin", "crop")])
