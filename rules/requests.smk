@@ -14,11 +14,16 @@ def size_of(files):
 
 
 def picture_of(slide):
-    """Return the size of a slide's H&E in MB; 0 before it is fetched, and where it is no single file."""
+    """Return the size of a slide's H&E in MB; 0 before it is fetched, and where it is no single file.
+
+    A bundle.json that cannot be read counts as none: the jobs that read it tell what is wrong.
+    """
     facts = Path(f"resources/bundles/{slide}/bundle.json")
-    if not facts.exists():
+    try:
+        he = json.loads(facts.read_text(encoding="utf-8"))["he"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return 0.0
-    return size_of([facts.parent / json.loads(facts.read_text(encoding="utf-8"))["he"]])
+    return size_of([facts.parent / he])
 
 
 def mem(base, factor=0.0, doublings=2):
