@@ -14,6 +14,7 @@ from test_workflow import REPOSITORY, copy, snakemake
 
 __all__ = ["copy"]
 NAMES = ("plip", "loki", "musk", "uni2_h", "dinov3")
+SNAKEMAKE_MB = 400
 GOALS = [f"results/predictions/{name}_{head}/ovary_h.parquet" for name in NAMES for head in ("linear", "finetuned")]
 PAPER = ("--configfile", "config/paper.yaml")
 
@@ -99,6 +100,8 @@ def rules_for(models: str, **trainer: object) -> dict[str, Any]:
         "STUDY_SCALE": {"cache_mb": 64},
         "sections": lambda *others, stages: dict.fromkeys(others, 6),
         "rows_of": lambda files: 10,
+        "SNAKEMAKE_MB": SNAKEMAKE_MB,
+        "readers_mem": lambda settings: settings["workers"] * (500 + 64),
     }
     text = (REPOSITORY / "rules/networks.smk").read_text(encoding="utf-8")
     exec(text[text.index("def baseline_sections") :], scope)
@@ -124,12 +127,15 @@ def test_published_networks_ask_for_gpus_and_stand_ins_for_none():
     assert several["baseline_gpus"](["musk"], "finetuned", several["tuning_processes"]()) == 2
     on_cpu = rules_for("config/models/paper.yaml", accelerator="cpu")
     assert on_cpu["baseline_gpus"](["musk"], "finetuned") == 0
+    wanted = rules_for("config/models/demo.yaml", accelerator="gpu")
+    assert wanted["baseline_gpus"](["musk"], "finetuned") == 1
 
 
 def test_memory_for_fine_tuning_grows_with_readers_and_windows():
     wildcards, inputs = SimpleNamespace(baseline="musk"), SimpleNamespace(cells=[])
     small = rules_for("config/models/demo.yaml")["tuning_mem"](wildcards, inputs, 1)
-    assert small == pytest.approx(2500 + 10 * 3e-6 * 80**2, abs=2)
+    assert small == pytest.approx(SNAKEMAKE_MB + 2500 + 10 * 3e-6 * 80**2, abs=2)
     large = rules_for("config/models/paper.yaml")["tuning_mem"]
-    assert large(wildcards, inputs, 1) == pytest.approx(16000 + 10 * 3e-6 * 384**2 + 16 * 564, abs=2)
-    assert large(wildcards, inputs, 2) == large(wildcards, inputs, 5) == pytest.approx(2 * large(wildcards, inputs, 1))
+    first = 16000 + 10 * 3e-6 * 384**2 + 16 * 564
+    assert large(wildcards, inputs, 1) == pytest.approx(SNAKEMAKE_MB + first, abs=2)
+    assert large(wildcards, inputs, 2) == large(wildcards, inputs, 5) == pytest.approx(SNAKEMAKE_MB + 2 * first, abs=2)

@@ -283,3 +283,22 @@ def test_apptainer(tmp_path: Path) -> None:
     program(tmp_path, "apptainer", "echo apptainer version 1.3.4")
     found = only(conda.CHECKS, "apptainer", make_case(tmp_path))
     assert (found.verdict, found.found) == ("pass", "apptainer version 1.3.4")
+
+
+def test_a_gpu_that_the_settings_ask_for_counts(tmp_path: Path) -> None:
+    """As `is_large` of the rules does: a network of timm is small unless its section says gpu."""
+    slurm(tmp_path, "cpu*|up|infinite|(null)")
+    case = with_profile(tmp_path, {})
+    assert look(cluster.CHECKS, "partitions", case)[1].verdict == "skip"
+    trainer = {**case.study.models["local"]["trainer"], "accelerator": "gpu"}
+    asking = make_case(tmp_path, models={"local": {"trainer": trainer}})
+    found = look(cluster.CHECKS, "partitions", asking)[1]
+    assert (found.verdict, found.remedy) == ("fail", "ask for access to a partition with GPUs")
+
+
+def test_every_rule_that_asks_for_too_much_time_is_named(tmp_path: Path) -> None:
+    slurm(tmp_path, "short*|up|4:00:00|gpu:1")
+    found = only(cluster.CHECKS, "time limits", with_profile(tmp_path, {}, paper=True)).found
+    named = [part.split()[0] for part in found.partition("never start: ")[2].split(", ")]
+    assert {"train_local", "train_gate", "train_gate_variant", "embed_baseline", "audit_protocol"} <= set(named)
+    assert not {"predict", "evaluate_cohort", "label_cells"} & set(named)

@@ -52,6 +52,8 @@ def test_rules_of_the_repository_are_read() -> None:
     assert {"train_local", "build_slide", "fetch_bundle", "draw_confusion"} <= set(rules)
     assert rules["train_local"].gpu
     assert not rules["label_cells"].gpu
+    limits = rules["evaluate_cohort"], rules["align_slide"], rules["predict_own"]
+    assert [(rule.shortest_min, rule.longest_min) for rule in limits] == [(60, 60), (15, 120), (60, 480)]
     assert all(rule.longest_min for rule in rules.values())
 
 

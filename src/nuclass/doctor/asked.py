@@ -67,7 +67,8 @@ def _asked(body: str, functions: Mapping[str, str]) -> Asked:
     memory, threads, runtime = _MEMORY.search(body), _THREADS.search(body), _RUNTIME.search(body)
     told = runtime[1] if runtime else ""
     told += "".join(functions.get(name, "") for name in _CALLED.findall(told))
-    minutes = [int(number) for number in re.findall(r"\b\d+\b", told)]
+    # Numbers of named arguments (per_gb=10) are no time limits.
+    minutes = [int(number) for number in re.findall(r"(?<!=)\b\d+\b", told)]
     return Asked(
         int(memory[1]) if memory else None,
         int(threads[1]) if threads else None,

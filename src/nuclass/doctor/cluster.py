@@ -172,9 +172,7 @@ def _places(name: str | None, known: Mapping[str, Partition], default: Partition
 
 def _gpu_rules(case: Case, rules: Mapping[str, Asked]) -> list[str]:
     """Return the rules that ask for a GPU in this study."""
-    if not case.sound or not any(
-        wants_gpu(use.backbone) and use.accelerator != "cpu" for use in uses_of(case.study.models)
-    ):
+    if not case.sound or not any(use.needs_gpu for use in uses_of(case.study.models)):
         return []
     return [name for name, asked in rules.items() if asked.gpu]
 
@@ -280,12 +278,11 @@ def _too_long(
         return []
     if not long:
         return [passed(f"no rule asks for more time than its partition gives (the longest {max(compared)} min)")]
-    shown = sorted(long, key=lambda rule: -long[rule][0])[:_SHOWN]
+    shown = sorted(long, key=lambda rule: -long[rule][0])
     told = ", ".join(f"{rule} {long[rule][0]} min (partition {long[rule][2]}: {long[rule][1]})" for rule in shown)
-    more = f" and {len(long) - _SHOWN} more" if len(long) > _SHOWN else ""
     return [
         failed(
-            f"asks for more than its partition gives, so it would never start: {told}{more}",
+            f"asks for more than its partition gives, so it would never start: {told}",
             f"runtime: {long[shown[0]][1]}   for each of them under set-resources in {SLURM_PROFILE}; "
             "trainings go on in the next job",
         )
@@ -294,7 +291,7 @@ def _too_long(
 
 def _is_small(case: Case) -> bool:
     """Return whether the study has drawn slides and small networks alone."""
-    large = any(wants_gpu(use.backbone) for use in uses_of(case.study.models))
+    large = any(use.large for use in uses_of(case.study.models))
     return set(case.study.slides["source"]) == {"synthetic"} and not large
 
 

@@ -14,7 +14,7 @@ from nuclass.core.progress import readable_bytes
 from nuclass.doctor.case import CONDA_INSTALL, INSTALL, Case
 from nuclass.doctor.commands import ask, find
 from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
-from nuclass.doctor.networks import Use, memory_of, uses_of, wants_gpu
+from nuclass.doctor.networks import Use, memory_of, uses_of
 
 PROBE_S = 60.0
 ON_A_NODE = "srun --gpus=1 .venv/bin/nuclass doctor --only gpu machine"
@@ -98,7 +98,7 @@ def _needy(case: Case) -> list[Use]:
     """Return the uses of networks that want a GPU; none where the study cannot be read."""
     if not case.sound:
         return []
-    return [use for use in uses_of(case.study.models) if wants_gpu(use.backbone) and use.accelerator != "cpu"]
+    return [use for use in uses_of(case.study.models) if use.needs_gpu]
 
 
 def _of_cluster(case: Case) -> bool:

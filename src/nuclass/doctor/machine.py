@@ -91,11 +91,11 @@ def main_memory(case: Case) -> Finding:
 def _least_of_study(case: Case) -> tuple[int, str]:
     """Return memory in MB and rule of the most that the study's slides and networks need, by the rules' own bases."""
     from nuclass.core.patch_rows import PATCHES
-    from nuclass.doctor.networks import wants_gpu
+    from nuclass.doctor.networks import uses_of
 
     sources = set(case.study.slides["source"])
     real = bool(sources - {"synthetic", PATCHES})
-    large = wants_gpu(case.study.models.get("local", {}).get("backbone", {}))
+    large = any(use.large for use in uses_of(case.study.models) if use.part == "local")
     return max((8000 if real else 1500, "build_slide"), (24000 if large else 2500, "train_local"))
 
 

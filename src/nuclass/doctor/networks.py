@@ -37,7 +37,7 @@ class Use:
     full
         Whether it computes in 32 bits.
     accelerator
-        ``auto``, ``gpu`` or ``cpu``.
+        ``auto``, ``gpu``, ``cuda`` or ``cpu``.
     devices
         GPUs that one job takes.
     """
@@ -60,6 +60,16 @@ class Use:
     def spec(self) -> BackboneSpec | None:
         """What is registered of the network; None where it is not known by name."""
         return REGISTRY.get(self.name)
+
+    @property
+    def large(self) -> bool:
+        """Whether it is too large for a processor: a published network, or one for which a GPU is asked for."""
+        return wants_gpu(self.backbone) or self.accelerator in ("gpu", "cuda")
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether its jobs ask for a GPU."""
+        return self.large and self.accelerator != "cpu"
 
 
 def wants_gpu(backbone: Mapping[str, Any]) -> bool:
