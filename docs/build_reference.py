@@ -34,7 +34,7 @@ STAGES = {
     "Patch files": ("patches", "cli_patches"),
     "Networks and features": ("models", "data", "core/backbone_settings", "cli_backbones"),
     "Training": ("training", "core/models_file", "core/variants", "core/protocol", "cli_train", "cli_import"),
-    "Typing one slide": ("apply", "cli_predict"),
+    "Typing one slide": ("apply", "cli_predict", "core/own_cells", "core/own_tables", "core/own_sheet"),
     "Evaluation": ("evaluation", "interpret", "cli_evaluate"),
     "Figures, tables, explorer": ("figures", "tables", "explorer"),
     "Plan and doctor": ("plan", "doctor", "cli_plan", "cli_doctor", "core/needs", "core/jobs"),
