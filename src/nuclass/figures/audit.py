@@ -134,7 +134,7 @@ def _reported(ax: Axes, table: pd.DataFrame, reference: pd.Series[float]) -> Non
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
     ax.set_xlabel("Macro-F1 of the fused model")
-    ax.set_title("Cohorts and val (dashed: corrected)", fontsize=6.5)
+    ax.set_title("Levels (dashed: corrected)", fontsize=6.5)
 
 
 def _flattery(ax: Axes, table: pd.DataFrame) -> None:
@@ -145,5 +145,5 @@ def _flattery(ax: Axes, table: pd.DataFrame) -> None:
     ax.scatter(table["flattery"], places, s=13, color=_INK, zorder=3)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel("Val minus cohorts, less corrected")
+    ax.set_xlabel("Optimism, less corrected")
     ax.set_title("Flatters by", fontsize=6.5)
