@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +31,11 @@ NETWORKS = {
     *("embed_context_variant", "embed_training_context_variant", "embed_gate_context_variant"),
     *("train_local_variant", "train_global_variant", "train_gate_variant", "predict_variant", "predict_local_variant"),
 }
+
+
+GOES_ON = (NETWORKS - {"train_baseline_linear"}) | {"fetch_bundle"}
+"""Rules that go on where they were: their time limits stay."""
+A_DAY = 1440
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +108,78 @@ def test_memory_grows_with_each_attempt_to_an_end(paper: Jobs) -> None:
         assert asked[3] <= 4 * asked[0]
 
 
-def test_memory_counts_snakemake_and_what_is_read(copy: Path) -> None:
+def test_time_limits_grow_with_each_attempt_unless_the_job_goes_on(paper: Jobs) -> None:
+    for job in paper:
+        if job["local"]:
+            continue
+        asked = [resources["runtime"] for resources in job["resources"]]
+        if job["rule"] in GOES_ON:
+            assert len(set(asked)) == 1, job["rule"]
+            continue
+        assert asked[0] < asked[1] <= asked[2] == asked[3] <= 3 * asked[0], job["rule"]
+        assert asked[3] <= A_DAY
+
+
+def requests(small: bool = False) -> dict[str, Any]:
+    """Return the functions of rules/requests.smk, for a slide that is small or not."""
+    names: dict[str, Any] = {"json": json, "Path": Path, "is_small": lambda wildcards: small}
+    exec((REPOSITORY / "rules/requests.smk").read_text(encoding="utf-8"), names)
+    return names
+
+
+def test_a_limit_beyond_a_day_stays() -> None:
+    grown = requests()["grown"]
+    assert [grown(10, attempt) for attempt in (1, 2, 3, 4)] == [10, 20, 30, 30]
+    assert [grown(600, attempt) for attempt in (1, 2, 3)] == [600, 1200, A_DAY]
+    assert [grown(2000, attempt) for attempt in (1, 2, 3)] == [2000, 2000, 2000]
+
+
+def test_time_of_a_slide_grows_with_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    slide = SimpleNamespace(slide="lung_1")
+    limit = requests()["slide_minutes"](120, per_gb=10)
+    assert limit(slide, 1) == 120, "nothing is fetched yet"
+    folder = tmp_path / "resources/bundles/lung_1"
+    folder.mkdir(parents=True)
+    (folder / "bundle.json").write_text(json.dumps({"he": "he.tif"}), encoding="utf-8")
+    with (folder / "he.tif").open("wb") as stream:
+        stream.truncate(2 * 2**30)
+    assert [limit(slide, attempt) for attempt in (1, 2, 9)] == [140, 280, 420]
+    (folder / "bundle.json").write_text("", encoding="utf-8")
+    assert limit(slide, 1) == 120, "the job itself tells what is wrong with the file"
+    small = requests(small=True)["slide_minutes"](120, per_gb=10)
+    assert [small(slide, attempt) for attempt in (1, 2, 9)] == [15, 30, 45]
+
+
+def test_of_predictions_only_the_tables_count_for_the_time(tmp_path: Path) -> None:
+    class Inputs(list):
+        def get(self, name: str, default: object) -> object:
+            return getattr(self, name, default)
+
+    for name in ("table", "checkpoint"):
+        with (tmp_path / name).open("wb") as stream:
+            stream.truncate(2**30)
+    inputs = Inputs([tmp_path / "table", tmp_path / "checkpoint"])
+    limit = requests()["minutes"](60, per_gb=30)
+    assert limit(None, inputs, 1) == 120
+    inputs.tables = [tmp_path / "table"]
+    assert [limit(None, inputs, attempt) for attempt in (1, 2)] == [90, 180]
+
+
+def test_reading_processes_of_predictions_are_asked_for(paper: Jobs, demo: Jobs) -> None:
+    readers, cache_mb = 8, 64
+    rules = {"predict", "predict_variant", "predict_local_variant", "predict_baseline"}
+    found = [job for job in paper if job["rule"] in rules]
+    assert {job["rule"] for job in found} == rules
+    for job in found:
+        assert job["threads"] == 1 + readers
+        assert job["resources"][0]["mem_mb"] > 12000 + readers * (500 + cache_mb)
+    assert {job["threads"] for job in paper if job["rule"] == "train_gate"} == {2 + readers}
+    assert {job["threads"] for job in paper if job["rule"] == "predict_baseline_linear"} == {1}, "from features"
+    assert {job["threads"] for job in demo if job["rule"] in {*rules, "train_gate"}} == {1}
+
+
+def test_memory_and_time_count_what_is_read(copy: Path) -> None:
     goal = "results/labels/ovary_1/labelling.png"
     small = next(job for job in laid_out(copy, "config/config.yaml", goal) if job["rule"] == "draw_labels")
     table = copy / "results/labels/ovary_1/labels.parquet"
@@ -107,6 +189,7 @@ def test_memory_counts_snakemake_and_what_is_read(copy: Path) -> None:
     large = next(job for job in laid_out(copy, "config/config.yaml", goal) if job["rule"] == "draw_labels")
     assert small["resources"][0]["mem_mb"] == 1400
     assert large["resources"][0]["mem_mb"] == 1400 + 10 * 300
+    assert (small["resources"][0]["runtime"], large["resources"][0]["runtime"]) == (10, 10 + 9)
 
 
 @pytest.mark.parametrize("study", ["paper", "demo"])
@@ -158,3 +241,32 @@ def test_every_line_of_the_profile_is_explained() -> None:
     for key in PROFILE:
         number = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
         assert "#" in lines[number] or lines[number - 1].startswith("#"), f"{key} has no comment"
+
+
+def test_jobs_that_wait_for_a_gpu_keep_no_others_from_being_submitted(paper: Jobs) -> None:
+    waiting = [job for job in paper if job["resources"][0].get("gpu", 0)]
+    assert PROFILE["jobs"] > len(waiting)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as somebody else gets it."""
+    folder = tmp_path_factory.mktemp("clone") / "nuclass"
+    subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("more", "source"), [((), "fetch_bundle"), (("--configfile", "config/config.yaml"), "simulate_bundle")]
+)
+def test_the_literal_command_runs_in_a_fresh_clone(clone: Path, more: tuple[str, ...], source: str) -> None:
+    """A dry run asks for the plugin, not for Slurm."""
+    assert (clone / "slurm").is_symlink()
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
+    call = [sys.executable, "-m", "snakemake", "--profile", "slurm", "-n", "all", *more]
+    done = subprocess.run(call, cwd=clone, env=kept, capture_output=True, text=True, check=False)
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told[-3000:]
+    assert "Using profiles slurm and" in told
+    for rule in (source, "train_local", "render_report"):
+        assert re.search(rf"^{rule} +\d+$", told, re.MULTILINE), rule
