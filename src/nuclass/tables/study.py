@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nuclass.core.class_names import class_order, class_title, cohort_title
+from nuclass.core.class_names import ALL, class_order, class_title, cohort_title
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
 from nuclass.core.readings import BETTER, CLOSED, MAJORITY, OPEN, ORGAN_PRIOR, PRIORS, READINGS
@@ -121,7 +121,7 @@ def _model_rows(
 
 def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str) -> Iterator[Grid]:
     """Yield the F1 of each class for some of the models after another."""
-    heading = f"F1 by class, {lower(cohort_title(cohort))}"
+    heading = f"F1 by class, {lower(cohort_title(cohort)) if cohort == ALL else cohort_title(cohort)}"
     part = data[(data["metric"] == "f1") & (data["cohort"] == cohort)]
     by_class = {}
     for label in class_order(part["class"]):
