@@ -20,7 +20,7 @@ from nuclass.figures.confusion import draw_confusion, draw_one_confusion
 from nuclass.figures.dataset_composition import draw_dataset_composition, wedge_angles
 from nuclass.figures.funnel import draw_funnel
 from nuclass.figures.gradcam import draw_branch_maps, draw_gradcam
-from nuclass.figures.gradcam_controls import draw_gradcam_controls
+from nuclass.figures.gradcam_controls import draw_gradcam_controls, verdict
 from nuclass.figures.per_class_f1 import draw_per_class_f1
 from nuclass.figures.style import Classes
 from nuclass.slides.overlay import Field
@@ -161,6 +161,9 @@ def test_dataset_composition(study: Path, tmp_path: Path) -> None:
     used = counts[counts["split"] != "buffer"]
     assert (numbers.groupby("ring")["cells"].sum() == used["cells"].sum()).all()
     assert set(numbers["ring"]) == {"organ", "class", "bar"}
+    for role, part in numbers.groupby("role"):
+        bars = list(dict.fromkeys(part.loc[part["ring"] == "bar", "organ"]))
+        assert part.loc[part["ring"] == "organ", "organ"].tolist() == bars, role
     rings = numbers[numbers["ring"] != "bar"]
     np.testing.assert_allclose(rings.groupby(["role", "ring"])["angle_deg"].sum(), 360)
     # By hand: the angle of an organ follows the root of its cells; its classes fill it.
@@ -248,6 +251,7 @@ def test_maps_and_their_cells(study: Path, tmp_path: Path) -> None:
             global_local_cam=rng.random((n, 14, 14)),
             global_cam=rng.random((n, 16, 16)),
             gated_cam=rng.random((n, 16, 16)),
+            local_cam_layer=np.array("stage 3 of 5, 10 × 10"),
         )
         given, look = (tmp_path / "maps.npz", tmp_path / "cells.csv"), {**SIZES, **LOOK}
         draw_branch_maps(*given, *outputs(tmp_path, f"{name}_own"), **look)
@@ -264,6 +268,7 @@ def test_maps_and_their_cells(study: Path, tmp_path: Path) -> None:
         assert check(tmp_path, name)["cell_id"].tolist() == cells["cell_id"][:2].tolist()
     text = (tmp_path / "some.svg").read_text(encoding="utf-8")
     assert "(stand-in)" in text
+    assert ">stage 3 of 5, 10 × 10<" in text
     assert ">PLIP<" in text
     assert "PLIP" not in (tmp_path / "some_alone.svg").read_text(encoding="utf-8")
     assert pd.read_csv(tmp_path / "some.csv")["plip_probability"].tolist() == [0.25, 0.25]
@@ -300,6 +305,7 @@ def test_gradcam_controls(tmp_path: Path, whose: str) -> None:
             "label": ["B_Cell", "Ductal"],
             "prediction": ["B_Cell", "B_Cell"],
             "probability": [0.5, 0.6],
+            "layer": "stage 3 of 5, 3 × 3",
             "places": 9,
             "spearman_whole": [-0.25, np.nan],
             "radius_px": [20.0, np.nan],
@@ -322,7 +328,49 @@ def test_gradcam_controls(tmp_path: Path, whose: str) -> None:
     assert "1.3 × chance in the cell" in text
     assert "rank correlation not known" in text
     assert ("No network here" in text) == (whose == "none")
+    assert text.count(">stage 3 of 5, 3 × 3<") == 2
+    assert "over 1 cell: 1.3 × chance with learned weights, 1.3 × with random ones" in text
+    assert "Mean rank correlation with random weights \N{MINUS SIGN}0.25: the maps change with the weights" in text
     assert "No cell fits" in (tmp_path / "none.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("own", "random", "likeness", "words"),
+    [
+        ([2.0, 2.2, 2.1], [1.0, 1.1, 1.0], 0.1, "Training draws the map to the cell. "),
+        ([1.0, 1.1, 1.0], [2.0, 2.2, 2.1], 0.1, "Training draws the map away from the cell. "),
+        ([1.0, 3.0, 2.0], [2.0, 1.0, 2.5], 0.1, "That is no clear difference: these cells do not show"),
+        ([1.0, np.nan, np.nan], [2.0, 1.0, 1.0], 0.1, "One cell says nothing about training. "),
+        ([1.0] * 3, [2.0] * 3, 0.1, "0.10: the maps change with the weights, so they tell of what was learned."),
+        ([1.0] * 3, [2.0] * 3, 0.3, "0.30: the maps keep some likeness when the weights go"),
+        ([1.0] * 3, [2.0] * 3, 0.6, "0.60: the maps hardly change with the weights"),
+        ([np.nan] * 3, [2.0] * 3, np.nan, "Rank correlation with random weights: not known."),
+    ],
+)
+def test_the_controls_are_told_in_words(own: list[float], random: list[float], likeness: float, words: str) -> None:
+    table = pd.DataFrame({"in_cell_cam": own, "in_cell_random": random, "spearman_whole": likeness})
+    assert words in verdict(table)
+    known = table[["in_cell_cam", "in_cell_random"]].dropna()
+    if len(known):
+        means = known.mean()
+        told = f"{means.iloc[0]:.1f} × chance with learned weights, {means.iloc[1]:.1f} × with random ones"
+        assert told in verdict(table)
+
+
+def test_windows_beyond_the_slide_have_an_edge() -> None:
+    import matplotlib.pyplot as plt
+
+    from nuclass.figures.gradcam import show_map
+
+    fig, ax = plt.subplots(figsize=(1, 1), dpi=200)
+    show_map(ax, np.full((8, 8, 3), 255, np.uint8), None, 224)
+    fig.canvas.draw()
+    pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    plt.close(fig)
+    dark = pixels.min(axis=2) < 220
+    rows, columns = np.flatnonzero(dark.any(axis=1)), np.flatnonzero(dark.any(axis=0))
+    assert dark[rows[0] + 3 : rows[-1] - 3, columns[[0, -1]]].all()
+    assert dark[rows[[0, -1]], columns[0] + 3 : columns[-1] - 3].all()
 
 
 def test_every_class_has_one_colour_and_place() -> None:

@@ -7,7 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nuclass.interpret.gradcam import class_activation, gated_map, log_odds, target_layer, to_grid, to_window
+from nuclass.interpret.gradcam import (
+    LEAST_SIDE,
+    class_activation,
+    described,
+    explained,
+    gated_map,
+    log_odds,
+    target_layer,
+    to_grid,
+    to_window,
+)
 from nuclass.models.backbones import build_backbone
 
 torch.set_num_threads(1)
@@ -17,6 +27,11 @@ BACKBONES = {
         "name": "timm:test_resnet",
         "input_px": SIDE,
         "kwargs": {"output_stride": 8, "stem_type": "", "stem_width": 16},
+    },
+    "convolutional, coarse at its end": {
+        "name": "timm:test_resnet",
+        "input_px": SIDE,
+        "kwargs": {"stem_type": "", "stem_width": 16},
     },
     "transformers": {
         "name": "dinov3",
@@ -92,6 +107,39 @@ def test_maps_have_the_networks_grid_and_keep_no_gradient(toy):
     assert not maps.requires_grad
     assert not logits.requires_grad
     assert not target_layer(backbone)._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("px", "words", "side"),
+    [(224, "last stage", 7), (208, "last stage", 7), (192, "stage 4 of 5", 12), (80, "stage 3 of 5", 10),
+     (40, "stage 2 of 5", 10), (8, "stage 1 of 5", 4)],
+)  # fmt: skip
+def test_a_coarse_last_stage_gives_way_to_an_earlier_one(px, words, side):
+    backbone = build_backbone({"name": "timm:resnet10t", "input_px": px, "kwargs": {"channels": [8, 8, 8, 8]}}).eval()
+    head = torch.nn.Linear(backbone.feature_dim, 2)
+    maps, _ = class_activation(backbone, lambda: head(backbone(torch.rand(1, 3, px, px))))
+    assert described(backbone, maps) == f"{words}, {side} × {side}"
+    assert (side >= LEAST_SIDE) == (px > 8)
+    assert explained(backbone).last == (words == "last stage")
+
+
+def test_transformers_are_explained_at_the_last_block():
+    backbone = build_backbone(BACKBONES["timm transformer"])
+    assert explained(backbone).module is backbone.explained_layer()
+    assert described(backbone, torch.zeros(1, 8, 8)) == "last block, 8 × 8"
+
+
+def test_an_earlier_stage_weighs_places_by_their_own_gradients():
+    backbone = build_backbone(BACKBONES["convolutional, coarse at its end"]).eval()
+    head = torch.nn.Linear(backbone.feature_dim, 3)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    kept = []
+    explained(backbone).module.register_forward_hook(lambda _, __, output: kept.append(output))
+    logits = head(backbone(images))
+    (slope,) = torch.autograd.grad(log_odds(logits, logits.argmax(1)).sum(), kept[0])
+    expected = (slope.clamp_min(0) * kept[0]).sum(1)
+    maps, _ = class_activation(backbone, lambda: head(backbone(images)))
+    assert torch.allclose(maps, expected.clamp_min(0), rtol=1e-3, atol=1e-6)
 
 
 def test_a_frozen_model_can_be_explained(toy):

@@ -25,7 +25,6 @@ from nuclass.figures.film_vs_concat import METRICS, PAGES, draw_film_vs_concat
 from nuclass.figures.pages import mm_figure, save_pages
 from nuclass.figures.points import organ_colours, random_order, slide_colours
 from nuclass.figures.spatial import draw_spatial, read_slide_map
-from nuclass.figures.style import Classes
 from test_figures import pdf_text
 
 ROOT = Path(__file__).parents[1]
@@ -386,4 +385,3 @@ def test_colours_and_order() -> None:
     order = random_order(1000)
     assert sorted(order) == list(range(1000))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
-    assert Classes.read(SHEET).colour("T_Cell") == "#66CCEE"

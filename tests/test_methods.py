@@ -90,6 +90,7 @@ def written(study: dict[str, Any], folder: Path) -> str:
 
 def test_numbers_are_those_of_the_study(study: dict[str, Any], tmp_path: Path) -> None:
     text = written(study, tmp_path)
+    side = study["models"]["local"]["backbone"]["input_px"]
     for words in (
         "2 training slides (2 organs: ovary, lung) and 1 held-out cohort (1 organ: lung), with 2 classes",
         "By source: 3 generated (synthetic). Results on generated slides show",
@@ -100,7 +101,11 @@ def test_numbers_are_those_of_the_study(study: dict[str, Any], tmp_path: Path) -
         "and 760 stay without a label; 80 fail quality control.",
         "Of the training slides 1 is cut in space into bands and 1 is cut in space into blocks.",
         "1,500 labelled cells train, 200 validation. 40 cells in a buffer of 100 um between them are used by none.",
-        "timm:resnet10t on 96 px sees the local window; the organ modulates its features (FiLM)",
+        f"timm:resnet10t on {side} px sees the local window; the organ modulates its features (FiLM)",
+        "In training windows of the local and global models are changed at random: quarter turns and mirrors, stain,",
+        "Their context features are of windows as they are and of 1 changed copy.",
+        "Before it was frozen that network was trained by this study: from the global windows of training cells it "
+        "learned to tell the mixture of classes, by the labels of training cells, within 40 and 112 um around the cell",
         "It trained 4 epochs on 1,500 cells and has 1,500 parameters; temperature 0.500",
         "the weight (1 - p_A(y))^2",
         "hidden layers of 64 and 32 units",
@@ -117,6 +122,21 @@ def test_numbers_are_those_of_the_study(study: dict[str, Any], tmp_path: Path) -
     assert re.search(r"as the checkpoints say: Model torch python local 9\.8 gate 9\.9 3\.12 In the env", text)
     assert re.search(r"numpy\s+2\.6", text)
     assert "absent" not in text
+
+
+def test_context_weights_from_elsewhere_and_other_changes(study: dict[str, Any], tmp_path: Path) -> None:
+    models = study["models"]
+    del models["context"]["pretrain"]
+    models["context"]["views"] = 0
+    models["global"] = models["global"] | {"augment": {"rotate": 5.0, "noise": 0.1, "dihedral": False}}
+    text = written(study, tmp_path)
+    assert "trained by this study" not in text
+    assert "changed copy" not in text
+    assert "of the local model are changed at random: quarter turns and mirrors, stain" in text
+    assert "of the global model are changed at random: small turns and noise." in text
+    text = written(under(study, "no_global_augmentation", "black_corners"), tmp_path)
+    assert "of the global model are not changed." in text
+    assert "stain" not in text[text.index("In training windows") : text.index("Labels come")]
 
 
 def test_a_study_without_labels_or_cohorts(study: dict[str, Any], tmp_path: Path) -> None:

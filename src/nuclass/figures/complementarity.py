@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nuclass.core.class_names import ALL
 from nuclass.core.readings import ALL_CLASSES
 from nuclass.figures.style import (
-    ALL,
     BRANCH_COLOURS,
     DOUBLE_MM,
     GREY,
@@ -56,7 +56,7 @@ def draw_complementarity(
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
     _shares(left, rows)
     _lead(right, rows)
-    left.set_yticks(np.arange(len(names)), [f"{_full(sheet, n)} ({int(rows.loc[n, 'N']):,})" for n in names])
+    left.set_yticks(np.arange(len(names)), [f"{sheet.full(n)} ({int(rows.loc[n, 'N']):,})" for n in names])
     left.set_ylim(len(names) - 0.45, -0.55)
     left.tick_params(axis="y", length=0, pad=9)
     class_dots(left, sheet, names[:-1], axis="y", offset=-0.025)
@@ -68,10 +68,6 @@ def draw_complementarity(
     handles, labels = right.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper right", ncols=2)
     save_figure(fig, outputs, csv, rows.reset_index(), synthetic=synthetic)
-
-
-def _full(sheet: Classes, name: str) -> str:
-    return "All classes" if name == ALL_CLASSES else sheet.full(name)
 
 
 def _shares(ax: Axes, rows: pd.DataFrame) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 FLOOR_DEG = 2.0
 _TITLES = {"train": "Training slides", "cohort": "Cohorts (held out)"}
 _COLUMNS = ("role", "ring", "organ", "class", "slide", "cells", "share", "angle_deg")
-_ORGAN_GREYS = ("#5F6B73", "#8B969D")
+_ORGAN_GREY = "#5F6B73"
+_NUMBERED_DEG = 5.0
 
 
 def draw_dataset_composition(
@@ -53,7 +54,8 @@ def draw_dataset_composition(
         ax = fig.add_subplot(grid[0, column])
         part = table[table["role"] == role]
         if part["cells"].sum():
-            numbers.append(_donut(ax, part, names, sheet).assign(role=role))
+            organs = part.drop_duplicates("slide").set_index("slide")["organ"].reindex(slides).dropna().unique()
+            numbers.append(_donut(ax, part, list(organs), names, sheet).assign(role=role))
         else:
             empty_panel(ax, "No labelled cells")
         ax.set_title(_TITLES[role], loc="center")
@@ -80,15 +82,14 @@ def wedge_angles(counts: np.ndarray, span: float, floor: float = 0.0) -> np.ndar
     return np.asarray(angles)
 
 
-def _donut(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) -> pd.DataFrame:
+def _donut(ax: Axes, table: pd.DataFrame, order: Sequence[str], names: Sequence[str], sheet: Classes) -> pd.DataFrame:
     from matplotlib.patches import Wedge
 
-    organs = table.groupby("organ")["cells"].sum().sort_values(ascending=False)
+    organs = table.groupby("organ")["cells"].sum().reindex(order)
     organs = organs[organs > 0]
     start, rows = 90.0, []
-    for place, (organ, angle) in enumerate(zip(organs.index, wedge_angles(organs.to_numpy(), 360.0), strict=True)):
-        grey = _ORGAN_GREYS[place % 2]
-        ax.add_patch(Wedge((0, 0), 0.68, start - angle, start, width=0.24, fc=grey, ec="white", lw=0.8))
+    for organ, angle in zip(organs.index, wedge_angles(organs.to_numpy(), 360.0), strict=True):
+        ax.add_patch(Wedge((0, 0), 0.68, start - angle, start, width=0.24, fc=_ORGAN_GREY, ec="white", lw=1.2))
         _text(ax, organ.capitalize(), 0.56, start - angle / 2, size=5.5, color="white", along=angle < 32)
         rows.append(_wedge("organ", organ, "", organs[organ], organs.sum(), angle))
         classes = table[table["organ"] == organ].groupby("class")["cells"].sum()
@@ -98,7 +99,7 @@ def _donut(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: Classes) 
             share = classes[name] / organs[organ]
             wedge = Wedge((0, 0), 1.0, edge - width, edge, width=0.3, fc=sheet.colour(name), ec="white", lw=0.5)
             ax.add_patch(wedge)
-            if width >= 5:
+            if width >= _NUMBERED_DEG:
                 _text(ax, f"{100 * share:.0f}", 1.07, edge - width / 2, size=5, color="#333333")
             rows.append(_wedge("class", organ, name, classes[name], organs[organ], width))
             edge -= width
@@ -128,7 +129,8 @@ def _legend(ax: Axes, names: Sequence[str], sheet: Classes) -> None:
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(-0.1, 0.58), labelspacing=0.55, handleheight=0.9)
     note = (
         "Angles are not shares: they follow\nthe square root of the cells, at least\n"
-        f"{FLOOR_DEG:g}° a class, as published. Numbers:\nper cent of the organ's cells. The\nbars have the true scale."
+        f"{FLOOR_DEG:g}° a class, as published. Numbers:\nper cent of the organ's cells, not at\nwedges below "
+        f"{_NUMBERED_DEG:g}°. The bars have the\ntrue scale."
     )
     ax.text(-0.1, -0.04, note, transform=ax.transAxes, va="bottom", fontsize=5.5, color="#555555", linespacing=1.4)
 

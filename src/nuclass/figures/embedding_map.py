@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from nuclass.core.names import title
@@ -36,17 +37,24 @@ _POINTS_PT2 = (0.35, 4.0)
 _FILL = 0.14
 _LEFT_MM, _TOP_MM, _GAP_MM, _ROW_MM = 5.0, 6.0, 2.0, 2.9
 _PAGE_MM = 240.0
+_SQUARES = 12
+_MARK = (0.13, 0.035)
+"""Squares along a map's side in which cells are counted, and the room of a mark in shares of the sides."""
 _CSV = ("model", "slide", "organ", "cell_id", "label", "prediction", "umap_1", "umap_2")
 
 
 @dataclass(frozen=True)
 class Colouring:
-    """One way to colour the cells: its heading, the name of each cell's group, and the groups' colours and texts."""
+    """One way to colour the cells: its heading, the name of each cell's group, and the groups' colours and texts.
+
+    ``marks`` are short names of groups, written where most of their cells lie: colours alone do not tell many apart.
+    """
 
     heading: str
     column: str
     colours: Mapping[str, str]
     texts: Mapping[str, str]
+    marks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def entries(self) -> list[tuple[str, str]]:
@@ -82,7 +90,8 @@ def draw_umap(
 def by_class(cells: pd.DataFrame, sheet: Classes) -> Colouring:
     """Return the colouring by label."""
     names = sheet.ordered(cells["label"].unique())
-    return Colouring("By class", "label", {n: sheet.colour(n) for n in names}, {n: sheet.full(n) for n in names})
+    colours, texts = {n: sheet.colour(n) for n in names}, {n: sheet.full(n) for n in names}
+    return Colouring("By class", "label", colours, texts, {n: sheet.short(n) for n in names})
 
 
 def by_organ(cells: pd.DataFrame) -> Colouring:
@@ -150,11 +159,34 @@ def map_panel(ax: Axes, cells: pd.DataFrame, way: Colouring, side_mm: float) -> 
     colours = rgba(cells[way.column].to_numpy(str), way.colours)[order]
     size = point_size(len(cells), side_mm**2, _FILL, _POINTS_PT2)
     ax.scatter(x, y, c=colours, s=size, alpha=0.75, linewidths=0, rasterized=True)
+    _write_marks(ax, cells, way)
     ax.margins(0.03)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.06 * (high - low), high)
     if cells[way.column].nunique() == 1 and way.column != "outcome":
         ax.text(0.5, 0.015, "one group only", transform=ax.transAxes, ha="center", va="bottom", fontsize=5.5)
+
+
+def _write_marks(ax: Axes, cells: pd.DataFrame, way: Colouring) -> None:
+    """Write the marks, each in the densest square of its group, the largest group first, none on another."""
+    import matplotlib.patheffects as effects
+
+    places = cells[["umap_1", "umap_2"]].to_numpy(float)
+    low, span = places.min(axis=0), np.maximum(np.ptp(places, axis=0), 1e-9)
+    halo = [effects.withStroke(linewidth=1.2, foreground="white")]
+    taken: list[tuple[float, float]] = []
+    for name in cells[way.column].value_counts().index:
+        if name not in way.marks:
+            continue
+        own = (places[(cells[way.column] == name).to_numpy()] - low) / span
+        square = np.minimum((own * _SQUARES).astype(int), _SQUARES - 1)
+        code = square[:, 0] * _SQUARES + square[:, 1]
+        x, y = own[code == np.bincount(code).argmax()].mean(axis=0)
+        while any(abs(x - a) < _MARK[0] and abs(y - b) < _MARK[1] for a, b in taken):
+            y -= _MARK[1] / 2
+        taken.append((x, y))
+        at = low + span * (x, y)
+        ax.text(*at, way.marks[name], fontsize=4.5, ha="center", va="center", path_effects=halo, color="#111111")
 
 
 def share_wrong(ax: Axes, cells: pd.DataFrame) -> None:

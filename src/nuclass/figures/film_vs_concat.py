@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nuclass.core.class_names import ALL, ORGAN_USES
 from nuclass.core.files import read_json
 from nuclass.core.readings import EMBEDDING_METRICS, HIGHER
 from nuclass.figures.confusion import confusion_panel, outer_dots, used_classes
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 PAGES = ("metrics", "embedding", "organs", "confusion", "reliability")
 """What each page is called in file names; the first has none."""
-TITLES = {"film": "FiLM", "concat": "Concatenation", "none": "No organ"}
 COLOURS = {"film": "#009E73", "concat": "#CC79A7", "none": GREY}
 METRICS = {
     "accuracy": "Accuracy",
@@ -41,7 +41,6 @@ METRICS = {
 }
 MIN_CELLS = 20
 """Bins of fewer cells are left out of a reliability curve, not of the numbers."""
-ALL = "all"
 _OTHER_COLOURS = ("#0072B2", "#E69F00", "#56B4E9", "#333333")
 _LINE_MM = 5.0
 
@@ -157,7 +156,9 @@ def _metrics(found: Comparison, values: pd.DataFrame, style: str | Path, foot: f
     edges = 46 + np.cumsum(widths)
     heads = [_title(name) for name in found.models] + [f"{_title(first)} minus\n{_title(n).lower()}" for n in others]
     for x, head in zip(edges, heads, strict=True):
-        ax.text(x, 4.8, head, fontsize=6, weight="bold", ha="right", va="baseline", linespacing=1.1)
+        # A line each: lines of one text move with the letters in them that reach below.
+        for line, text in enumerate(reversed(head.split("\n"))):
+            ax.text(x, 4.8 - 2.5 * line, text, fontsize=6, weight="bold", ha="right", va="baseline")
     at = values.set_index(["metric", "name"])
     ax.plot([1.5, DOUBLE_MM - 1.5], [6, 6], color="#333333", lw=0.7)
     for row, (metric, label) in enumerate(METRICS.items()):
@@ -168,9 +169,10 @@ def _metrics(found: Comparison, values: pd.DataFrame, style: str | Path, foot: f
         ax.text(1.5, y, f"{label}  {'↑' if better == HIGHER else '↓'}", fontsize=6, va="center")
         own = {name: float(at.loc[(metric, name), "value"]) for name in found.models}
         digits = 0 if any(abs(value) >= 100 for value in own.values()) else 3
-        best = (max if better == HIGHER else min)((v for v in own.values() if v == v), default=None)
+        best = (max if better == HIGHER else min)((v for v in own.values() if v == v), default=float("nan"))
         for x, value in zip(edges, own.values(), strict=False):
-            weight = "bold" if value == best else "normal"
+            # As in the table, those with the same three digits as the best are bold as well.
+            weight = "bold" if value == value and _number(value) == _number(best) else "normal"
             ax.text(x, y, _number(value, digits), fontsize=6, ha="right", va="center", weight=weight)
         for x, name in zip(edges[len(own) :], others, strict=True):
             cell = at.loc[(metric, f"{first}-{name}")]
@@ -349,7 +351,7 @@ def _reliability(found: Comparison, style: str | Path) -> Figure:
 
 
 def _title(name: str) -> str:
-    return TITLES.get(name, name)
+    return ORGAN_USES.get(name, name)
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from nuclass.core.class_names import ALL
 from nuclass.core.files import read_json
 from nuclass.figures.style import (
-    ALL,
     BRANCH_COLOURS,
     DOUBLE_MM,
     GREY,
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 MIN_CELLS = 10
 """Bins of fewer cells are left out of the curve, not of the CSV or the error."""
-COLUMNS = 4
-"""Maps side by side."""
+MOST_COLUMNS = 4
+"""Maps side by side, at most."""
+_MAP_REST_MM = 12.0
+"""Title and bar of scale of a map."""
 _TRUTHS = {
     "both": ("Both right", GREY),
     "only_local": ("Only local", BRANCH_COLOURS["local"]),
@@ -61,8 +63,10 @@ def draw_gate(
     overall = read_json(summary)["cohorts"][ALL]
     squares = parts["map"]
     slides = list(dict.fromkeys(squares["slide"]))
-    map_rows = -(-max(len(slides), 1) // COLUMNS)
-    top_mm, map_mm = max(70.0, 4.4 * len(pooled["by_class"]) + 14), 52.0 * map_rows
+    columns = min(MOST_COLUMNS, max(len(slides), 1))
+    map_rows = -(-max(len(slides), 1) // columns)
+    top_mm = max(70.0, 4.4 * len(pooled["by_class"]) + 14)
+    map_mm = map_rows * (min(_map_mm(squares, columns), 60.0) + _MAP_REST_MM)
     fig = new_figure(style, DOUBLE_MM, top_mm + map_mm)
     above, below = fig.subfigures(2, 1, squeeze=False, height_ratios=[top_mm, map_mm])[:, 0]
     upper = above.add_gridspec(2, 3, width_ratios=[1.3, 1, 1], height_ratios=[1, 1.25])
@@ -70,7 +74,7 @@ def draw_gate(
     _by_truth(above.add_subplot(upper[0, 1:]), pooled["by_truth"])
     _reliability(above.add_subplot(upper[1, 1]), pooled["reliability"], overall)
     _uncertainty(above.add_subplot(upper[1, 2]), pooled["by_uncertainty"], overall)
-    _maps(below, squares, min(COLUMNS, max(len(slides), 1)), map_rows)
+    _maps(below, squares, columns, map_rows)
     numbers = pd.concat([table.assign(panel=name) for name, table in parts.items()], ignore_index=True)
     first = ["panel", "cohort", "slide", "class", "truth"]
     save_figure(fig, outputs, csv, numbers[[*first, *numbers.columns.difference(first)]], synthetic=synthetic)
@@ -124,7 +128,7 @@ def _reliability(ax: Axes, table: pd.DataFrame, overall: Mapping[str, Any]) -> N
     size = 6 + 34 * shown["cells"] / shown["cells"].max()
     ax.scatter(shown["gate"], shown["global_right"], s=size, color=colour, linewidth=0, zorder=3)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="Gate", ylabel="Share: global right")
-    text = f"AUROC {_text(overall['auroc'])}\nerror {_text(overall['calibration_error'])}"
+    text = f"AUROC {_text(overall['auroc'])}\ncalibration error {_text(overall['calibration_error'])}"
     ax.text(0.98, 0.04, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=6)
     ax.grid()
 
@@ -148,6 +152,26 @@ def _uncertainty(ax: Axes, table: pd.DataFrame, overall: Mapping[str, Any]) -> N
 
 def _text(value: float | None) -> str:
     return "not known" if value is None else f"{value:.2f}"
+
+
+def _turned(part: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the corners (N, 2) of a slide's squares, the longer side across, and width and height (2,), um.
+
+    A slide higher than wide is turned by a quarter to the left: its top is at the left.
+    """
+    corners, side = part[["x_um", "y_um"]].to_numpy(float), float(part["side_um"].iloc[0])
+    low, high = corners.min(axis=0), corners.max(axis=0) + side
+    if np.diff(high - low)[0] > 0:
+        corners = np.stack([corners[:, 1], low[0] + high[0] - side - corners[:, 0]], axis=1)
+        low, high = corners.min(axis=0), corners.max(axis=0) + side
+    return corners - low, high - low
+
+
+def _map_mm(squares: pd.DataFrame, columns: int) -> float:
+    """Return the height of the highest map, each being as wide as its column."""
+    width = (DOUBLE_MM - 22) / columns - 4
+    sizes = [_turned(part)[1] for _, part in squares.groupby("slide", sort=False)]
+    return width * max((float(high / wide) for wide, high in sizes), default=0.5)
 
 
 def _maps(fig: SubFigure, squares: pd.DataFrame, columns: int, rows: int) -> None:
@@ -177,19 +201,18 @@ def _map(ax: Axes, part: pd.DataFrame, colours: Colormap, scale: Normalize) -> N
     from matplotlib.patches import Rectangle
 
     side = float(part["side_um"].iloc[0])
-    corners = part[["x_um", "y_um"]].to_numpy(float)
+    corners, (right, bottom) = _turned(part)
     patches = PatchCollection([Rectangle((x, y), side, side) for x, y in corners], cmap=colours, norm=scale, lw=0)
     patches.set_array(part["gate"].to_numpy(float))
     patches.set_edgecolor("face")
     patches.set_linewidth(0.2)
     ax.add_collection(patches)
-    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0) + side
-    bar = _round(0.3 * (right - left))
-    foot = bottom + 0.05 * (bottom - top)
-    ax.plot([left, left + bar], [foot, foot], color="#333333", lw=1.2, solid_capstyle="butt")
+    bar = _round(0.3 * right)
+    foot = bottom + 0.06 * right
+    ax.plot([0, bar], [foot, foot], color="#333333", lw=1.2, solid_capstyle="butt")
     length = f"{bar / 1000:g} mm" if bar >= 1000 else f"{bar:g} µm"
-    ax.text(left + bar + 0.02 * (right - left), foot, length, va="center", ha="left", fontsize=5.5)
-    ax.set(xlim=(left, right), ylim=(foot + 0.06 * (bottom - top), top), aspect="equal", anchor="W")
+    ax.text(bar + 0.02 * right, foot, length, va="center", ha="left", fontsize=5.5)
+    ax.set(xlim=(0, right), ylim=(foot + 0.03 * right, 0), aspect="equal", anchor="NW")
     ax.set_axis_off()
 
 

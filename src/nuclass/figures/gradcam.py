@@ -21,6 +21,8 @@ _CMAP = "inferno"
 _ALPHA = 0.6
 _PAGE_MM = 240.0
 _LEFT_MM, _FOOT_MM, _LEAST_MM = 24.0, 7.0, 12.0
+_NOTE_MM = 2.5
+_FRAME = "#9A9A9A"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def draw_branch_maps(
     maps
         ``.npz`` with, for K cells, ``local_image`` (K, h, w, 3) and ``global_image`` (K, H, W, 3) as uint8, and in
         [0, 1] ``local_cam`` and ``global_local_cam`` (K, h, w) on the local window, ``global_cam`` and
-        ``gated_cam`` (K, H, W) on the global one. None of them where there is no cell.
+        ``gated_cam`` (K, H, W) on the global one; where there is ``<map>_layer``, the words
+        above the maps. None of them where there is no cell.
     cells
         One row a cell in the same order: ``slide cell_id label``, and for each of local, global and
         gate ``<model>_prediction <model>_probability``, and ``gate``.
@@ -133,7 +136,10 @@ def _named(name: str, table: pd.DataFrame) -> str:
 
 
 def read_maps(path: str | Path, columns: Sequence[Column]) -> dict[str, np.ndarray]:
-    """Return the arrays that columns need of a ``.npz``; windows may lie in another file."""
+    """Return the arrays that columns need of a ``.npz``, with the words on maps' layers where it has them.
+
+    Windows may lie in another file.
+    """
     wanted = dict.fromkeys([column.cam for column in columns if column.cam])
     if any(not column.cam for column in columns):
         wanted |= dict.fromkeys(column.image for column in columns)
@@ -141,31 +147,47 @@ def read_maps(path: str | Path, columns: Sequence[Column]) -> dict[str, np.ndarr
         missing = [name for name in wanted if name not in stored]
         if missing:
             raise UserError("The file of activation maps lacks arrays", where=path, expected=missing)
-        return {name: stored[name] for name in wanted}
+        layers = [f"{name}_layer" for name in wanted if f"{name}_layer" in stored]
+        return {name: stored[name] for name in (*wanted, *layers)}
 
 
-def new_grid(style: str | Path, rows: int, titles: Sequence[str], foot_mm: float = _FOOT_MM) -> tuple[Any, Any]:
+def new_grid(
+    style: str | Path,
+    rows: int,
+    titles: Sequence[str],
+    notes: Sequence[str] = (),
+    foot_mm: float = _FOOT_MM,
+    below_mm: float = 0.0,
+) -> tuple[Any, Any]:
     """Return a figure and its axes: a column for words, then one of square panels a title; no row is one that says so.
 
-    The figure fits a page as long as panels are not below 12 mm; with more cells it is longer.
+    The figure fits a page as long as panels are not below 12 mm; with more cells it is longer, with panels much smaller
+    than a column allows narrower.
 
     Parameters
     ----------
-    foot_mm
-        Room for the words below a panel.
+    notes
+        Small words between titles and panels, one a title.
+    foot_mm, below_mm
+        Room for the words below a panel, and below them all.
     """
     n, k = max(rows, 1), len(titles)
-    top = 6.0 + 3.0 * any("\n" in text for text in titles)
+    top = 6.0 + 3.0 * any("\n" in text for text in titles) + _NOTE_MM * any(notes) + below_mm
     gaps = 2.0 * k
     side = min((DOUBLE_MM - _LEFT_MM - gaps) / k, max((_PAGE_MM - top - 4) / n - foot_mm, _LEAST_MM))
-    fig = new_figure(style, k * side + gaps + _LEFT_MM, n * (side + foot_mm) + top + 4)
-    axes = fig.subplots(n, k + 1, squeeze=False, width_ratios=[_LEFT_MM / side, *[1] * k])
+    rest = DOUBLE_MM - k * side - gaps
+    left = rest if rest < 2 * _LEFT_MM else _LEFT_MM
+    fig = new_figure(style, k * side + gaps + left, n * (side + foot_mm) + top + 4)
+    axes = fig.subplots(n, k + 1, squeeze=False, width_ratios=[left / side, *[1] * k])
     if not rows:
         for ax in axes.flat:
             ax.set_axis_off()
         empty_panel(axes[0, (k + 1) // 2], "No cell fits the rule")
     for ax, text in zip(axes[0, 1:], titles, strict=True):
-        ax.set_title(text, loc="center", linespacing=1.1)
+        ax.set_title(text, loc="center", linespacing=1.1, pad=10 if any(notes) else None)
+    look: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
+    for ax, text in zip(axes[0, 1:], notes, strict=False):
+        ax.annotate(text, (0.5, 1), xytext=(0, 2.5), fontsize=5, color="#555555", **look)
     return fig, axes
 
 
@@ -179,7 +201,8 @@ def _grid(
     style: str | Path,
 ) -> Any:
     foot_mm = _FOOT_MM + 2.0 * (len(columns) > 5)
-    fig, axes = new_grid(style, len(table), [column.title for column in columns], foot_mm)
+    notes = [str(arrays.get(f"{column.cam}_layer", "")) for column in columns]
+    fig, axes = new_grid(style, len(table), [column.title for column in columns], notes, foot_mm)
     for row, facts in table.iterrows():
         describe(axes[row, 0], facts, sheet, f"gate g = {facts['gate']:.2f}")
         for ax, column in zip(axes[row, 1:], columns, strict=True):
@@ -241,7 +264,9 @@ def show_map(ax: Axes, image: np.ndarray, cam: np.ndarray | None, side: int) -> 
     ax.set(xlim=(0, side), ylim=(side, 0))
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.spines[:].set_visible(False)
+    # Beyond the slide a window is as white as the page.
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set(color=_FRAME, linewidth=0.4)
 
 
 def scale_bar(ax: Axes, side: int, mpp: float, length_um: int) -> None:

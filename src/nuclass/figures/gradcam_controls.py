@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ _LOCAL = (
 )
 _ROLLOUT = Column("", "rollout_image", "rollout")
 _WHOSE = {"local": "local network", "context": "context network"}
+_LINE, _LINE_MM = 135, 2.9
+SAME, ALIKE = 0.5, 0.2
+"""Mean rank correlations from which on maps with random weights are called the same, and alike."""
 
 
 def draw_gradcam_controls(
@@ -37,7 +41,7 @@ def draw_gradcam_controls(
     style: str | Path,
     synthetic: bool,
 ) -> None:
-    """Draw one row a cell: its crop, the local map, and four things to hold it against.
+    """Draw one row a cell: its crop, the local map, and four things to hold it against; and what comes of it in words.
 
     Parameters
     ----------
@@ -54,8 +58,12 @@ def draw_gradcam_controls(
     arrays = {}
     if len(table):
         arrays = read_maps(maps, _LOCAL) | (read_maps(maps, [Column(""), _ROLLOUT]) if whose in _WHOSE else {})
-    last = f"Attention rollout,\n{_WHOSE[whose]}" if whose in _WHOSE else "Attention\nrollout"
-    fig, axes = new_grid(style, len(table), [*(column.title for column in _LOCAL), last], foot_mm=8)
+    titles = [column.title for column in _LOCAL]
+    titles.append(f"Attention rollout,\n{_WHOSE[whose]}" if whose in _WHOSE else "Attention\nrollout")
+    layer = str(table["layer"].iloc[0]) if len(table) else ""
+    told = textwrap.wrap(verdict(table), _LINE) if len(table) else []
+    notes = ["", layer, layer, "", ""] if layer else []
+    fig, axes = new_grid(style, len(table), titles, notes, foot_mm=7, below_mm=_LINE_MM * len(told))
     for row, facts in table.iterrows():
         describe(axes[row, 0], facts, sheet)
         for ax, column in zip(axes[row, 1:], columns, strict=False):
@@ -67,7 +75,44 @@ def draw_gradcam_controls(
                 ax.set_xlabel(_words(facts, column.cam, sheet), fontsize=5, labelpad=1.5, linespacing=1.15)
         if whose not in _WHOSE:
             empty_panel(axes[row, -1], "No network here\nhas attention")
+    if told:
+        fig.supxlabel("\n".join(told), x=0.005, ha="left", fontsize=6, color="#222222", linespacing=1.3)
     save_figure(fig, outputs, csv, table, synthetic=synthetic)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """Return in words what the controls of all cells together say, one row a cell.
+
+    Training draws maps to the cell, or away from it, where the mean difference of both shares over the cells is more
+    than twice its standard error. For the rank correlation the limits are :data:`SAME` and :data:`ALIKE`.
+    """
+    known = table[["in_cell_cam", "in_cell_random"]].dropna()
+    text = ""
+    if len(known):
+        own, random = known["in_cell_cam"].mean(), known["in_cell_random"].mean()
+        cells = f"{len(known)} cell" + "s" * (len(known) != 1)
+        text = f"Mean share in the cell over {cells}: {own:.1f} × chance with learned weights, "
+        text += f"{random:.1f} × with random ones. {_drawn(known['in_cell_cam'] - known['in_cell_random'])} "
+    mean = float(table["spearman_whole"].mean())
+    if not np.isfinite(mean):
+        return text + "Rank correlation with random weights: not known."
+    if mean >= SAME:
+        meaning = "the maps hardly change with the weights, so they tell of the picture, not of the model"
+    elif mean >= ALIKE:
+        meaning = "the maps keep some likeness when the weights go, so they tell of the picture as well"
+    else:
+        meaning = "the maps change with the weights, so they tell of what was learned"
+    return text + f"Mean rank correlation with random weights {_number(mean, '{:.2f}')}: {meaning}."
+
+
+def _drawn(gap: pd.Series) -> str:
+    if len(gap) < 2:
+        return "One cell says nothing about training."
+    error = float(gap.std(ddof=1)) / len(gap) ** 0.5
+    if abs(gap.mean()) <= 2 * error:
+        return "That is no clear difference: these cells do not show that training draws the map to the cell or away."
+    towards = "to the cell" if gap.mean() > 0 else "away from the cell"
+    return f"Training draws the map {towards}."
 
 
 def _circle(ax: Axes, side: int, radius: float) -> None:

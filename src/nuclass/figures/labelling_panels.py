@@ -134,8 +134,11 @@ def read_slide(slide: str, labels: str | Path, cells: str | Path, umap: str | Pa
     return SlideLabels(slide, joined.drop(columns=CELL_ID), layout.drop(columns=CELL_ID))
 
 
-def map_panel(ax: Axes, cells: pd.DataFrame, types: CellTypes, area_mm2: float) -> None:
-    """Draw the cells that were not dropped in their places, in the colours of their types; abstained ones below."""
+def map_panel(ax: Axes, cells: pd.DataFrame, types: CellTypes, area_mm2: float, bar_um: float = 0.0) -> None:
+    """Draw the cells that were not dropped in their places, in the colours of their types; abstained ones below.
+
+    ``bar_um`` is the length of the bar of scale, by default :func:`scale_um`.
+    """
     shown = cells[cells["status"] != DROPPED]
     ax.set_aspect("equal", anchor="NW")
     ax.set_axis_off()
@@ -150,7 +153,14 @@ def map_panel(ax: Axes, cells: pd.DataFrame, types: CellTypes, area_mm2: float) 
     across, down = (max(float(np.ptp(v)) / 2 + pad, _SMALLEST_UM / 2) for v in (x, y))
     middle = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
     ax.set(xlim=(middle[0] - across, middle[0] + across), ylim=(middle[1] + down, middle[1] - down))
-    _scale_bar(ax, 2 * across)
+    _scale_bar(ax, bar_um or scale_um(cells))
+
+
+def scale_um(cells: pd.DataFrame) -> float:
+    """Return the length (um) of a slide's bar of scale, at most a quarter of its width; endless without a cell."""
+    x = cells.loc[cells["status"] != DROPPED, "x_um"]
+    width = max(float(np.ptp(x)), _SMALLEST_UM) if len(x) else np.inf
+    return float([length for length in _LENGTHS_UM if length <= 0.25 * width][-1]) if len(x) else np.inf
 
 
 def map_size(cells: pd.DataFrame, width_mm: float, height_mm: float) -> tuple[float, float]:
@@ -302,12 +312,11 @@ def _colours(cells: pd.DataFrame, types: CellTypes) -> NDArray[Any]:
     return np.array([to_rgba(types.colour(str(name))) for name in names])[codes]
 
 
-def _scale_bar(ax: Axes, width_um: float) -> None:
-    """Draw a bar of about a fifth of the map below its left end."""
+def _scale_bar(ax: Axes, length: float) -> None:
+    """Draw a bar of so many micrometres below the left end of a map."""
     from matplotlib.transforms import ScaledTranslation
 
-    length = [length for length in _LENGTHS_UM if length <= 0.25 * width_um][-1]
-    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length} µm"
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     left, bottom = ax.get_xlim()[0], ax.get_ylim()[0]
     below = ax.transData + ScaledTranslation(0, -4 / 72, ax.figure.dpi_scale_trans)
     look: dict[str, Any] = {"transform": below, "clip_on": False}

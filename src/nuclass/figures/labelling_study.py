@@ -24,6 +24,7 @@ from nuclass.figures.labelling_panels import (
     map_panel,
     map_size,
     read_slide,
+    scale_um,
     umap_by_type,
 )
 from nuclass.figures.style import DOUBLE_MM, Classes, empty_panel, new_figure, save_figure
@@ -86,11 +87,15 @@ def draw_labelling(
     legend_rows = max(1, *map(len, legend))
     legend_mm = _LEGEND_ROW_MM * legend_rows + 4
     row_mm = max(min(_ROW_MM, (_PAGE_MM - legend_mm) / rows), _LEAST_ROW_MM)
+    bar_um = min((scale_um(data.cells) for data in slides.values()), default=0.0)
     fig = new_figure(style, DOUBLE_MM, row_mm * rows + legend_mm)
     grid = fig.add_gridspec(rows + 1, 4, width_ratios=_WIDTHS_MM, height_ratios=[*[row_mm] * rows, legend_mm])
     for place, (slide, data) in enumerate(slides.items()):
         axes = [fig.add_subplot(grid[place, k]) for k in range(4)]
-        _row(axes, data, organs[slide], min_confidence[slide], types, row_mm, first=place == 0, last=place == rows - 1)
+        _row(
+            axes, data, organs[slide], min_confidence[slide], types, (row_mm, bar_um),
+            first=place == 0, last=place == rows - 1,
+        )  # fmt: skip
     if not slides:
         empty_panel(fig.add_subplot(grid[0, :]), "No slide to show")
     legend_panel(fig.add_subplot(grid[rows, :]), legend, _LEGEND_COLUMNS, legend_rows)
@@ -100,11 +105,13 @@ def draw_labelling(
 
 
 def _row(
-    axes: Sequence[Axes], data: SlideLabels, organ: str, threshold: float | None, types: CellTypes, row_mm: float,
-    *, first: bool, last: bool,
+    axes: Sequence[Axes], data: SlideLabels, organ: str, threshold: float | None, types: CellTypes,
+    sizes: tuple[float, float], *, first: bool, last: bool,
 ) -> None:  # fmt: skip
+    """Draw a slide; ``sizes`` are the height of its row (mm) and the length of the bar of scale (um)."""
+    row_mm, bar_um = sizes
     size = map_size(data.cells, _WIDTHS_MM[0], row_mm - 7)
-    map_panel(axes[0], data.cells, types, size[0] * size[1])
+    map_panel(axes[0], data.cells, types, size[0] * size[1], bar_um)
     axes[0].set_title(f"{data.slide.replace('_', ' ')}  ·  {organ}")
     umap_by_type(axes[1], data.umap, types, row_mm - 5)
     confidence_panel(axes[2], confidence_counts(data.cells), data.cells["status"].value_counts().to_dict(), threshold)
@@ -112,7 +119,7 @@ def _row(
         for ax, title in zip(axes[1:], ("UMAP by cell type", "Confidence", "Cells of the bundle"), strict=True):
             ax.set_title(title)
     if axes[2].axison:
-        axes[2].set_ylabel("Cells, %")
+        axes[2].set_ylabel("Cells of\nthe kind, %")
         axes[2].set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         if last:
             axes[2].set_xlabel("Confidence of the label")
@@ -121,7 +128,7 @@ def _row(
 
 def _of_histograms(thresholds: Iterable[float | None]) -> list[Entry]:
     """Return the entries of the legend that explain the histograms; their bars leave no room for it."""
-    entries: list[Entry] = [(HEADING, "Confidence", "")]
+    entries: list[Entry] = [(HEADING, "Confidence, each kind 100 %", "")]
     entries += [("entry", status.capitalize(), colour) for status, colour in BAR_COLOURS.items()]
     marked = sorted({value for value in thresholds if value is not None})
     if marked:

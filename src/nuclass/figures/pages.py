@@ -96,5 +96,11 @@ def mm_figure(style: str | Path, width: float, height: float) -> Figure:
 
 
 def _note(fig: Figure) -> None:
+    """Write the note on synthetic studies, and keep what is laid out by itself off it."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     down = fig.get_figheight() * MM_PER_INCH
+    engine = fig.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, FOOT_MM / down, 1, 1 - FOOT_MM / down))
     fig.text(0.995, 0.6 / down, NOTE, ha="right", va="bottom", fontsize=5, color=GREY, style="italic")

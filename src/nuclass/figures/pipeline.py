@@ -96,7 +96,7 @@ def _draw_labels(canvas: Canvas, views: Views, types: CellTypes, mpp: float) -> 
     _thumbnail(canvas.picture(boxes[0]), views, mpp)
     _caption(canvas, boxes[0], f"{mpp:g} µm/px, aligned with the\nrun; {part}{sides} mm")
     points = _transcripts(canvas, boxes[1], views, types, mpp)
-    _caption(canvas, boxes[1], f"outlines of nuclei and\n{len(points):,} transcripts of markers")
+    _caption(canvas, boxes[1], f"outlines of nuclei; {len(points):,} transcripts\nof markers, in their type's colour")
     n_clusters = _umap(canvas, boxes[2], views)
     _caption(canvas, boxes[2], f"Leiden, {n_clusters} clusters;\nUMAP of {len(views.umap):,} cells")
     _dots(canvas, boxes[3], views, types)
@@ -258,8 +258,8 @@ def _draw_study(canvas: Canvas, counts: Mapping[str, int], top: float) -> None:
             "Training slides",
             f"{trained} of {_number(n['organs'], 'organ')},\n{n['classes']} classes",
         ),
-        ("Cut in space", f"{n['train_cells']:,} cells train the local\nand the global model{test}"),
-        ("Validation", f"{n['val_cells']:,} cells choose, calibrate\nand fit the gate"),
+        ("Part for training", f"{n['train_cells']:,} cells train the local\nand the global model{test}"),
+        ("Part for validation", f"{n['val_cells']:,} cells choose, calibrate\nand fit the gate"),
         (
             "Cohorts, held out",
             f"{cohorts} not trained on,\n{n['cohort_cells']:,} cells, only reported on",
@@ -274,5 +274,9 @@ def _draw_study(canvas: Canvas, counts: Mapping[str, int], top: float) -> None:
         canvas.text((box.x + width / 2, box.y + 3.6), head, fontsize=6, weight="bold", ha="center", va="center")
         canvas.text((box.x + width / 2, box.y + 9.8), text, ha="center", va="center")
         boxes.append(box)
-    for first, second in pairwise(boxes):
-        canvas.arrow([first.right, second.left])
+    # Both parts are cut from the training slides; the cohorts come from nowhere else in the study.
+    slides, train, val, _ = boxes
+    canvas.arrow([slides.right, train.left])
+    low = slides.bottom[1] + 2.2
+    canvas.arrow([slides.bottom, (slides.bottom[0], low), (val.bottom[0], low), val.bottom])
+    canvas.text((slides.bottom[0] + 1, low + 0.5), "cut in space", fontsize=5, color=SOFT, va="top")

@@ -36,6 +36,8 @@ class Method:
         Power of the guided loss's weight, and what it is made of: ``label`` or ``entropy``.
     joint
         Whether both models' heads are fine-tuned with the gate.
+    pretrained
+        Whether the study trains the context network itself, on the labels around training cells.
     """
 
     windows: Mapping[str, int]
@@ -51,6 +53,7 @@ class Method:
     gamma: float
     doubt: str
     joint: bool
+    pretrained: bool
 
     @classmethod
     def of(cls, sections: Mapping[str, Any], windows: Mapping[str, int], mpp: float) -> Method:
@@ -71,6 +74,7 @@ class Method:
             gamma=float(loss["gamma"]),
             doubt=str(loss["doubt"]),
             joint=int(sections["gate"]["joint"]["max_epochs"]) > 0,
+            pretrained=bool(sections["context"].get("pretrain")),
         )
 
 
@@ -145,7 +149,9 @@ def _stage_two(canvas: Canvas, method: Method, local: Box, around: Box, y: float
     above, below = y - 12, y + 12
     own, frozen = _row(35.5, 20, above), _row(35.5, 20, below)
     _network(canvas, own, method.local_network, "starts from stage 1", _GLOBAL)
-    _network(canvas, frozen, method.context_network, f"frozen, sees {method.context_px} px", _GLOBAL)
+    note = f"frozen, sees {method.context_px} px"
+    note = f"{note};\nfirst learns from\nlabels around cells" if method.pretrained else note
+    _network(canvas, frozen, method.context_network, note, _GLOBAL)
     text = f"LayerNorm,\nlinear to {method.project}"
     u, c = _row(61, 14, above), _row(61, 14, below)
     for box in (u, c):
@@ -165,7 +171,8 @@ def _stage_two(canvas: Canvas, method: Method, local: Box, around: Box, y: float
     canvas.arrow([c.right, (joined.bottom[0], below), joined.bottom])
     canvas.arrow([joined.right, head.left])
     canvas.arrow([head.right, answer.left])
-    canvas.text((79, below + 7.6), r"$\alpha$ rises to 1 in the first epochs", fontsize=5, color=SOFT, va="center")
+    meaning = "$u$: of the cell, $c$: of its surroundings;\n$\\alpha$ rises to 1 in the first epochs"
+    canvas.text((79, below + 6.6), meaning, fontsize=5, color=SOFT, va="center")
     return answer, (joined.right[0] + 2.4, y)
 
 
@@ -222,8 +229,9 @@ def _features(canvas: Canvas, sees: Box, starts: Sequence[tuple[float, float]], 
 def _network(canvas: Canvas, box: Box, name: str, note: str, colour: str) -> None:
     canvas.box(box, "", colour=colour)
     x, y = box.x + box.width / 2, box.y + box.height / 2
-    canvas.text((x, y - 1.9), name, ha="center", va="center", fontsize=5.5 if len(name) <= 14 else 5)
-    canvas.text((x, y + 1.9), note, ha="center", va="center", fontsize=5, color=SOFT)
+    up, down, size = (3.6, 1.5, 4.5) if "\n" in note else (1.9, 1.9, 5.0)
+    canvas.text((x, y - up), name, ha="center", va="center", fontsize=5.5 if len(name) <= 14 else 5)
+    canvas.text((x, y + down), note, ha="center", va="center", fontsize=size, color=SOFT, linespacing=1.1)
 
 
 def _row(x: float, width: float, y: float, height: float = 11.0) -> Box:

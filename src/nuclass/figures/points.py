@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 RIGHT_COLOUR, WRONG_COLOUR = "#BECAD2", "#B2182B"
 RIGHT, WRONG = "right", "wrong"
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#B8A51F")
-"""Okabe and Ito's, with two more; one an organ, in the order of :data:`nuclass.core.names.ORGANS`."""
+_PALETTE = ("#A5C5DC", "#726046", "#41321A", "#48677B", "#D4BEA0", "#16384B", "#7695AB", "#A28E72")
+"""One an organ, in the order of :data:`nuclass.core.names.ORGANS`.
+
+Dull, so that no organ looks like a class: four steps of lightness (22, 42, 60 and 78 in CIELAB), each once bluish and
+once yellowish, for these two tints and lightness stay apart in every kind of colour vision.
+"""
 _LENGTHS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 _MM_TO_PT = 72 / 25.4
 

@@ -11,8 +11,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
+from nuclass.core.class_names import class_order, class_title, cohort_title
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, write_csv
+from nuclass.core.names import MODELS, title
 
 mpl.use("Agg")
 
@@ -24,19 +26,15 @@ SINGLE_MM, DOUBLE_MM = 89.0, 183.0
 NOTE = "synthetic study"
 _REPORT_PX, _REPORT_DPI = 1500, 200
 """Most pixels across and most pixels an inch of the JPEG that the report shows."""
-ALL = "all"
 
-# Okabe and Ito's palette, which stays apart for every kind of colour vision.
+# Most are Okabe and Ito's. The grey comes near the others where red or green is not seen; its marker is hollow.
 BRANCH_COLOURS = {
     **{"local": "#E69F00", "global": "#0072B2", "mean": "#8C8C8C"},
     **{"fused": "#C2185B", "safe": "#009E73", "oracle": "#333333"},
 }
 BRANCH_MARKERS = {"local": "o", "global": "s", "mean": "D", "fused": "o", "safe": "^", "oracle": "_"}
-BRANCH_NAMES = {
-    **{"local": "Local", "global": "Global", "mean": "Plain mean"},
-    **{"fused": "Fused (gate)", "safe": "Safety policy", "oracle": "Oracle"},
-}
-MODEL_NAMES = {"local": "Local", "global": "Global", "gate": "Fused (gate)"}
+BRANCH_NAMES = {name: title(name) for name in BRANCH_COLOURS}
+MODEL_NAMES = {name: title(name) for name in MODELS}
 GREY, LIGHT = "#8C8C8C", "#EDEDED"
 
 
@@ -57,11 +55,7 @@ class Classes:
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         """Return the names group by group in the sheet's order; classes the sheet lacks come last, by name."""
-        found = set(names)
-        groups = list(dict.fromkeys(self.table["group"]))
-        order = sorted(self.table.index, key=lambda name: groups.index(self.table.loc[name, "group"]))
-        known = [name for name in order if name in found]
-        return known + sorted(found - set(known))
+        return class_order(names, self.table["group"].to_dict())
 
     def colour(self, name: str) -> str:
         """Return the class's colour; grey for a class the sheet lacks."""
@@ -69,7 +63,7 @@ class Classes:
 
     def full(self, name: str) -> str:
         """Return the class's whole name for a label."""
-        return name.replace("_", " ").replace("TumorA", "Tumor A")
+        return class_title(name)
 
     def short(self, name: str) -> str:
         """Return the class's short name."""
@@ -127,7 +121,7 @@ def empty_panel(ax: Axes, message: str) -> None:
 
 def cohort_name(name: str) -> str:
     """Return a cohort's name for a title."""
-    return "All cohorts" if name == ALL else name.replace("_", " ")
+    return cohort_title(name)
 
 
 def class_dots(ax: Axes, classes: Classes, names: Sequence[str], *, axis: str, offset: float, size: float = 9) -> None:

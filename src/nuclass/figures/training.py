@@ -32,7 +32,7 @@ _PANELS = {
     "Validation score": {"val_f1_macro": "macro-F1", "val_accuracy": "accuracy"},
     "Learning rate": {"learning_rate": "learning rate"},
 }
-_GREY_LINE = "val_accuracy"
+_GREY_LINE, _ONCE = "val_accuracy", "val_f1_macro"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Curve:
 def read_curve(metrics: str | Path, history: str | Path | None = None) -> Curve:
     """Return a training's history from ``history.csv``, or where that is None from the ``metrics.json`` itself.
 
-    A file that is missing or has no row gives a curve without rows.
+    A file that is missing or has no row gives a curve without rows. Where no validation has a macro-F1, the kept state
+    has the one of ``metrics``, which is of the same cells.
 
     Raises
     ------
@@ -78,7 +79,11 @@ def read_curve(metrics: str | Path, history: str | Path | None = None) -> Curve:
             expected=f"one of the steps {', '.join(map(str, rows['step']))}",
             fix="the files are of different runs: train the model again",
         )
-    return Curve(rows, int(found[-1]) if len(found) else None)
+    chosen = int(found[-1]) if len(found) else None
+    own = summary.get("val", {}).get("f1_macro")
+    if _ONCE not in rows and chosen is not None and own is not None:
+        rows[_ONCE] = np.where(np.arange(len(rows)) == chosen, own, np.nan)
+    return Curve(rows, chosen)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
@@ -137,7 +142,7 @@ def _column(axes: Sequence[Axes], name: str, curve: Curve) -> None:
     axes[0].set_title(_NAMES.get(name, name), color="#222222", pad=13)
     if curve.rows.empty:
         for ax in axes:
-            empty_panel(ax, "No history kept")
+            _say(ax, "No history kept")
         return
     axes[0].text(0, 1.035, _told(curve), transform=axes[0].transAxes, fontsize=5.5, color=GREY, va="bottom")
     for ax, measures in zip(axes, _PANELS.values(), strict=True):
@@ -145,6 +150,13 @@ def _column(axes: Sequence[Axes], name: str, curve: Curve) -> None:
             ax, {key: words for key, words in measures.items() if key in curve.rows}, curve, _COLOURS.get(name, GREY)
         )
     axes[-1].set_xlabel("Optimizer step")
+
+
+def _say(ax: Axes, message: str) -> None:
+    """Say in a panel why there is nothing to draw; its labels stay, and those of its column."""
+    ax.text(0.5, 0.5, message, ha="center", va="center", color=GREY, transform=ax.transAxes)
+    ax.tick_params(length=0, labelbottom=False, labelleft=False)
+    ax.spines[:].set_visible(False)
 
 
 def _told(curve: Curve) -> str:
@@ -161,7 +173,7 @@ def _panel(ax: Axes, measures: Mapping[str, str], curve: Curve, colour: str) -> 
     rows, chosen = curve.rows, curve.chosen
     drawn = {key: words for key, words in measures.items() if rows[key].notna().any()}
     if not drawn:
-        empty_panel(ax, "Not measured")
+        _say(ax, "Not measured")
         return
     few = len(rows) <= 12
     for start in rows.loc[rows["phase"] != rows["phase"].shift(), "x"].iloc[1:]:
@@ -170,17 +182,22 @@ def _panel(ax: Axes, measures: Mapping[str, str], curve: Curve, colour: str) -> 
         ax.axvline(rows["x"].iloc[chosen], color=GREY, lw=0.6, ls=(0, (4, 2)), zorder=1)
     for order, (key, words) in enumerate(drawn.items()):
         ink = GREY if key == _GREY_LINE else colour
+        once = rows[key].notna().sum() == 1 < len(rows)
+        name, look = (f"{words}, kept state", "o") if once else (words, "o" if few else "")
         for number, (_, part) in enumerate(rows.groupby("phase", sort=False)):
-            label = words if number == 0 else "_nolegend_"
-            ax.plot(part["x"], part[key], color=ink, marker="o" if few else "", ms=2.2, label=label, zorder=6 - order)
+            label = name if number == 0 else "_nolegend_"
+            ax.plot(part["x"], part[key], color=ink, marker=look, ms=2.2, label=label, zorder=6 - order,
+                    ls="" if once else "-")  # fmt: skip
         if chosen is not None:
             point = rows.iloc[[chosen]]
             ax.plot(
                 point["x"], point[key], color=ink, marker="o", ms=4.5, mec="white", mew=0.6, ls="", zorder=6 - order
             )
-    if _GREY_LINE in drawn:
+    if {_GREY_LINE, _ONCE} & set(drawn):
         box = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9, "borderpad": 0.2}
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.02), **box)
+        # One point alone may lie in the corner.
+        place = "center right" if rows.get(_ONCE, rows["x"]).notna().sum() == 1 < len(rows) else "lower right"
+        ax.legend(loc=place, bbox_to_anchor=(1, 0.5 if place == "center right" else 0.02), **box)
     ax.grid(axis="y")
     ax.margins(y=0.12)
     ax.set_xlim(0, 1.05 * rows["x"].max())

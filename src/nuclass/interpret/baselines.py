@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nuclass.core.log import get_logger
 from nuclass.core.names import LOCAL, title
-from nuclass.interpret.gradcam import calls, local_inputs, local_maps, to_window, with_rows
+from nuclass.interpret.gradcam import calls, described, local_inputs, local_maps, to_window, with_rows
 from nuclass.patches.windows import WindowReader
 from nuclass.training.branches import choose_device
 from nuclass.training.checkpoint import load_checkpoint
@@ -44,7 +44,8 @@ def compute_baseline_maps(
 
     Returns
     -------
-    ``<name>_cam`` (N, S, S) in [0, 1] on the local window, float32; and ``slide cell_id`` with, for each name,
+    ``<name>_cam`` (N, S, S) in [0, 1] on the local window, float32, and ``<name>_cam_layer``, layer and
+    grid in words; and ``slide cell_id`` with, for each name,
     ``<name>_prediction``, its calibrated ``<name>_probability`` and whether it is a stand-in, ``<name>_stand_in``.
     Without a cell there are neither maps nor these columns.
     """
@@ -60,9 +61,10 @@ def compute_baseline_maps(
         model = restore_local(data).to(device).requires_grad_(False)
         maps, logits = local_maps(model, *local_inputs(data, placed, reader, device))
         arrays[f"{name}_cam"] = to_window(maps, data["windows"]["local"]).cpu().numpy().astype(np.float32)
+        arrays[f"{name}_cam_layer"] = np.array(described(model.backbone, maps))
         found[f"{name}_prediction"], found[f"{name}_probability"] = calls(logits, None, data)
         found[f"{name}_stand_in"] = bool(data["baseline"]["stand_in"])
-        _log.info("%s: maps of %d cells, %d x %d places", title(name), len(cells), *maps.shape[1:])
+        _log.info("%s: maps of %d cells, %s", title(name), len(cells), described(model.backbone, maps))
     return arrays, found
 
 

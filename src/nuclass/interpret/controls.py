@@ -17,6 +17,7 @@ from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.interpret.gradcam import (
     calls,
     class_activation,
+    described,
     enlarge,
     local_inputs,
     local_maps,
@@ -72,9 +73,9 @@ def compute_controls(
     attention, on the global one where only the context network has, missing where neither has. And a table:
 
     ``slide cell_id label prediction probability``; ``spearman_<stage>``, see :data:`STAGES`, the rank correlation with
-    the map of the trained network over the ``places`` of its grid; ``radius_px`` of a circle of the cell's area;
-    ``in_cell_<map>``, the share of the map that lies in this circle, divided by the circle's share of the window;
-    ``rollout_of``: ``local``, ``context`` or ``none``. Without a cell there are no arrays and no measures.
+    the map of the trained network over the ``places`` of the grid of its ``layer``; ``radius_px`` of a circle of the
+    cell's area; ``in_cell_<map>``, the share of the map that lies in this circle, divided by the circle's share of the
+    window; ``rollout_of``: ``local``, ``context`` or ``none``. Without a cell there are no arrays and no measures.
     """
     table = cells[["slide", "cell_id", "label"]].copy()
     if not len(cells):
@@ -91,17 +92,14 @@ def compute_controls(
     maps = {"cam": cam, "random": drawn, "released": released_maps(model, images, organ)}
     arrays: dict[str, NDArray[Any]] = {"local_image": reader.read(placed, side, 0, side)}
     table["prediction"], table["probability"] = calls(logits, target, data)
-    table["places"] = cam.shape[1] * cam.shape[2]
-    for stage, found in correlations.items():
-        table[f"spearman_{stage}"] = found
-    radius = cell_radius(placed, tables, data["mpp"])
-    table["radius_px"] = radius
+    table = table.assign(layer=described(model.backbone, cam), places=cam.shape[1] * cam.shape[2])
+    table = table.assign(**{f"spearman_{stage}": found for stage, found in correlations.items()})
+    table["radius_px"] = radius = cell_radius(placed, tables, data["mpp"])
     for name, values in maps.items():
         arrays[name] = to_window(values, side).cpu().numpy()
         table[f"in_cell_{name}"] = in_cell(values, side, radius)
     whose, seen, attention, width = _rollout(model, checkpoints["global"], placed, images, reader, context_folder)
-    table["rollout_of"] = whose
-    table["in_cell_rollout"] = np.nan
+    table = table.assign(rollout_of=whose, in_cell_rollout=np.nan)
     if attention is not None and seen is not None:
         arrays |= {"rollout": to_window(attention, width).cpu().numpy(), "rollout_image": seen}
         table["in_cell_rollout"] = in_cell(attention, width, radius)

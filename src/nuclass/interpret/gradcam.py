@@ -3,8 +3,11 @@
 What is explained is the log odds of a class, ``z_c - ln sum_{j != c} exp z_j``: a logit alone says nothing, for only
 differences of logits count, and a probability has no gradient left where the network is sure.
 
-Convolutional networks: Grad-CAM (Selvaraju et al., 2017) on the last feature map; a channel weighs as much as its mean
-gradient, and the map is the positive part of the weighted sum.
+Convolutional networks: the last stage that has at least :data:`LEAST_SIDE` places a side. Where that is the last of
+all, Grad-CAM (Selvaraju et al., 2017): a channel weighs as much as its mean gradient, and the map is the positive part
+of the weighted sum. Where the last stage is coarser, an earlier one is taken, and there gradients differ from place to
+place: each activation is multiplied with the positive part of its own gradient, and all channels are summed (LayerCAM,
+Jiang et al., 2021, which is made for such layers).
 
 Vision transformers: the patch tokens that enter the last block's attention, after its first norm, put back on their
 grid; class and register tokens are left out. (After the last block a patch has no gradient where the class token is
@@ -55,6 +58,8 @@ class Maps:
         The class that is explained and its calibrated probability, by model: ``local``, ``global``.
     gate
         (N,), weight of the global model.
+    layers
+        Layer and grid in words of ``local global_local global``.
     """
 
     local: NDArray[np.float32]
@@ -64,11 +69,58 @@ class Maps:
     classes: dict[str, list[str]]
     probabilities: dict[str, NDArray[np.float32]]
     gate: NDArray[np.float32]
+    layers: dict[str, str]
+
+
+LEAST_SIDE = 7
+"""Places a side that an explained stage has at least: those of the last stage of a usual network at its 224 px."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where maps are taken.
+
+    Attributes
+    ----------
+    module
+        Its output is explained.
+    name
+        In words, for figures.
+    last
+        Whether nothing but pooling and head comes after it.
+    """
+
+    module: nn.Module
+    name: str
+    last: bool = True
+
+
+def explained(backbone: Backbone) -> Layer:
+    """Return the layer whose output is explained.
+
+    Of a vision transformer the last block's first norm; of a convolutional network the last stage of at least
+    :data:`LEAST_SIDE` places a side, or the finest where all are coarser.
+    """
+    last = backbone.explained_layer()
+    if backbone.kind == "tokens":
+        return Layer(last, "last block")
+    stages: Any = backbone.net.feature_info
+    sides = [-(-backbone.input_px // int(stage["reduction"])) for stage in stages]
+    fine = [place for place, side in enumerate(sides) if side >= LEAST_SIDE] or [0]
+    if fine[-1] == len(sides) - 1:
+        return Layer(last, "last stage")
+    module = backbone.net.get_submodule(stages[fine[-1]]["module"])
+    return Layer(module, f"stage {fine[-1] + 1} of {len(sides)}", last=False)
 
 
 def target_layer(backbone: Backbone) -> nn.Module:
-    """Return the module whose output is explained: the last block's first norm, or the last stage."""
-    return backbone.explained_layer()
+    """Return the module whose output is explained, see :func:`explained`."""
+    return explained(backbone).module
+
+
+def described(backbone: Backbone, maps: Tensor) -> str:
+    """Return in words the layer that maps (B, h, w) are of, and their grid."""
+    return f"{explained(backbone).name}, {maps.shape[1]} × {maps.shape[2]}"
 
 
 @contextmanager
@@ -108,16 +160,20 @@ def class_activation(
     target
         Class of each image, (B,); the predicted one by default.
     layer
-        Its output is explained, tokens or (B, D, h, w); :func:`target_layer` by default.
+        Its output is explained, tokens or (B, D, h, w), and maps of it are weighed by mean gradients; by default
+        the one of :func:`explained`.
     score
         What is explained, (B,) from logits and target; :func:`log_odds` by default.
     """
-    with torch.enable_grad(), _recorded(layer or target_layer(backbone)) as kept:
+    where = explained(backbone) if layer is None else Layer(layer, "")
+    with torch.enable_grad(), _recorded(where.module) as kept:
         logits = forward()
         chosen = logits.argmax(1) if target is None else target
         activation = kept[-1]
         (gradient,) = torch.autograd.grad((score or log_odds)(logits, chosen).sum(), activation)
     grid, slope = to_grid(activation.detach(), backbone), to_grid(gradient, backbone)
+    if activation.ndim == 4 and not where.last:
+        return (slope.clamp_min(0) * grid).sum(1).clamp_min(0), logits.detach()
     if activation.ndim == 4:
         return (slope.mean((2, 3), keepdim=True) * grid).sum(1).clamp_min(0), logits.detach()
     return (slope * (grid - grid.mean((2, 3), keepdim=True))).clamp_min(0).sum(1), logits.detach()
@@ -212,7 +268,8 @@ def compute_maps(
     Returns
     -------
     ``local_image`` (N, S, S, 3) and ``global_image`` (N, W, W, 3) uint8, ``local_cam`` (N, S, S), ``global_local_cam``
-    (N, S, S), ``global_cam`` and ``gated_cam`` (N, W, W) float32 in [0, 1].
+    (N, S, S), ``global_cam`` and ``gated_cam`` (N, W, W) float32 in [0, 1]; and of each but the last
+    ``<name>_layer``, layer and grid in words.
     """
     from nuclass.patches.windows import WindowReader
     from nuclass.training.branches import Branches
@@ -230,6 +287,7 @@ def compute_maps(
         "global_local_cam": maps.global_local,
         "global_cam": maps.global_context,
         "gated_cam": maps.gated,
+        **{f"{name}_cam_layer": np.array(words) for name, words in maps.layers.items()},
     }
 
 
@@ -319,6 +377,11 @@ def explain(cells: pd.DataFrame, branches: Branches, reader: WindowReader, conte
         classes={model: names for model, (names, _) in called.items()},
         probabilities={model: shares for model, (_, shares) in called.items()},
         gate=gate.numpy(),
+        layers={
+            "local": described(branches.model_a.backbone, a),
+            "global_local": described(branches.model_b.backbone, b),
+            "global": described(context_net, c),
+        },
     )
 
 

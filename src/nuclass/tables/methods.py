@@ -44,6 +44,19 @@ _REPORTED = {
     "closed_set": "predictions are forced into the classes that occur in the cohort",
     "policy_on_test": "the safety policy is tuned on the cells it is reported on",
 }
+_AUGMENTED = {
+    "quarter turns and mirrors": ("dihedral",),
+    "small turns": ("rotate",),
+    "shifts": ("shift",),
+    "zooms": ("zoom",),
+    "stain": ("stain_scale", "stain_shift", "stain_mix"),
+    "brightness": ("brightness",),
+    "contrast": ("contrast",),
+    "colour": ("saturation", "hue"),
+    "blur": ("blur",),
+    "noise": ("noise",),
+}
+"""What the keys of a section ``augment`` do."""
 _LAYOUTS = {
     "bands": "cut in space into bands",
     "blocks": "cut in space into blocks",
@@ -93,7 +106,7 @@ def write_methods(
     protocol = parse_protocol(config.get("protocol"))
     parts = [
         ("Slides", _slides(slides, counts)),
-        ("Images and windows", _images(config, slides, protocol)),
+        ("Images and windows", _images(config, slides, protocol) + _augmented(models, protocol)),
         ("Labels", _labels(config, slides, labels)),
         ("Division of the training slides", _splits(config, [*map(read_json, splits)], counts, protocol)),
         ("Local model", _local(models["local"], trained["local"])),
@@ -159,6 +172,31 @@ def _images(config: Mapping[str, Any], slides: Slides, protocol: Protocol) -> st
             "are those of the files, and nothing was aligned. "
         )
     return text + f"Around each cell the local window is {sides[0]} and the global one {sides[1]}."
+
+
+def _augmented(models: Mapping[str, Any], protocol: Protocol) -> str:
+    """Return how windows are changed in training, model by model where they differ."""
+    ways: dict[str, list[str]] = {}
+    for name in ("local", "global"):
+        section = {} if name == "global" and protocol.no_global_augmentation else models[name].get("augment") or {}
+        if protocol.black_corners:
+            section = {key: value for key, value in section.items() if not key.startswith("stain")}
+        ways.setdefault(_changes(section), []).append(name)
+    told = [
+        f" In training windows of the {_listed(names)} model{'s' * (len(names) > 1)} {way}."
+        for way, names in ways.items()
+    ]
+    views = 0 if protocol.no_global_augmentation or protocol.black_corners else models["context"].get("views", 0)
+    if views:
+        copies = _number(views, "changed copy", "changed copies")
+        told.append(f" Their context features are of windows as they are and of {copies}.")
+    return "".join(told)
+
+
+def _changes(section: Mapping[str, Any]) -> str:
+    """Return in words what is on in a section ``augment``."""
+    on = [words for words, keys in _AUGMENTED.items() if any(section.get(key) for key in keys)]
+    return f"are changed at random: {_listed(on)}" if on else "are not changed"
 
 
 def _label_source(row: Mapping[str, str], config: Mapping[str, Any]) -> str:
@@ -252,8 +290,23 @@ def _global(models: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         f"network "
         f"({_network(models['context'])}, read at pyramid level {models['context']['read_level']}) on the global "
         f"window, each "
-        f"projected to {section['model']['project']}. In the guided loss a cell has the weight "
+        f"projected to {section['model']['project']}.{_pretrained(models['context'])} "
+        f"In the guided loss a cell has the weight "
         f"({doubt})^{loss['gamma']:g}. " + _fit(section, found)
+    )
+
+
+def _pretrained(context: Mapping[str, Any]) -> str:
+    """Return how the context network came to its weights, where the study made them itself."""
+    settings = context.get("pretrain")
+    if not settings:
+        return ""
+    radii = _listed([f"{radius:g}" for radius in settings["radii_um"]])
+    return (
+        " Before it was frozen that network was trained by this study: from the global windows of training cells it "
+        f"learned to tell the mixture of classes, by the labels of training cells, within {radii} um around the cell "
+        "and place by place; validation cells chose its state. So its features know of labels, as those of a "
+        "network from elsewhere do not."
     )
 
 
