@@ -105,7 +105,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="auto: bfloat16 on a GPU that has it (default: %(default)s)",
     )
     group.add_argument(
-        "--workers", type=_workers, default=0, metavar="N", help="processes that cut windows (default: 0)"
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="processes that cut windows (default: 0; for neighbourhoods as in training)",
     )
 
 

@@ -44,7 +44,7 @@ class Options:
     precision
         ``auto`` (bfloat16 on a GPU that has it; neighbourhoods as in training), ``32-true`` or ``bf16-mixed``.
     workers
-        Processes that cut windows while the models compute.
+        Processes that cut windows while the models compute; None takes none, and for neighbourhoods what training had.
     cache_mb
         Decoded tiles kept in memory, MB.
     threads
@@ -54,7 +54,7 @@ class Options:
     device: str = "auto"
     batch: int | None = None
     precision: str = "auto"
-    workers: int = 0
+    workers: int | None = None
     cache_mb: int = 64
     threads: int | None = None
 
@@ -66,7 +66,7 @@ class Options:
     @property
     def sections(self) -> dict[str, Any]:
         """What of a model file prediction needs."""
-        predict = {"accelerator": self.accelerator, "precision": self.precision, "workers": self.workers}
+        predict = {"accelerator": self.accelerator, "precision": self.precision, "workers": self.workers or 0}
         return {"predict": predict | ({"batch_size": self.batch} if self.batch else {})}
 
 
