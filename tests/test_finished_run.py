@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from pypdf import PdfReader
 from sklearn.metrics import confusion_matrix, f1_score
@@ -165,6 +166,121 @@ def test_the_composition_counts_labelled_cells() -> None:
         found = rows.set_index([column, "class"])["cells"].sort_index()
         expected = cells.groupby([cells[column].astype(str), "label"]).size()
         assert found.to_dict() == expected.to_dict()
+
+
+def drawn_numbers(name: str) -> pd.DataFrame:
+    """Return the numbers of a figure that not every run has made."""
+    if not (FIGURES / f"{name}.csv").is_file():
+        pytest.skip(f"the run has no figure {name}")
+    return numbers(name)
+
+
+def both_branches() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the local and the global model's predictions of the same cells, in one order."""
+    a, b = (predictions(name).set_index(["slide", "cell_id"]) for name in ("local", "global"))
+    return a, b.reindex(a.index)
+
+
+def probabilities(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells[[name for name in cells if name.startswith("prob_")]].rename(columns=lambda name: name[5:])
+
+
+def test_complementarity_counts_who_is_right() -> None:
+    drawn = drawn_numbers("complementarity").set_index("class")
+    a, b = both_branches()
+    right = pd.DataFrame({"label": a["label"], "a": a["prediction"] == a["label"], "b": b["prediction"] == a["label"]})
+    parts = {"Both": right["a"] & right["b"], "A_only": right["a"] & ~right["b"]}
+    parts |= {"B_only": ~right["a"] & right["b"], "Neither": ~right["a"] & ~right["b"]}
+    for name, rows in [*right.groupby("label").groups.items(), ("all classes", right.index)]:
+        assert drawn.loc[name, "N"] == len(rows)
+        for kind, chosen in parts.items():
+            assert drawn.loc[name, kind] == chosen.loc[rows].sum(), (name, kind)
+        gap = right.loc[rows, "b"].mean() - right.loc[rows, "a"].mean()
+        assert drawn.loc[name, "difference"] == pytest.approx(gap, abs=1e-9)
+    assert len(drawn) == right["label"].nunique() + 1
+
+
+def test_the_gate_is_that_of_the_predictions() -> None:
+    drawn = drawn_numbers("gate")
+    cells = predictions("gate").set_index(["slide", "cell_id"])
+    gates = cells["gate"].astype(float)
+    pooled = drawn[drawn["cohort"] == "all"]
+    by_class = pooled[pooled["panel"] == "by_class"].set_index("class")
+    for name, part in gates.groupby(cells["label"]):
+        assert by_class.loc[name, "cells"] == len(part)
+        found = by_class.loc[name, ["mean", "median", "q05", "q95"]].astype(float)
+        assert found.tolist() == pytest.approx([part.mean(), *part.quantile([0.5, 0.05, 0.95])], abs=1e-6)
+    a, b = both_branches()
+    right_a, right_b = a["prediction"] == a["label"], b["prediction"] == a["label"]
+    by_truth = pooled[pooled["panel"] == "by_truth"].set_index("truth")
+    for name, chosen in (("only_local", right_a & ~right_b), ("only_global", right_b & ~right_a)):
+        assert by_truth.loc[name, "cells"] == chosen.sum()
+        assert float(by_truth.loc[name, "mean"]) == pytest.approx(gates.reindex(a.index)[chosen].mean(), abs=1e-6)
+    squares = drawn[drawn["panel"] == "map"]
+    for slide, part in gates.groupby(level="slide"):
+        own = squares[squares["slide"] == slide]
+        assert own["cells"].sum() == len(part)
+        assert (own["cells"] * own["gate"]).sum() / len(part) == pytest.approx(part.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("way", ["mean", "product", "max_confidence"])
+def test_what_the_gate_wins_over_a_simple_rule(way: str) -> None:
+    drawn = drawn_numbers("fusion")
+    drawn = drawn[(drawn["metric"] == "accuracy") & (drawn["name"] == f"fused-{way}")]
+    a, b = both_branches()
+    fused = predictions("gate").set_index(["slide", "cell_id"]).reindex(a.index)
+    p, q = probabilities(a), probabilities(b)
+    rules = {"mean": p + q, "product": p * q, "max_confidence": p.where(p.max(axis=1) >= q.max(axis=1), q)}
+    gain = (fused["prediction"] == fused["label"]).astype(float) - (rules[way].idxmax(axis=1) == a["label"])
+    found = drawn.set_index("cohort")["value"]
+    assert found["all"] == pytest.approx(gain.mean(), abs=1e-9)
+    for cohort, part in gain.groupby(level="slide"):
+        if cohort in found:
+            assert found[cohort] == pytest.approx(part.mean(), abs=1e-9)
+
+
+def test_the_maps_of_embeddings_show_cells_of_the_predictions() -> None:
+    drawn = drawn_numbers("umap")
+    cells = {model: predictions(model).set_index(["slide", "cell_id"]) for model in MODELS}
+    assert set(drawn["model"]) == set(MODELS)
+    for model, part in drawn.groupby("model"):
+        assert len(part) == min(20_000, len(cells[model]))
+        known = cells[model].loc[pd.MultiIndex.from_frame(part[["slide", "cell_id"]])]
+        for column in ("label", "prediction", "organ"):
+            assert known[column].astype(str).tolist() == part[column].tolist()
+
+
+def test_the_slides_are_counted_from_the_predictions() -> None:
+    drawn = drawn_numbers("spatial").set_index(["slide", "class"])
+    for slide, part in predictions("gate").groupby("slide"):
+        right = part["label"] == part["prediction"]
+        whole = drawn.loc[slide, "all classes"]
+        assert (whole["cells"], whole["right"]) == (len(part), right.sum())
+        assert float(whole["confidence"]) == pytest.approx(part["confidence"].mean(), abs=1e-5)
+        assert float(whole["gate"]) == pytest.approx(part["gate"].mean(), abs=1e-5)
+        for name, own in part.groupby("label"):
+            row = drawn.loc[slide, name]
+            assert (row["cells"], row["predicted"]) == (len(own), (part["prediction"] == name).sum())
+            assert row["right"] == right.loc[own.index].sum()
+
+
+@pytest.mark.parametrize("switch", ["reference", "first_organ"])
+def test_a_row_of_the_audit(switch: str) -> None:
+    """Macro-F1 over the classes of enough cells, of the variant's own predictions of the cohorts."""
+    drawn = drawn_numbers("audit").query("metric == 'macro_f1'").set_index("switch")
+    files = sorted((RUN / "variants" / switch / "predictions" / "gate").glob("*_h.parquet"))
+    if switch not in drawn.index or not files:
+        pytest.skip(f"the run has no variant {switch}")
+    cells = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    label, called = cells["label"].astype(str), cells["prediction"].astype(str)
+    chosen = (cells["split"].astype(str) == "test") & (label != "")
+    label, called = label[chosen], called[chosen]
+    counts = label.value_counts()
+    settings = yaml.safe_load((RUN / "provenance" / "config.yaml").read_text(encoding="utf-8"))["evaluation"]
+    names = sorted(counts.index[counts >= settings["min_support"]])
+    assert drawn.loc[switch, "cells"] == len(label)
+    expected = f1_score(label, called, labels=names, average="macro", zero_division=0)
+    assert float(drawn.loc[switch, "estimate"]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
