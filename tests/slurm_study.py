@@ -60,6 +60,14 @@ def copy_study(folder: Path) -> Path:
     return folder
 
 
+def train_for_long(folder: Path) -> None:
+    """Let the local model of a study be trained for longer than a test waits; it saves its state only when told to."""
+    place = folder / "config/slurm/models.yaml"
+    made = yaml.safe_load(place.read_text(encoding="utf-8"))
+    made["local"]["trainer"] |= {"max_epochs": 5000, "patience": 5000, "save_every_min": 600}
+    place.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
+
+
 def command(*arguments: str, slurm: bool = False) -> list[str]:
     """Return a call of Snakemake for the study, on this machine or on the test cluster."""
     where = ["--profile", "slurm", "--workflow-profile", "tests/slurm/profile"] if slurm else ["--cores", "2"]

@@ -2,7 +2,7 @@
 
 Two small slides, models that train in seconds. One study runs on this machine; another does on the cluster, without a
 network, while Snakemake is killed and Slurm's controller is started anew; in a third, single jobs come to grief, and a
-fourth runs beside it.
+fourth runs beside it; in a fifth a training is warned of its time limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_study import GIVEN, command, copy_study, counted, environment, results
+from slurm_study import GIVEN, command, copy_study, counted, environment, results, train_for_long
 
 pytestmark = [pytest.mark.slurm, pytest.mark.workflow]
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -301,3 +301,29 @@ def test_two_workflows_share_a_cluster_but_not_a_folder(here: Path, outcome: Out
         assert (outcome.beside / name).read_bytes() == (here / name).read_bytes()
     assert counted(outcome.beside) == {"tabulate_splits": 1, "tabulate_dataset": 1}
     assert "Directory cannot be locked" in outcome.second
+
+
+LIMITED = ("train_local:runtime=4", "train_local:slurm_extra='--signal=TERM@60'")
+
+
+def test_a_training_that_is_warned_of_its_time_limit_saves_its_state_and_goes_on(
+    tmp_path: Path, here: Path, start: Start
+) -> None:
+    """Slurm warns one to two minutes before the limit: the training leaves by itself, before Slurm would kill it."""
+    folder = copy_without(here, tmp_path / "folder", "results/models", "work/models/local")
+    train_for_long(folder)
+    snakemake = start(folder, "--set-resources", *LIMITED, "--", WANTED[0])
+    wait_for(lambda: submitted(folder, "train_local"), 120, "the training's first submission")
+    (first,) = submitted(folder, "train_local")
+    wait_for(lambda: is_running(first), 60, "the training")
+    log = folder / "logs/train_local/all.log"
+    wait_for(lambda: log.exists() and "Stopped by SIGTERM, state saved in" in log.read_text(), 300, "the warning")
+    wait_for(lambda: len(submitted(folder, "train_local")) == 2, 120, "the training's second submission")
+    assert "JobState=FAILED" in shown(first), "not TIMEOUT: it was gone before"
+    wait_for(lambda: going_on(folder), 240, "the training to go on")
+    (step,) = going_on(folder)
+    assert step > 0
+    os.killpg(snakemake.pid, signal.SIGKILL)
+    second = submitted(folder, "train_local")[1]
+    subprocess.run(["scancel", second], check=True)
+    wait_for(lambda: not is_running(second), 60, "the end of the job")
