@@ -12,7 +12,7 @@ import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nuclass.apply.positions import Positions, parse_frame, read_positions
+from nuclass.apply.positions import Positions, read_positions
 from nuclass.core.errors import UserError
 
 SHAPE = (1000, 1200)
@@ -444,29 +444,6 @@ def test_all_options_without_a_use_are_told(tmp_path):
         assert part in told
 
 
-@pytest.mark.parametrize(
-    ("text", "mpp", "what"),
-    [
-        ("pixels", None, "The frame of the positions is not known"),
-        ("px", None, "The size of the positions' px is not stated"),
-        ("px@", None, "The size of a px is no size"),
-        ("px@-1", None, "The size of a px is no size"),
-        ("px", float("nan"), "The size of a px is no size"),
-        ("he@0.5", None, "A frame has a size it cannot have"),
-    ],
-)
-def test_frames_that_are_none(text, mpp, what):
-    with pytest.raises(UserError) as caught:
-        parse_frame(text, mpp)
-    assert caught.value.what == what
-
-
-def test_frames_are_spelt_back():
-    assert str(parse_frame(" PX@0.5 ")) == "px@0.5"
-    assert str(parse_frame("µm")) == "um"
-    assert parse_frame(None) is None
-
-
 def test_frames_of_a_run_need_an_alignment(tmp_path):
     path = write(tmp_path / "x.geojson", FEATURES)
     assert refused(path, frame="xenium_um").what == "Positions of a Xenium run need the alignment of the H&E"
@@ -511,9 +488,7 @@ def test_many_cells_in_one_feature_take_little_memory(tmp_path):
     """The vertices as text are several times the arrays; the tree of the JSON would be ten times more."""
     import tracemalloc
 
-    rng = np.random.default_rng(0)
-    xy = rng.uniform(50, 900, (5000, 2))
-    shapes = [[ring(x, y, 8, 24)] for x, y in xy]
+    shapes = [[ring(x, y, 8, 24)] for x, y in np.random.default_rng(0).uniform(50, 900, (5000, 2))]
     path = write(tmp_path / "many.geojson", [feature({"type": "MultiPolygon", "coordinates": shapes})])
     read(write(tmp_path / "warm.geojson", FEATURES))
     tracemalloc.start()
@@ -521,7 +496,5 @@ def test_many_cells_in_one_feature_take_little_memory(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == 5000
-    assert found.outlines is not None
-    arrays = found.outlines.vertices.nbytes
     # What is left beside the arrays and their copy is the same for a larger file.
-    assert peak < 3 * arrays + 12_000_000
+    assert peak < 3 * found.outlines.vertices.nbytes + 12_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -194,10 +194,17 @@ def _panel(ax: Axes, measures: Mapping[str, str], curve: Curve, colour: str) -> 
                 point["x"], point[key], color=ink, marker="o", ms=4.5, mec="white", mew=0.6, ls="", zorder=6 - order
             )
     if {_GREY_LINE, _ONCE} & set(drawn):
-        box = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9, "borderpad": 0.2}
+        box: dict[str, Any] = {
+            "frameon": True,
+            "facecolor": "white",
+            "edgecolor": "none",
+            "framealpha": 0.9,
+            "borderpad": 0.2,
+        }
         # One point alone may lie in the corner.
-        place = "center right" if rows.get(_ONCE, rows["x"]).notna().sum() == 1 < len(rows) else "lower right"
-        ax.legend(loc=place, bbox_to_anchor=(1, 0.5 if place == "center right" else 0.02), **box)
+        lonely = rows.get(_ONCE, rows["x"]).notna().sum() == 1 < len(rows)
+        place: Literal["center right", "lower right"] = "center right" if lonely else "lower right"
+        ax.legend(loc=place, frameon=True, bbox_to_anchor=(1.0, 0.5 if lonely else 0.02), **box)
     ax.grid(axis="y")
     ax.margins(y=0.12)
     ax.set_xlim(0, 1.05 * rows["x"].max())

@@ -59,8 +59,8 @@ class Shapes:
 def wobble(cos: np.ndarray, sin: np.ndarray, amplitude: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """Return the relative deviation of an outline from its ellipse: sum of a_n sin(n theta + phase_n), n = 2, 3, 4.
 
-    ``cos`` and ``sin`` are those of the angles theta; ``amplitude`` and ``phase`` have the harmonics as their last axis.
-    The harmonics follow from each other by the addition theorems, many times faster than by a sine each.
+    ``cos`` and ``sin`` are those of the angles theta; ``amplitude`` and ``phase`` have the harmonics as last axis.
+    They follow from each other by the addition theorems, many times faster than by a sine each.
     """
     total = np.zeros((), cos.dtype)
     cos_n, sin_n = cos, sin
