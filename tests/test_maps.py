@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from fake_study import CLASSES, write_predictions
 from nuclass.core.errors import UserError
-from nuclass.core.files import write_json, write_parquet
+from nuclass.core.files import read_json, write_json, write_parquet
 from nuclass.core.names import probability_columns
 from nuclass.core.readings import EMBEDDING_METRICS
 from nuclass.evaluation.embedding_map import MAP_COLUMNS, balanced_draw, lay_out, map_embeddings, principal_components
@@ -367,6 +367,18 @@ def test_figure_film_vs_concat_of_one_organ_and_two_models(organ_models: dict[st
     assert "All cells are of one organ" in svgs[0].read_text()
     numbers = pd.read_csv(tmp_path / "f.csv")
     assert numbers[(numbers["metric"] == "organ_leakage")]["value"].isna().all()
+
+
+def test_values_that_look_alike_are_bold_alike(organ_models: dict[str, list[Path]], tmp_path: Path) -> None:
+    result, paths = film_inputs(tmp_path, {name: organ_models[name][1:2] for name in ("film", "concat")})
+    found = read_json(result)
+    found["models"]["film"]["accuracy"], found["models"]["concat"]["accuracy"] = 0.50112, 0.50114
+    write_json(result, found)
+    svgs = [tmp_path / "f.svg", *[tmp_path / f"f_{page}.svg" for page in PAGES[1:]]]
+    draw_film_vs_concat(result, paths, svgs, tmp_path / "f.csv", **LOOK)
+    looks = re.findall(r"<text style=\"([^\"]*)\"[^>]*>0\.501<", svgs[0].read_text())
+    assert len(looks) == 2
+    assert all("bold" in look or "700" in look for look in looks), looks
 
 
 def test_pages_and_files_must_agree(tmp_path: Path) -> None:
