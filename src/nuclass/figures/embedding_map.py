@@ -181,12 +181,14 @@ def _write_marks(ax: Axes, cells: pd.DataFrame, way: Colouring) -> None:
         own = (places[(cells[way.column] == name).to_numpy()] - low) / span
         square = np.minimum((own * _SQUARES).astype(int), _SQUARES - 1)
         code = square[:, 0] * _SQUARES + square[:, 1]
-        x, y = own[code == np.bincount(code).argmax()].mean(axis=0)
+        x, y = map(float, own[code == np.bincount(code).argmax()].mean(axis=0))
         while any(abs(x - a) < _MARK[0] and abs(y - b) < _MARK[1] for a, b in taken):
             y -= _MARK[1] / 2
         taken.append((x, y))
-        at = low + span * (x, y)
-        ax.text(*at, way.marks[name], fontsize=4.5, ha="center", va="center", path_effects=halo, color="#111111")
+        left, bottom = low + span * (x, y)
+        ax.text(
+            left, bottom, way.marks[name], fontsize=4.5, ha="center", va="center", path_effects=halo, color="#111111"
+        )
 
 
 def share_wrong(ax: Axes, cells: pd.DataFrame) -> None:
