@@ -128,7 +128,7 @@ rule draw_fusion:
         **SHEETS,
         comparison="results/evaluation/fusion.csv",
     output:
-        pictures=drawn("fusion", "Results", "Gate, mean, safety policy, oracle"),
+        pictures=drawn("fusion", "Results", "Gate and other ways to fuse"),
         csv="results/figures/fusion.csv",
     params:
         synthetic=SYNTHETIC,
@@ -146,7 +146,7 @@ rule draw_fusion:
     conda:
         "../envs/figures.yaml"
     message:
-        "Figure fusion: branches, mean, gate, safety policy and oracle"
+        "Figure fusion: the gate against other ways to fuse"
     script:
         "../scripts/draw_fusion.py"
 

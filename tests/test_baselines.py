@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,14 @@ def test_maps_explain_what_the_tables_say(study, checkpoints, tmp_path):
     tables = {name: pd.concat(map(pd.read_parquet, outputs[f"{name}_finetuned"].values())) for name in NAMES}
     cells = tables["plip"].iloc[[0, 3, -1]].reset_index(drop=True)
     maps, found = compute_baseline_maps(cells, checkpoints=tuned, **files)
-    assert list(maps) == ["plip_cam", "musk_cam"]
+    assert list(maps) == ["plip_cam", "plip_cam_layer", "musk_cam", "musk_cam_layer"]
     for name in NAMES:
         told = tables[name].set_index(["slide", "cell_id"]).loc[pd.MultiIndex.from_frame(cells[["slide", "cell_id"]])]
         assert found[f"{name}_prediction"].tolist() == told["prediction"].tolist()
         assert np.allclose(found[f"{name}_probability"], told["confidence"], atol=1e-4)
         assert found[f"{name}_stand_in"].all()
         assert maps[f"{name}_cam"].shape == (3, 32, 32)
+        assert re.fullmatch(r".+, \d+ × \d+", str(maps[f"{name}_cam_layer"]))
         assert 0 <= maps[f"{name}_cam"].min() <= maps[f"{name}_cam"].max() <= 1
     assert (maps["musk_cam"].max((1, 2)) == 1).all()
     nothing, alone = compute_baseline_maps(cells, checkpoints={}, **files)
