@@ -43,7 +43,7 @@ NETWORKS = {
     "loki": (306_724_864, 768),
     "musk": (303_936_512, 1024),
     "demo-context": (761_472, 128),
-    "demo-local": (558_078, 160),
+    "demo-local": (476_958, 160),
 }
 SMALL_NETWORK = (500_000, 256)
 """Taken for a network that is built from its settings, as the demo's are."""

@@ -217,14 +217,14 @@ _DEMO_LOCAL = BackboneSpec(
     name="demo-local",
     library="timm",
     architecture="resnet10t",
-    arguments={"channels": [24, 48, 96, 160], "stem_width": 8},
-    input_px=96,
+    arguments={"channels": [16, 40, 80, 160], "stem_width": 8},
+    input_px=80,
     feature_dim=160,
     hub_id="",
-    parameters=558_078,
+    parameters=476_958,
     licence="",
     gated=False,
-    multiple=32,
+    multiple=16,
 )
 
 REGISTRY: dict[str, BackboneSpec] = {
