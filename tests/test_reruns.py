@@ -138,7 +138,7 @@ def test_what_changes_no_result_runs_nothing(study: Path) -> None:
     for old, new in (
         ("time=480", "time=1"),
         ("Training", "Now"),
-        ("mem(model_base())", "mem(9)"),
+        ("mem(3000)", "mem(9)"),
         ("priority: 3", "priority: 4"),
     ):
         assert old in text

@@ -194,13 +194,7 @@ def _panel(ax: Axes, measures: Mapping[str, str], curve: Curve, colour: str) -> 
                 point["x"], point[key], color=ink, marker="o", ms=4.5, mec="white", mew=0.6, ls="", zorder=6 - order
             )
     if {_GREY_LINE, _ONCE} & set(drawn):
-        box: dict[str, Any] = {
-            "frameon": True,
-            "facecolor": "white",
-            "edgecolor": "none",
-            "framealpha": 0.9,
-            "borderpad": 0.2,
-        }
+        box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.9, "borderpad": 0.2}
         # One point alone may lie in the corner.
         lonely = rows.get(_ONCE, rows["x"]).notna().sum() == 1 < len(rows)
         place: Literal["center right", "lower right"] = "center right" if lonely else "lower right"
