@@ -103,3 +103,13 @@ def test_an_unknown_organ_is_refused(tmp_path: Path) -> None:
         simulate_slide(
             slide="x", organ="heart", role="train", seed=1, bundle_folder=tmp_path, truth_folder=tmp_path / "t"
         )
+
+
+def test_outlines_are_sums_of_sines():
+    from nuclass.synthetic.shapes import wobble
+
+    rng = np.random.default_rng(0)
+    theta, amplitude, phase = rng.uniform(0, 7, 50), rng.random((4, 3)), rng.uniform(0, 7, (4, 3))
+    expected = sum(amplitude[:, [k]] * np.sin(n * theta + phase[:, [k]]) for k, n in enumerate((2, 3, 4)))
+    found = wobble(np.cos(theta), np.sin(theta), amplitude[:, None, :], phase[:, None, :])
+    np.testing.assert_allclose(found, expected, atol=1e-12)
