@@ -25,8 +25,9 @@ from backbone_example import (
     training_checkpoint,
 )
 from nuclass.core.errors import UserError
-from nuclass.models.backbones import REGISTRY, build_backbone, find_weights, locate
+from nuclass.models.backbones import REGISTRY, build_backbone, check_sent, find_weights, locate
 from nuclass.models.backbones.states import take
+from nuclass.models.backbones.weights import told_sha256
 
 
 def folder_of(name: str, base: Path) -> Path:
@@ -415,3 +416,52 @@ def test_other_faults_of_files_and_folders(tmp_path):
     assert "not one that transformers knows" in refusal({"name": f"transformers:{tmp_path / 'empty'}"})
     (tmp_path / "empty" / "config.json").write_text("{")
     assert "not one that transformers knows" in refusal({"name": f"transformers:{tmp_path / 'empty'}"})
+
+
+def test_the_hash_on_record_is_that_of_the_cache_or_of_the_download(tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()
+    blob = tmp_path / "models--vinid--plip" / "blobs" / digest
+    link = tmp_path / "models--vinid--plip" / "snapshots" / "0123abc" / "model.safetensors"
+    for folder in (blob.parent, link.parent):
+        folder.mkdir(parents=True)
+    blob.write_bytes(b"weights")
+    link.symlink_to(blob)
+    assert told_sha256(link) == digest
+    assert check_sent(link, "vinid/plip")
+    small = blob.with_name("a" * 40)
+    small.write_bytes(b"weights")
+    assert told_sha256(small) is None, "a small file's name is the hash of git"
+    assert not check_sent(small, "vinid/plip")
+    folder = tmp_path / "backbones"
+    (folder / "deeper").mkdir(parents=True)
+    note = folder / ".cache/huggingface/download/deeper/model.bin.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"0123abc\n{digest}\n1764.0\n")
+    (folder / "deeper/model.bin").write_bytes(b"weights")
+    assert told_sha256(folder / "deeper/model.bin") == digest
+
+
+def test_the_record_is_written_as_the_hubs_library_writes_it(tmp_path):
+    from huggingface_hub._local_folder import write_download_metadata
+
+    digest = hashlib.sha256(b"weights").hexdigest()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    write_download_metadata(tmp_path, "model.safetensors", "0123abc", digest)
+    assert told_sha256(tmp_path / "model.safetensors") == digest
+
+
+def test_a_file_that_is_not_what_the_hub_sent_is_refused_when_it_is_loaded(tmp_path):
+    folder = folder_of("plip", tmp_path / "backbones")
+    file = folder / "model.safetensors"
+    save_file({**clip_file(), **clip_model().state_dict()}, file)
+    note = folder / ".cache/huggingface/download/model.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"0123abc\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n1764.0\n")
+    build_backbone({"name": "plip"}, root=tmp_path)
+    bad = bytearray(file.read_bytes())
+    bad[-1] ^= 1
+    file.write_bytes(bad)
+    message = refusal({"name": "plip"}, root=tmp_path)
+    assert "A weight file is not what the hub sent" in message
+    assert f"rm {file} && hf download vinid/plip --local-dir {folder}" in message
+    assert build_backbone({"name": "plip", "weights": str(file)}, root=tmp_path).weights, "one's own are as they are"

@@ -53,7 +53,8 @@ def test_the_list_tells_hashes_when_asked(tmp_path, capsys):
     run("--sha256", "--root", "study")
     out = capsys.readouterr().out
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert out.splitlines()[-1] == f"musk: {file.stat().st_size:,} bytes, sha256 {digest}"
+    size = f"{file.stat().st_size:,} bytes"
+    assert out.splitlines()[-1] == f"musk: {size}, sha256 {digest}, what the hub sent is not on record"
     run("--root", "study")
     assert digest not in capsys.readouterr().out
 
@@ -67,7 +68,8 @@ def test_fetch_puts_the_weights_where_they_are_looked_for(tmp_path, capsys, monk
 
     monkeypatch.setattr("nuclass.models.backbones.hub.download", download)
     run("fetch", "plip")
-    told = f"7 bytes, sha256 {hashlib.sha256(b'weights').hexdigest()}. Licence: none stated; for research.\n"
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    told = f"7 bytes, sha256 {sha256}, what the hub sent is not on record. Licence: none stated; for research.\n"
     assert capsys.readouterr().out == f"backbones/vinid/plip/pytorch_model.bin fetched: {told}"
     run("fetch", "plip")
     assert capsys.readouterr().out == f"backbones/vinid/plip/pytorch_model.bin is there already: {told}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -243,7 +244,7 @@ def test_weights_that_are_whole(tmp_path: Path) -> None:
     found = weights_of(case, "uni2-h")
     assert found.verdict == "pass"
     assert "for local, global, baseline uni2_h: " in found.found
-    assert "1 tensors, 681,394,176 parameters; no sha256 is registered to compare with" in found.found
+    assert found.found.endswith("1 tensors, 681,394,176 parameters")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +266,35 @@ def test_weights_that_are_broken(tmp_path: Path, make: Any, found: str) -> None:
     assert told.verdict == "fail"
     assert found in told.found
     assert told.remedy == f"mv {file} {file}.broken && nuclass backbones fetch plip"
+
+
+def hash_of(case: Case) -> Any:
+    (found,) = look(weights.CHECKS, "sha256", case)
+    return found
+
+
+def test_weights_are_what_the_hub_sent(tmp_path: Path) -> None:
+    """``huggingface_hub`` leaves the hash beside what it downloads; none of the doctor's own is needed."""
+    case = make_case(tmp_path, paper=True)
+    assert (hash_of(case).verdict, hash_of(case).found) == ("skip", "no weights of the hub are here")
+    folder = case.root / "backbones/vinid/plip"
+    file, note = folder / "model.safetensors", folder / ".cache/huggingface/download/model.safetensors.metadata"
+    note.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    assert hash_of(case).found == (
+        "compared whenever a network is loaded; nuclass doctor --hashes does it now (7 bytes to read)"
+    )
+    case = make_case(tmp_path, paper=True, hashes=True)
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    assert (hash_of(case).verdict, hash_of(case).found) == ("skip", f"{file}: sha256 {sha256}; none on record")
+    note.write_text(f"0123abc\n{sha256}\n1764.0\n", encoding="utf-8")
+    assert (hash_of(case).verdict, hash_of(case).found) == ("pass", f"{file}: sha256 {sha256}, as the hub sent it")
+    file.write_bytes(b"weiGhts of a bad disk")
+    found = hash_of(case)
+    assert (found.verdict, found.name) == ("fail", "plip")
+    assert "A weight file is not what the hub sent" in found.found
+    assert sha256 in found.found
+    assert found.remedy.startswith(f"rm {file} && hf download vinid/plip --local-dir {folder}")
 
 
 def test_gated_weights_that_are_missing(tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ def test_the_small_card_of_a_login_node(tmp_path: Path) -> None:
     torch, memory = (only(gpu.CHECKS, name, on(tmp_path)) for name in names)
     assert (torch.verdict, memory.verdict) == ("warn", "warn")
     assert torch.found.endswith("; jobs run on the cluster's")
-    assert memory.remedy == ("srun --gpus=1 .venv/bin/nuclass doctor --only gpu machine   looks at one of its nodes")
+    assert memory.remedy == (
+        "srun --gpus=1 .venv/bin/nuclass doctor --configfile config/paper.yaml --only gpu machine"
+        "   looks at one of its nodes"
+    )
     given = on(tmp_path, environ={"SLURM_STEP_GPUS": "0"})
     assert [only(gpu.CHECKS, name, given).verdict for name in names] == ["fail", "fail"]
     machine(tmp_path, "Quadro P400, 2048, 0")

@@ -40,7 +40,11 @@ _RIGHT = ("parameters", "features", "px")
 def add_backbones(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``nuclass backbones`` with its part ``fetch``."""
     parser = add_command(commands, "backbones", "List the image backbones, or fetch one's weights", _ABOUT)
-    parser.add_argument("--sha256", action="store_true", help="tell size and sha256 of each weight file (reads it all)")
+    parser.add_argument(
+        "--sha256",
+        action="store_true",
+        help="tell size and sha256 of each weight file, and whether the hub said the same (reads it all)",
+    )
     _add_root(parser, Path())
     parser.set_defaults(run=_list)
     parts = parser.add_subparsers(metavar="fetch")
@@ -78,7 +82,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _row(spec: BackboneSpec, root: Path, hashed: bool) -> tuple[list[str], list[str]]:
-    from nuclass.models.backbones import identify, locate
+    from nuclass.models.backbones import locate
 
     file = locate(spec.hub_id, spec.files, root) if spec.hub_id else None
     place = str(file) if file else (f"missing: nuclass backbones fetch {spec.name}" if spec.hub_id else "trained here")
@@ -94,13 +98,21 @@ def _row(spec: BackboneSpec, root: Path, hashed: bool) -> tuple[list[str], list[
     ]
     if not (hashed and file):
         return row, []
-    taken = identify(file, spec.hub_id)
-    return row, [f"{spec.name}: {taken.bytes:,} bytes, sha256 {taken.sha256}"]
+    return row, [f"{spec.name}: {_told(file, spec.hub_id)}"]
+
+
+def _told(file: Path, hub_id: str) -> str:
+    """Return size and sha256 of a weight file, and whether the hub said the same."""
+    from nuclass.models.backbones import check_sent, identify
+
+    taken = identify(file, hub_id)
+    known = "as the hub sent it" if check_sent(file, hub_id) else "what the hub sent is not on record"
+    return f"{taken.bytes:,} bytes, sha256 {taken.sha256}, {known}"
 
 
 def _fetch(options: argparse.Namespace) -> None:
     from nuclass.core.errors import UserError, closest
-    from nuclass.models.backbones import REGISTRY, identify
+    from nuclass.models.backbones import REGISTRY
     from nuclass.models.backbones.hub import fetch
 
     can = [name for name, spec in REGISTRY.items() if spec.hub_id]
@@ -116,9 +128,8 @@ def _fetch(options: argparse.Namespace) -> None:
     folder = options.root / "backbones" / spec.hub_id
     there = next((folder / name for name in spec.files if (folder / name).is_file()), None)
     file = there or fetch(spec, folder)
-    taken = identify(file, spec.hub_id)
     done = "is there already" if there else "fetched"
     sys.stdout.write(
-        f"{file} {done}: {taken.bytes:,} bytes, sha256 {taken.sha256}. Licence: {spec.licence}"
+        f"{file} {done}: {_told(file, spec.hub_id)}. Licence: {spec.licence}"
         f"{' (accepted by you on the hub)' if spec.gated else ''}.\n"
     )

@@ -12,7 +12,7 @@ from nuclass.cli_common import BASE, add_command, add_settings
 _GROUPS = ("machine", "packages", "gpu", "study", "data", "weights", "network", "cluster", "conda")
 _ABOUT = """\
 Check whether the study of this folder will run here. Looks at the machine, Python and packages, GPU, settings and
-sheets, slides, weights, network, Slurm and conda; changes nothing and reads no file whole. Each line is
+sheets, slides, weights, network, Slurm and conda; changes nothing; reads files whole with --hashes alone. Each line is
 
   PASS  all is well        WARN  may cost time or a part of the results
   SKIP  does not apply     FAIL  the study will not run; the line below says what to do
@@ -34,6 +34,7 @@ def add_doctor(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--directory", type=Path, default=Path(), help="folder of the study (default: the current one)")
     parser.add_argument("--only", nargs="+", choices=_GROUPS, default=[], metavar="GROUP", help=", ".join(_GROUPS))
     parser.add_argument("--offline", action="store_true", help="ask nothing of the network")
+    parser.add_argument("--hashes", action="store_true", help="compare the sha256 of weight files (2 s for each GB)")
     parser.add_argument("--json", metavar="FILE", help="write the findings there as JSON; - for standard output")
     parser.set_defaults(run=_doctor)
 
@@ -45,7 +46,7 @@ def _doctor(options: argparse.Namespace) -> None:
     from nuclass.doctor import Case, as_json, counts_of, examine, study_name, tell
 
     files = [BASE, *options.configfile]
-    case = Case(options.directory, files, offline=options.offline)
+    case = Case(options.directory, files, offline=options.offline, hashes=options.hashes)
     results = examine(case, options.only)
     if options.json:
         told = as_json(results, study_name(case))

@@ -38,6 +38,8 @@ class Case:
         Settings that are merged already, as Snakemake has them; without them ``files`` are read.
     offline
         Whether nothing may be asked of the network.
+    hashes
+        Whether weight files are read whole.
     environ
         The environment variables.
     environment
@@ -50,9 +52,16 @@ class Case:
     files: Sequence[Path] = (Path("config/config.yaml"),)
     settings: Mapping[str, Any] | None = None
     offline: bool = False
+    hashes: bool = False
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     environment: Path | None = None
     outer: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> str:
+        """What a command needs to mean this study: `` --configfile config/paper.yaml``, or nothing."""
+        own = [str(file) for file in self.files[1:]]
+        return " ".join(["", "--configfile", *own]) if own else ""
 
     @property
     def study(self) -> Study:

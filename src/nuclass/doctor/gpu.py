@@ -17,7 +17,7 @@ from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.networks import Use, memory_of, uses_of
 
 PROBE_S = 60.0
-ON_A_NODE = "srun --gpus=1 .venv/bin/nuclass doctor --only gpu machine"
+ON_A_NODE = "srun --gpus=1 .venv/bin/nuclass doctor{options} --only gpu machine"
 # The reckoning may be a third too high.
 SURELY = 2 / 3
 # A process of its own: a broken driver can end or hang the process that asks it.
@@ -244,7 +244,10 @@ def _against(case: Case, there: list[Card], known: list[tuple[Use, int]]) -> Fin
         more = "" if use.checkpointing or not use.trained else f", or set {place}.gradient_checkpointing: true"
         remedy = f"halve {key} and double accumulate in the models' file{more}"
         if _elsewhere(case):
-            return warned(f"{told}; jobs run on the cluster's", f"{ON_A_NODE}   looks at one of its nodes")
+            return warned(
+                f"{told}; jobs run on the cluster's",
+                f"{ON_A_NODE.format(options=case.options)}   looks at one of its nodes",
+            )
         return (failed if least.memory < wanted * SURELY else warned)(told, remedy)
     if least.used > least.memory / 5:
         return warned(

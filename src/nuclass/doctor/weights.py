@@ -17,7 +17,13 @@ from nuclass.doctor.exam import Check, Finding, failed, of_error, passed, skippe
 from nuclass.doctor.networks import uses_of
 from nuclass.models.backbones.hub import hub_is_off
 from nuclass.models.backbones.registry import REGISTRY, WEIGHT_FILES
-from nuclass.models.backbones.weights import download_command, locate, own_folders
+from nuclass.models.backbones.weights import (
+    check_sent,
+    download_command,
+    identify,
+    locate,
+    own_folders,
+)
 
 _POINTER = b"version https://git-lfs"
 _HEADER = 100_000_000
@@ -124,10 +130,33 @@ def _file(case: Case, one: Wanted) -> Finding:
             again,
             one.name,
         )
-    hashed = (
-        "" if one.own else "; no sha256 is registered to compare with (nuclass backbones --sha256 tells the file's)"
-    )
-    return passed(f"for {one.parts}: {file}, {told}{hashed}", one.name)
+    return passed(f"for {one.parts}: {file}, {told}", one.name)
+
+
+def hashes(case: Case) -> list[Finding] | Finding:
+    """Each weight file's sha256 against what the hub told when it was downloaded."""
+    if not case.sound:
+        return skipped("the study cannot be read")
+    here = [
+        (one, file)
+        for one in wanted(case.study.models)
+        if one.hub_id and (file := locate(one.hub_id, one.files, case.root)) is not None
+    ]
+    if not here:
+        return skipped("no weights of the hub are here")
+    if not case.hashes:
+        size = readable_bytes(float(sum(file.stat().st_size for _, file in here)))
+        return skipped(f"compared whenever a network is loaded; nuclass doctor --hashes does it now ({size} to read)")
+    return [_hash(file, one) for one, file in here]
+
+
+def _hash(file: Path, one: Wanted) -> Finding:
+    try:
+        sent = check_sent(file, one.hub_id)
+    except UserError as error:
+        return of_error(error, one.name)
+    told = f"{file}: sha256 {identify(file).sha256}"
+    return passed(f"{told}, as the hub sent it", one.name) if sent else skipped(f"{told}; none on record", one.name)
 
 
 def _fetch(case: Case, one: Wanted) -> str:
@@ -266,6 +295,7 @@ def hub_offline(case: Case) -> Finding:
 
 CHECKS = [
     Check("weights", "weight files", files, 30.0),
+    Check("weights", "sha256", hashes, 900.0),
     Check("weights", "gated licences", access, 20.0),
     Check("weights", "hub", hub_offline, 20.0),
 ]

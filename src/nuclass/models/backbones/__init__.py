@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nuclass.models.backbones.build import build_backbone, describe
     from nuclass.models.backbones.network import Backbone, CenterPool, count_parameters
     from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, WEIGHT_FILES, BackboneSpec
-    from nuclass.models.backbones.weights import WeightFile, find_weights, identify, locate
+    from nuclass.models.backbones.weights import WeightFile, check_sent, find_weights, identify, locate
 
 _HOME = {
     "build_backbone": "build",
@@ -46,6 +46,7 @@ _HOME = {
     "WEIGHT_FILES": "registry",
     "BackboneSpec": "registry",
     "WeightFile": "weights",
+    "check_sent": "weights",
     "find_weights": "weights",
     "identify": "weights",
     "locate": "weights",
@@ -62,6 +63,7 @@ __all__ = [
     "CenterPool",
     "WeightFile",
     "build_backbone",
+    "check_sent",
     "count_parameters",
     "describe",
     "find_weights",

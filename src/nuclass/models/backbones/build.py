@@ -19,6 +19,7 @@ from nuclass.models.backbones.registry import IMAGENET_MEAN, IMAGENET_STD, REGIS
 from nuclass.models.backbones.states import State, fill, read_state, take
 from nuclass.models.backbones.weights import (
     WeightFile,
+    check_sent,
     download_command,
     identify,
     locate,
@@ -185,8 +186,10 @@ def _read(file: Path, spec: BackboneSpec, root: Path) -> State:
 def _taken(name: str, file: Path | None, hub_id: str) -> WeightFile | None:
     if file is None:
         return None
+    sent = bool(hub_id) and check_sent(file, hub_id)
     taken = identify(file, hub_id)
-    _log.info("%s: weights from %s, %s bytes, sha256 %s", name, file, f"{taken.bytes:,}", taken.sha256)
+    as_sent = ", as the hub sent it" if sent else ""
+    _log.info("%s: weights from %s, %s bytes, sha256 %s%s", name, file, f"{taken.bytes:,}", taken.sha256, as_sent)
     return taken
 
 

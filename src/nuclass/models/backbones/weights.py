@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ _log = get_logger(__name__)
 _HASHES: dict[tuple[str, int, int], str] = {}
 
 VARIABLE = "NUCLASS_BACKBONES"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,55 @@ def identify(file: Path, hub_id: str = "") -> WeightFile:
         with file.open("rb") as stream:
             _HASHES[key] = hashlib.file_digest(stream, "sha256").hexdigest()
     return WeightFile(file.name, hub_id, _HASHES[key], facts.st_size)
+
+
+def told_sha256(file: Path) -> str | None:
+    """Return the sha256 that the hub told when it sent a file; None where that is not on record beside it.
+
+    The hub's cache names large files by it. A download into a folder keeps it as the second line of
+    ``.cache/huggingface/download/<file>.metadata`` below that folder (layout of huggingface_hub 0.24 to 1.x).
+    """
+    blob = file.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return blob.name
+    for folder in file.absolute().parents[:2]:
+        note = folder / ".cache/huggingface/download" / f"{file.absolute().relative_to(folder)}.metadata"
+        if note.is_file():
+            lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
+            if len(lines) > 1 and _SHA256.fullmatch(lines[1].strip()):
+                return lines[1].strip()
+    return None
+
+
+def check_sent(file: Path, hub_id: str) -> bool:
+    """Compare a weight file of the hub with what the hub said of it; return False where nothing is on record.
+
+    The file is read whole (about 2 s for each GB), once in a process.
+
+    Raises
+    ------
+    UserError
+        When its sha256 is another one.
+    """
+    told = told_sha256(file)
+    if told is None:
+        return False
+    found = identify(file).sha256
+    if found != told:
+        blob = file.resolve()
+        again = (
+            f"rm {blob} && hf download {hub_id}"
+            if blob.parent.name == "blobs"
+            else f"rm {file} && {download_command(hub_id, file.parent)}"
+        )
+        raise UserError(
+            "A weight file is not what the hub sent",
+            where=file,
+            found=f"sha256 {found}",
+            expected=f"sha256 {told}",
+            fix=f"{again}   (weights of your own lie elsewhere and are named by the key 'weights')",
+        )
+    return True
 
 
 def own_folders(hub_id: str, root: Path) -> list[Path]:
