@@ -378,9 +378,14 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = reach(make_case(tmp_path), "http://127.0.0.1:9/a.csv", monkeypatch)
     assert found.verdict == "fail"
     assert "Connection refused" in found.found
+    paper = make_case(tmp_path, paper=True, environ={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert (
+        " snakemake --cores 4 --configfile config/paper.yaml -- bundles "
+        in network._no_answer(paper, "10x.example", "").remedy
+    )
+    assert "nuclass backbones fetch NAME" in network._no_answer(paper, "127.0.0.1:9", "").remedy
     assert found.remedy == (
-        "fetch on a machine with a network, such as a login node: snakemake --cores 1 --until fetch_bundle, "
-        "nuclass backbones fetch NAME; or set https_proxy"
+        "on a machine with a network, such as a login node: snakemake --cores 4 -- bundles   or set https_proxy"
     )
 
 

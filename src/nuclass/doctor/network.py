@@ -54,7 +54,7 @@ def servers(case: Case) -> list[Finding]:
     findings: dict[str, Finding] = {}
 
     def reach(server: str, url: str) -> None:
-        findings[server] = _reach(server, url)
+        findings[server] = _reach(case, server, url)
 
     threads = [threading.Thread(target=reach, args=pair, daemon=True) for pair in asked.items()]
     for thread in threads:
@@ -62,11 +62,11 @@ def servers(case: Case) -> list[Finding]:
     end = time.monotonic() + LIMIT_S + 1
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    lost = {server: _no_answer(server, f"no answer within {LIMIT_S:g} s") for server in asked}
+    lost = {server: _no_answer(case, server, f"no answer within {LIMIT_S:g} s") for server in asked}
     return [{**lost, **findings}[server] for server in asked]
 
 
-def _reach(server: str, url: str) -> Finding:
+def _reach(case: Case, server: str, url: str) -> Finding:
     from nuclass.xenium.remote import ForbiddenError, HttpSettings, NotFoundError, PastEndError, TransientError, ask
 
     try:
@@ -77,16 +77,17 @@ def _reach(server: str, url: str) -> Finding:
     except PastEndError:
         return passed("answers", server)
     except TransientError as error:
-        return _no_answer(server, str(error))
+        return _no_answer(case, server, str(error))
     except UserError as error:
         return failed(f"{error.what}: {error.found}", error.fix or "check proxy and address", server)
 
 
-def _no_answer(server: str, why: str) -> Finding:
+def _no_answer(case: Case, server: str, why: str) -> Finding:
+    hub = urllib.parse.urlsplit(case.environ.get("HF_ENDPOINT") or HUB).netloc
+    command = "nuclass backbones fetch NAME" if server == hub else f"snakemake --cores 4{case.options} -- bundles"
     return failed(
         f"no answer: {why}",
-        "fetch on a machine with a network, such as a login node: snakemake --cores 1 --until fetch_bundle, "
-        "nuclass backbones fetch NAME; or set https_proxy",
+        f"on a machine with a network, such as a login node: {command}   or set https_proxy",
         server,
     )
 
