@@ -83,6 +83,8 @@ def _reach(case: Case, server: str, url: str) -> Finding:
 
 
 def _no_answer(case: Case, server: str, why: str) -> Finding:
+    from nuclass.doctor.weights import HUB
+
     hub = urllib.parse.urlsplit(case.environ.get("HF_ENDPOINT") or HUB).netloc
     command = "nuclass backbones fetch NAME" if server == hub else f"snakemake --cores 4{case.options} -- bundles"
     return failed(
