@@ -169,6 +169,19 @@ def test_short_jobs_shared_cluster_jobs(here: Path, there: Path) -> None:
     assert cluster_jobs <= 16 < sum(counted(here).values()) / 3
 
 
+def test_jobs_of_a_cluster_job_take_turns_on_its_one_core(there: Path) -> None:
+    """Also those that could go side by side, as the evaluations of three models, inside the job as outside."""
+    jobs = dict(re.findall(r"SLURM jobid (\d+) \(log: \S*/(group_[^/]+)/", said(there)))
+    assert any(name.startswith("group_evaluation_") for name in jobs.values())
+    for job, name in jobs.items():
+        assert re.search(r"NumCPUs=(\d+)", shown(job))[1] == "1", name
+        assert "JobState=COMPLETED" in shown(job), name
+    logs = [log.read_text(encoding="utf-8") for log in (there / "logs/slurm").glob("group_*/*.log")]
+    steps = sum(text.count("Provided cores: ") for text in logs)
+    assert steps >= len(jobs)
+    assert sum(text.count('lanes=Resource("lanes", 1)') for text in logs) == steps
+
+
 def test_no_job_asked_for_a_network(there: Path) -> None:
     assert not (there / "refused.txt").exists()
 
