@@ -142,23 +142,6 @@ def own(path):
     return os.path.relpath(ROOT / path)
 
 
-def keep_lanes():
-    """Tell the Snakemake inside a cluster job the lanes of the run: `--resources` does not reach it by itself.
-
-    Without them it asks for as many cores as jobs of its group could run side by side, and Slurm refuses that step.
-    """
-    name = "NUCLASS_LANES"
-    if not workflow.remote_exec:
-        lanes = workflow.global_resources.get("lanes").value
-        if lanes is not None:
-            os.environ[name] = str(lanes)
-    elif name in os.environ:
-        workflow.register_resource("lanes", int(os.environ[name]))
-
-
-keep_lanes()
-
-
 def slide_row(slide, *columns):
     """Return a slide's row of the sheet as a dictionary: the given columns, or all."""
     row = {"slide": slide, **SLIDES.loc[slide].to_dict()}
@@ -244,3 +227,4 @@ def slide_threads(wildcards):
 
 
 include: "requests.smk"
+include: "cluster.smk"

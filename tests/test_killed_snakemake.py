@@ -108,7 +108,7 @@ def test_a_process_that_is_gone_is_told_from_a_look_that_fails(
         raise error
 
     monkeypatch.setattr(Path, "read_text", fail)
-    assert orphans._parent(7) == 0
+    assert orphans.parent_of(7) == 0
 
 
 def test_where_the_system_tells_nothing_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def end_with_snakemake() -> threading.Thread | None:
 def _up_to_snakemake(process: int) -> dict[int, int]:
     """Return the parent of this process, and of each above, up to the nearest Snakemake; empty where there is none."""
     chain: dict[int, int] = {}
-    while parent := _parent(process):
+    while parent := parent_of(process):
         chain[process] = parent
         if _is_snakemake(parent):
             return chain
@@ -47,13 +47,13 @@ def _up_to_snakemake(process: int) -> dict[int, int]:
 
 def _watch(chain: dict[int, int]) -> None:
     """Wait until a process of the chain has another parent: its own is gone. What cannot be read is looked at again."""
-    while all(_parent(process) in (parent, None) for process, parent in chain.items()):
+    while all(parent_of(process) in (parent, None) for process, parent in chain.items()):
         time.sleep(LOOK_EVERY_S)
     _log.warning("Snakemake, which started this job, is gone; the job ends too")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _parent(process: int) -> int | None:
+def parent_of(process: int) -> int | None:
     """Return the parent's number; 0 where there is none or the process is gone, None where that cannot be read now."""
     try:
         text = (_PROC / str(process) / "stat").read_text(encoding="utf-8", errors="replace")
@@ -65,9 +65,13 @@ def _parent(process: int) -> int | None:
     return int(text.rpartition(")")[2].split()[1])
 
 
-def _is_snakemake(process: int) -> bool:
+def words_of(process: int) -> list[str]:
+    """Return the words of a process's command line; none where they cannot be read."""
     try:
-        words = (_PROC / str(process) / "cmdline").read_bytes().split(b"\0")
+        return [os.fsdecode(word) for word in (_PROC / str(process) / "cmdline").read_bytes().split(b"\0")]
     except OSError:
-        return False
-    return any(Path(os.fsdecode(word)).name == "snakemake" for word in words[:4])
+        return []
+
+
+def _is_snakemake(process: int) -> bool:
+    return any(Path(word).name == "snakemake" for word in words_of(process)[:4])

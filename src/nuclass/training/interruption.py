@@ -94,10 +94,17 @@ class Signals:
 
 @contextmanager
 def leaving(saved: object) -> Iterator[None]:
-    """Raise :class:`StoppedError` at once when asked to leave; for work that is saved part by part."""
+    """Raise :class:`StoppedError` at once when asked to leave; for work that is saved part by part.
+
+    Asked again while it leaves, it is not disturbed.
+    """
+    asked = False
 
     def leave(number: int) -> None:
-        raise StoppedError(number, saved)
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise StoppedError(number, saved)
 
     with Signals(leave):
         yield
