@@ -15,13 +15,14 @@ from nuclass.doctor.case import Case
 PARTITIONS = "cpu*|up|1-00:00:00|(null)\ngpu|up|infinite|gpu:a100:4(S:0-1)\nold|down|infinite|(null)"
 
 
-def slurm(folder: Path, partitions: str = PARTITIONS, sacct: str = "exit 0") -> None:
-    """Write the commands of a cluster with these partitions."""
+def slurm(folder: Path, partitions: str = PARTITIONS, sacct: str = "exit 0", age: str = "300 sec") -> None:
+    """Write the commands of a cluster with these partitions, that remembers finished jobs so long."""
     for name in ("sbatch", "squeue", "scancel"):
         program(folder, name, "")
     lines = "\n".join(f"echo '{line}'" for line in partitions.splitlines())
     program(folder, "sinfo", f'if [ "$1" = --version ]; then echo slurm 22.05.8; exit; fi\n{lines}')
     program(folder, "sacct", sacct)
+    program(folder, "scontrol", f"echo 'MessageTimeout = 10 sec'; echo 'MinJobAge               = {age}'")
 
 
 def with_profile(folder: Path, profile: dict[str, Any], **more: Any) -> Case:
@@ -34,13 +35,14 @@ def with_profile(folder: Path, profile: dict[str, Any], **more: Any) -> Case:
 
 FITTING: dict[str, Any] = {
     "executor": "slurm",
+    "slurm-status-command": "squeue",
     "default-resources": {"slurm_partition": "gpu"},
 }
 
 
 def test_no_slurm(tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    for name in ("commands", "controller", "partitions", "time limits", "state of jobs"):
+    for name in ("commands", "controller", "partitions", "time limits", "account", "state of jobs"):
         assert only(cluster.CHECKS, name, case).verdict == "skip", name
 
 
@@ -231,17 +233,161 @@ def test_times_of_slurm(text: str, minutes: int | None) -> None:
     assert cluster.minutes(text) == minutes
 
 
-def test_state_of_jobs(tmp_path: Path) -> None:
-    slurm(tmp_path, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    found = only(cluster.CHECKS, "state of jobs", with_profile(tmp_path, {}))
-    assert found.verdict == "fail"
-    assert found.found.endswith("exit status 1: Slurm accounting storage is disabled")
+PROFILE = "profiles/slurm/config.yaml"
+NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
+LONGER = "ask the cluster's administrator for MinJobAge=300 in slurm.conf"
+SQUEUE, SACCT = {"slurm-status-command": "squeue"}, {"slurm-status-command": "sacct"}
+
+
+@pytest.mark.parametrize(
+    ("age", "sacct", "verdict", "remedy"),
+    [
+        ("300 sec", "exit 0", "pass", ""),
+        ("200", "exit 0", "pass", ""),
+        ("199 sec", "exit 0", "fail", f"slurm-status-command: sacct   in {PROFILE}"),
+        ("120 sec", NO_ACCOUNTING, "fail", LONGER),
+        ("2 sec", NO_ACCOUNTING, "fail", LONGER),
+    ],
+)
+def test_squeue_needs_a_slurm_that_remembers(tmp_path: Path, age: str, sacct: str, verdict: str, remedy: str) -> None:
+    slurm(tmp_path, sacct=sacct, age=age)
+    found = only(cluster.CHECKS, "state of jobs", with_profile(tmp_path, SQUEUE))
+    assert (found.verdict, found.remedy) == (verdict, remedy)
+    assert f"finished jobs {'for' if verdict == 'pass' else 'after'} {age.split()[0]} s (MinJobAge)" in found.found
+
+
+def test_a_slurm_that_does_not_say_how_long_it_remembers(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    program(tmp_path, "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    found = only(cluster.CHECKS, "state of jobs", with_profile(tmp_path, SQUEUE))
+    assert found.verdict == "warn"
+    assert found.found.endswith("is not told: exit status 1: Unable to contact slurm controller")
     assert found.remedy == (
-        "slurm-status-command: squeue   and   slurm-no-account: true   in profiles/slurm/config.yaml"
+        "scontrol show config | grep MinJobAge   must tell 200 s or more; else slurm-status-command: sacct   in "
+        f"{PROFILE}"
     )
-    case = make_case(tmp_path)
-    case.__dict__["profile"] = {"slurm-status-command": "squeue"}
+
+
+def test_the_first_question_may_come_later(tmp_path: Path) -> None:
+    """Below three times that wait the plugin leaves squeue without a word that is seen."""
+    slurm(tmp_path)
+    profile = {**SQUEUE, "slurm-init-seconds-before-status-checks": 120}
+    found = only(cluster.CHECKS, "state of jobs", with_profile(tmp_path, profile))
+    assert found.verdict == "fail"
+    assert "and 360 s are needed" in found.found
+
+
+def test_a_slurm_that_never_forgets(tmp_path: Path) -> None:
+    slurm(tmp_path, age="0 sec")
+    case = with_profile(tmp_path, SQUEUE)
+    found = only(cluster.CHECKS, "state of jobs", case)
+    assert (found.verdict, found.found.partition(", which works")[0]) == (
+        "warn",
+        "asked by sacct, for the plugin takes MinJobAge 0, for ever, for too short",
+    )
+    (tmp_path / "bin/sacct").unlink()
     assert only(cluster.CHECKS, "state of jobs", case).verdict == "pass"
+
+
+@pytest.mark.parametrize("profile", [SACCT, {}])
+def test_sacct_does_not_tell_of_cancelled_jobs(tmp_path: Path, profile: dict[str, str]) -> None:
+    slurm(tmp_path)
+    case = with_profile(tmp_path, profile)
+    found = only(cluster.CHECKS, "state of jobs", case)
+    assert (found.verdict, found.remedy) == ("warn", f"slurm-status-command: squeue   in {PROFILE}")
+    assert "CANCELLED by whom" in found.found
+    slurm(tmp_path, age="60 sec")
+    found = only(cluster.CHECKS, "state of jobs", case)
+    assert found.remedy == f"after each scancel end Snakemake (Ctrl-C) and start it again; or {LONGER}"
+
+
+@pytest.mark.parametrize("profile", [SACCT, {}])
+def test_a_sacct_that_fails(tmp_path: Path, profile: dict[str, str]) -> None:
+    slurm(tmp_path, sacct=NO_ACCOUNTING)
+    case = with_profile(tmp_path, profile)
+    found = only(cluster.CHECKS, "state of jobs", case)
+    assert (found.verdict, found.remedy) == ("fail", f"slurm-status-command: squeue   in {PROFILE}")
+    assert found.found.endswith("exit status 1: Slurm accounting storage is disabled")
+    slurm(tmp_path, sacct=NO_ACCOUNTING, age="60 sec")
+    found = only(cluster.CHECKS, "state of jobs", case)
+    assert found.remedy == f"{LONGER}, then slurm-status-command: squeue   in {PROFILE}"
+    # The plugin itself goes over to squeue where there is no sacct.
+    slurm(tmp_path)
+    (tmp_path / "bin/sacct").unlink()
+    found = only(cluster.CHECKS, "state of jobs", case)
+    assert (found.verdict, found.found.startswith("asked by squeue, ")) == ("pass", True)
+
+
+def test_an_account_of_yours(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    program(tmp_path, "sacctmgr", '[ "$4" = user ] && [ "$6" = "format=account%256" ] && echo "  Mine"; echo " other"')
+    profile = {
+        "default-resources": {"slurm_account": "'MINE'"},
+        "set-resources": {"train_local": {"slurm_account": "other"}},
+    }
+    found = only(cluster.CHECKS, "account", with_profile(tmp_path, profile))
+    assert (found.verdict, found.found) == ("pass", "MINE, other, known to Slurm")
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {"default-resources": ["slurm_account=minr"]},
+        {"set-resources": {"train_gate": {"slurm_account": "other, minr"}}},
+    ],
+)
+def test_an_account_that_is_not_there(tmp_path: Path, profile: dict[str, Any]) -> None:
+    slurm(tmp_path)
+    program(tmp_path, "sacctmgr", "echo mine; echo other; echo mine")
+    found = only(cluster.CHECKS, "account", with_profile(tmp_path, profile))
+    assert (found.verdict, found.remedy) == ("fail", f"correct slurm_account in {PROFILE}")
+    assert found.found == f"{PROFILE} names the account minr; yours are mine, other. Did you mean 'mine'?"
+
+
+def test_accounts_told_by_sshare_alone(tmp_path: Path) -> None:
+    slurm(tmp_path)
+    program(tmp_path, "sacctmgr", NO_ACCOUNTING)
+    program(tmp_path, "sshare", '[ "$1" = -U ] && echo mine')
+    case = with_profile(tmp_path, {"default-resources": {"slurm_account": "other"}})
+    assert only(cluster.CHECKS, "account", case).found.endswith("names the account other; yours are mine.")
+    program(tmp_path, "sshare", "")
+    found = only(cluster.CHECKS, "account", case)
+    assert (found.verdict, found.found) == ("pass", "other; not compared, for Slurm tells no accounts")
+
+
+def test_accounts_that_the_plugin_cannot_compare(tmp_path: Path) -> None:
+    """Then it submits no job that names one."""
+    slurm(tmp_path)
+    case = with_profile(tmp_path, {"default-resources": {"slurm_account": "mine"}})
+    out = f"take slurm_account out of {PROFILE}: jobs then go to your default account of Slurm"
+    program(tmp_path, "sshare", "echo mine")
+    found = only(cluster.CHECKS, "account", case)
+    assert (found.verdict, found.remedy) == ("fail", out)
+    assert found.found.endswith("submits nothing: the command sacctmgr is not found")
+    for name in ("sacctmgr", "sshare"):
+        program(tmp_path, name, NO_ACCOUNTING)
+    found = only(cluster.CHECKS, "account", case)
+    assert (found.verdict, found.remedy) == ("fail", out)
+    assert found.found.count("Slurm accounting storage is disabled") == 2
+    (tmp_path / "bin/sshare").unlink()
+    assert "the command sshare is not found" in only(cluster.CHECKS, "account", case).found
+
+
+def test_no_account_named(tmp_path: Path) -> None:
+    slurm(tmp_path, sacct=NO_ACCOUNTING)
+    case = with_profile(tmp_path, {})
+    found = only(cluster.CHECKS, "account", case)
+    assert (found.verdict, found.found) == ("pass", "your default account of Slurm")
+    (tmp_path / "bin/sacct").unlink()
+    found = only(cluster.CHECKS, "account", case)
+    assert (found.verdict, found.remedy) == (
+        "fail",
+        f"load the module of Slurm, or slurm_account: NAME   under default-resources in {PROFILE}",
+    )
+    # One account for all rules: nothing is asked of sacct.
+    program(tmp_path, "sacctmgr", "echo mine")
+    case.__dict__["profile"] = {"default-resources": {"slurm_account": "mine"}}
+    assert only(cluster.CHECKS, "account", case).verdict == "pass"
 
 
 def test_no_conda(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from doctor_example import make_case, only, program
 from nuclass.doctor import gpu
 from nuclass.doctor.case import Case
 from nuclass.doctor.networks import FLOOR, memory_of, uses_of
+from nuclass.doctor.slurm import on_a_gpu_node
 
 TORCH = """
 __version__ = "2.15.0"
@@ -101,13 +102,34 @@ def test_the_small_card_of_a_login_node(tmp_path: Path) -> None:
     assert (torch.verdict, memory.verdict) == ("warn", "warn")
     assert torch.found.endswith("; jobs run on the cluster's")
     assert memory.remedy == (
-        "srun --gpus=1 .venv/bin/nuclass doctor --configfile config/paper.yaml --only gpu machine"
+        "srun --gpus=1 --mem=8G .venv/bin/nuclass doctor --configfile config/paper.yaml --only gpu machine"
         "   looks at one of its nodes"
     )
+    case = on(tmp_path)
+    case.__dict__["profile"] = {"set-resources": {"train_local": {"slurm_partition": "gpu"}}}
+    assert only(gpu.CHECKS, "GPU memory", case).remedy.startswith("srun -p gpu --gpus=1 --mem=8G .venv/bin/nuclass ")
     given = on(tmp_path, environ={"SLURM_STEP_GPUS": "0"})
     assert [only(gpu.CHECKS, name, given).verdict for name in names] == ["fail", "fail"]
     machine(tmp_path, "Quadro P400, 2048, 0")
     assert only(gpu.CHECKS, "torch and CUDA", on(tmp_path)).verdict == "warn"
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "words"),
+    [
+        ({}, {}, "srun --gpus=1 --mem=8G"),
+        (
+            {"slurm_account": "'mine'", "slurm_partition": "cpu"},
+            {"slurm_partition": "gpu, a100"},
+            "srun -p gpu,a100 -A mine --gpus=1 --mem=8G",
+        ),
+        ({"slurm_account": "mine,other"}, {"gpu_model": "a100"}, "srun -A mine --gpus=a100:1 --mem=8G"),
+        ({}, {"gpu": 0, "gres": "'gpu:a100:1'"}, "srun --gres=gpu:a100:1 --mem=8G"),
+        ({}, {"gpu": 1, "gres": "'lscratch:9'"}, "srun --gpus=1 --mem=8G"),
+    ],
+)
+def test_a_gpu_node_is_asked_for_as_the_profile_does(general: dict[str, Any], own: dict[str, Any], words: str) -> None:
+    assert on_a_gpu_node({"default-resources": general, "set-resources": {"train_local": own}}) == words
 
 
 @pytest.mark.parametrize(

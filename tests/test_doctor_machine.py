@@ -76,7 +76,7 @@ def test_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_against_the_largest_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory", lambda: 16e9)
+    monkeypatch.setattr(machine, "memory", lambda environ: 16e9)
     assert only(machine.CHECKS, "memory", make_case(tmp_path)).verdict == "pass"
     found = only(machine.CHECKS, "memory", make_case(tmp_path, paper=True))
     assert found.verdict == "fail"
@@ -87,6 +87,51 @@ def test_memory_against_the_largest_rule(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.remedy == "take a machine with more memory, or send the jobs to a cluster: snakemake --profile slurm"
     program(tmp_path, "sbatch", "")
     assert only(machine.CHECKS, "memory", make_case(tmp_path, paper=True)).verdict == "pass"
+
+
+def test_memory_of_a_job_is_no_other_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "sbatch", "")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "none")
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**8}[name])
+    environ = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "8192"}
+    found = only(machine.CHECKS, "memory", make_case(tmp_path, paper=True, environ=environ))
+    assert found.verdict == "warn"
+    assert found.found.startswith("8.6 GB; of the rules")
+    assert found.remedy.startswith("to run the study inside of such a job: --mem=24G or more; ")
+    environ["SLURM_MEM_PER_NODE"] = "0"
+    assert only(machine.CHECKS, "memory", make_case(tmp_path, paper=True, environ=environ)).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        # Version 2: a job's step has none of its own, its job has, the machine more.
+        ("0::/slurm/job_7/step_0", {"slurm/job_7/memory.max": "3000", "memory.max": "9000"}, 3000),
+        ("0::/slurm/job_7", {"slurm/job_7/memory.max": "max", "slurm/memory.max": "5000"}, 5000),
+        # Version 1, with the others beside it.
+        (
+            "5:cpuset:/slurm\n4:cpu,memory:/slurm/uid_1/job_7\n0::/init.scope",
+            {"memory/slurm/uid_1/job_7/memory.limit_in_bytes": "2000", "memory/memory.limit_in_bytes": "8000"},
+            2000,
+        ),
+        # A container, which sees its own groups at the top.
+        ("0::/docker/abc", {"memory.max": "4000"}, 4000),
+        (None, {"memory.max": "4000"}, 4000),
+        ("0::/", {}, 4096 * 10**6),
+    ],
+)
+def test_memory_of_control_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str | None, files: dict[str, str], limit: int
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**6}[name])
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "GROUP_FILES", tmp_path / "fs")
+    if groups is not None:
+        (tmp_path / "cgroup").write_text(f"{groups}\n", encoding="utf-8")
+    for name, text in files.items():
+        (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / name).write_text(f"{text}\n", encoding="ascii")
+    assert machine.memory({}) == limit
 
 
 def test_open_files(tmp_path: Path) -> None:

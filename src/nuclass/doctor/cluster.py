@@ -6,19 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 from nuclass.core.errors import closest
+from nuclass.doctor.accounting import CHECKS as ACCOUNTING
 from nuclass.doctor.asked import Asked, read_rules, runtimes
 from nuclass.doctor.case import INSTALL, REPOSITORY, SLURM_PROFILE, Case
 from nuclass.doctor.commands import ask, find
 from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.networks import uses_of, wants_gpu
+from nuclass.doctor.slurm import COMMANDS, LIMIT_S, NO_SLURM, has_slurm, listed, value_of
 
 PLUGIN = "snakemake-executor-plugin-slurm"
-COMMANDS = ("sbatch", "squeue", "sinfo", "scancel")
-LIMIT_S = 8.0
-_NO_SLURM = "no Slurm on this machine"
 _SHOWN = 5
 _OF_PUBLISHED = (("embed", ""), ("train", "_linear"), ("train", "_finetuned"), ("predict", ""))
 
@@ -34,15 +32,11 @@ class Partition:
     gpus: tuple[str, ...]
 
 
-def _has_slurm(case: Case) -> bool:
-    return any(find(name, case.environ) for name in COMMANDS)
-
-
 def commands(case: Case) -> Finding:
     """The commands of Slurm."""
     missing = [name for name in COMMANDS if find(name, case.environ) is None]
     if len(missing) == len(COMMANDS):
-        return skipped(f"{_NO_SLURM}; it is needed for --profile slurm only")
+        return skipped(f"{NO_SLURM}; it is needed for --profile slurm only")
     if missing:
         return failed(f"{', '.join(missing)} not found, the others are", "load the module of Slurm, or mend PATH")
     answer = ask(["sinfo", "--version"], case.environ, LIMIT_S)
@@ -93,8 +87,8 @@ def minutes(text: str) -> int | None:
 
 def controller(case: Case) -> Finding:
     """The controller answers, with its partitions."""
-    if not _has_slurm(case):
-        return skipped(_NO_SLURM)
+    if not has_slurm(case):
+        return skipped(NO_SLURM)
     there, reason = partitions(case.environ)
     if not there:
         return failed(
@@ -118,7 +112,7 @@ def plugin(case: Case) -> Finding:
             version = metadata.version(PLUGIN)
         except metadata.PackageNotFoundError:
             told = "the plugin of Snakemake for Slurm is not installed"
-            return failed(told, INSTALL) if _has_slurm(case) else skipped(f"{told}; {_NO_SLURM}")
+            return failed(told, INSTALL) if has_slurm(case) else skipped(f"{told}; {NO_SLURM}")
     return passed(f"{PLUGIN} {version}")
 
 
@@ -126,48 +120,18 @@ def profile(case: Case) -> Finding:
     """The profile is found under the name that the command gives."""
     if not case.profile:
         told = f"there is no {SLURM_PROFILE} in {case.root.absolute()}"
-        return failed(told, f"git checkout {SLURM_PROFILE}") if _has_slurm(case) else skipped(told)
+        return failed(told, f"git checkout {SLURM_PROFILE}") if has_slurm(case) else skipped(told)
     link = case.root / "slurm"
     if not (link / "config.yaml").is_file():
         return warned("the link slurm is missing, so --profile slurm finds nothing", "ln -s profiles/slurm slurm")
     return passed(f"{SLURM_PROFILE}, by the link slurm")
 
 
-def _resources(profile: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return what a profile gives all rules, and each by itself; lists of ``key=value`` are understood too."""
-
-    def section(value: Any) -> dict[str, Any]:
-        if isinstance(value, Mapping):
-            return {str(key): one for key, one in value.items()}
-        if isinstance(value, list):
-            return dict(str(item).split("=", 1) for item in value if "=" in str(item))
-        return {}
-
-    own = {
-        name: section(value)
-        for name, value in section(profile.get("set-resources")).items()
-        if isinstance(value, Mapping)
-    }
-    return section(profile.get("default-resources")), own
-
-
-def _partition_of(rule: str, profile: Mapping[str, Any]) -> str | None:
-    """Return the partition that a profile names for a rule, None where it leaves that to Slurm."""
-    general, own = _resources(profile)
-    named = own.get(rule, {}).get("slurm_partition", general.get("slurm_partition"))
-    return str(named).strip("'\"") if named else None
-
-
-def _parts(name: str | None) -> list[str]:
-    """Return the partitions that ``slurm_partition`` names: one, or several with commas, of which Slurm takes one."""
-    return [part.strip() for part in (name or "").split(",") if part.strip()]
-
-
 def _places(name: str | None, known: Mapping[str, Partition], default: Partition | None) -> list[Partition]:
     """Return the partitions that a job may go to, as far as they are there; the default where none is named."""
-    if not _parts(name):
+    if not listed(name):
         return [default] if default else []
-    return [known[part] for part in _parts(name) if part in known]
+    return [known[part] for part in listed(name) if part in known]
 
 
 def _gpu_rules(case: Case, rules: Mapping[str, Asked]) -> list[str]:
@@ -179,16 +143,16 @@ def _gpu_rules(case: Case, rules: Mapping[str, Asked]) -> list[str]:
 
 def partitions_named(case: Case) -> list[Finding] | Finding:
     """The partitions of the profile exist, are up, and those of GPU jobs have GPUs."""
-    if not _has_slurm(case):
-        return skipped(_NO_SLURM)
+    if not has_slurm(case):
+        return skipped(NO_SLURM)
     there, reason = partitions(case.environ)
     if not there:
         return skipped(f"the cluster does not answer: {reason}")
     rules = read_rules(REPOSITORY / "rules")
     known = {one.name: one for one in there}
     default = next((one for one in there if one.default), None)
-    named = {rule: _partition_of(rule, case.profile) for rule in rules}
-    wrong = sorted({part for name in named.values() for part in _parts(name) if part not in known})
+    named = {rule: value_of(rule, "slurm_partition", case.profile) for rule in rules}
+    wrong = sorted({part for name in named.values() for part in listed(name) if part not in known})
     if wrong:
         near = closest(wrong[0], list(known))
         return failed(
@@ -200,7 +164,7 @@ def partitions_named(case: Case) -> list[Finding] | Finding:
             f"no partition is the default, and {SLURM_PROFILE} names none for all rules",
             f"slurm_partition: {there[0].name}   under default-resources in {SLURM_PROFILE}",
         )
-    down = sorted({name for name in named.values() if name and not any(known[part].up for part in _parts(name))})
+    down = sorted({name for name in named.values() if name and not any(known[part].up for part in listed(name))})
     if down:
         return failed(f"down: {', '.join(down)}", f"wait, or name another slurm_partition in {SLURM_PROFILE}")
     used = ", ".join(dict.fromkeys(name or f"{default.name if default else ''} (default)" for name in named.values()))
@@ -238,8 +202,8 @@ def _gpus(
 
 def time_limits(case: Case) -> list[Finding] | Finding:
     """Time that the rules ask for against the longest job of their partition."""
-    if not _has_slurm(case):
-        return skipped(_NO_SLURM)
+    if not has_slurm(case):
+        return skipped(NO_SLURM)
     if not case.sound:
         return skipped("the study cannot be read")
     there, reason = partitions(case.environ)
@@ -253,7 +217,7 @@ def time_limits(case: Case) -> list[Finding] | Finding:
     asked = {rule: time for rule, time in asked.items() if rule not in _idle(case)}
     unknown: dict[str, str] = {}
     for rule, wanted in asked.items():
-        place = _partition_of(rule, case.profile)
+        place = value_of(rule, "slurm_partition", case.profile)
         places = _places(place, known, default)
         limits = [one.longest for one in places if one.longest is not None]
         if not places:
@@ -303,22 +267,6 @@ def _idle(case: Case) -> set[str]:
     return idle
 
 
-def status(case: Case) -> Finding:
-    """How Snakemake learns what became of a job: by sacct, or by squeue where there is no accounting."""
-    if not _has_slurm(case):
-        return skipped(_NO_SLURM)
-    mode = str(case.profile.get("slurm-status-command", "") or "")
-    if mode == "squeue":
-        return passed("asked by squeue, as the profile says")
-    answer = ask(["sacct", "-X", "--noheader", "--starttime=now", "--format=JobID"], case.environ, LIMIT_S)
-    if answer.well:
-        return passed("asked by sacct, which works")
-    return failed(
-        f"the profile leaves it to sacct, which does not work: {answer.reason}",
-        f"slurm-status-command: squeue   and   slurm-no-account: true   in {SLURM_PROFILE}",
-    )
-
-
 CHECKS = [
     Check("cluster", "commands", commands, 15.0),
     Check("cluster", "plugin", plugin),
@@ -326,5 +274,5 @@ CHECKS = [
     Check("cluster", "controller", controller, 15.0),
     Check("cluster", "partitions", partitions_named, 60.0),
     Check("cluster", "time limits", time_limits, 15.0),
-    Check("cluster", "state of jobs", status, 15.0),
+    *ACCOUNTING,
 ]

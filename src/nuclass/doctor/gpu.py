@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from nuclass.core.errors import UserError
 from nuclass.core.progress import readable_bytes
 from nuclass.doctor.case import CONDA_INSTALL, INSTALL, Case
 from nuclass.doctor.commands import ask, find
 from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.networks import Use, memory_of, uses_of
+from nuclass.doctor.slurm import on_a_gpu_node
 
 PROBE_S = 60.0
-ON_A_NODE = "srun --gpus=1 .venv/bin/nuclass doctor{options} --only gpu machine"
 # The reckoning may be a third too high.
 SURELY = 2 / 3
 # A process of its own: a broken driver can end or hang the process that asks it.
@@ -109,6 +110,15 @@ def _elsewhere(case: Case) -> bool:
     """Return whether jobs go to nodes of a cluster and this is none of those with GPUs, by a job of Slurm on it."""
     given = any(case.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"))
     return _of_cluster(case) and not given
+
+
+def _on_a_node(case: Case) -> str:
+    try:
+        start = on_a_gpu_node(case.profile)
+    except UserError:
+        # The group of the cluster tells of it.
+        start = on_a_gpu_node({})
+    return f"{start} .venv/bin/nuclass doctor{case.options} --only gpu machine"
 
 
 def _judge(case: Case, found: str, remedy: str) -> Finding:
@@ -246,7 +256,7 @@ def _against(case: Case, there: list[Card], known: list[tuple[Use, int]]) -> Fin
         if _elsewhere(case):
             return warned(
                 f"{told}; jobs run on the cluster's",
-                f"{ON_A_NODE.format(options=case.options)}   looks at one of its nodes",
+                f"{_on_a_node(case)}   looks at one of its nodes",
             )
         return (failed if least.memory < wanted * SURELY else warned)(told, remedy)
     if least.used > least.memory / 5:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import locale
+import math
 import os
 import platform
 import re
 import shutil
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 
 from nuclass.core.progress import readable_bytes
 from nuclass.doctor.asked import read_rules
@@ -18,6 +20,7 @@ from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 LEAST_OPEN_FILES = 1024
 LEAST_SHARED = 1_000_000_000
 LEAST_INODES = 100_000
+GROUPS, GROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 MOUNTS = Path("/proc/self/mounts")
 _NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "afs")
 
@@ -40,15 +43,33 @@ def cores() -> int:
         return allowed
 
 
-def memory() -> int:
-    """Return the memory in bytes that this process may use: the machine's, or less if its control group says so."""
+def memory(environ: Mapping[str, str]) -> int:
+    """Return the memory in bytes that this process may use: the machine's, or less by its control groups or its job."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(file).read_text(encoding="ascii")))
-        except (OSError, ValueError):
+    of_job = environ.get("SLURM_MEM_PER_NODE", "")
+    # 0 is all that the node has.
+    job = [int(of_job) << 20] if of_job.isdigit() and int(of_job) else []
+    return min([total, *job, *_group_limits()])
+
+
+def _group_limits() -> Iterator[int]:
+    """Yield the limits of memory of this process's control group and of those above it, of both versions."""
+    try:
+        lines = GROUPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    # Where the groups are not told, or those of a container have another path outside, the topmost are looked at.
+    for line in [*lines, "0::/", "0:memory:/"]:
+        _, kinds, path = [*line.split(":", 2), "", ""][:3]
+        if kinds and "memory" not in kinds.split(","):
             continue
-    return total
+        top, name = (GROUP_FILES / "memory", "memory.limit_in_bytes") if kinds else (GROUP_FILES, "memory.max")
+        place = PurePosixPath(path.lstrip("/"))
+        for folder in (place, *place.parents):
+            try:
+                yield int((top / folder / name).read_text(encoding="ascii"))
+            except (OSError, ValueError):
+                continue
 
 
 def _at_cluster(case: Case) -> bool:
@@ -70,7 +91,7 @@ def processors(case: Case) -> Finding:
 
 def main_memory(case: Case) -> Finding:
     """Memory against the rule that needs most, as far as the rules say a number."""
-    there = memory()
+    there = memory(case.environ)
     asked = {name: rule.memory_mb for name, rule in read_rules(REPOSITORY / "rules").items() if rule.memory_mb}
     most = max(asked, key=lambda name: asked[name] or 0, default="")
     needed, rule = (asked[most] or 0, most) if most else (0, "")
@@ -83,6 +104,12 @@ def main_memory(case: Case) -> Finding:
     )
     if there >= needed * 1e6:
         return passed(told)
+    if case.environ.get("SLURM_JOB_ID"):
+        return warned(
+            f"{told}; this is what the job of Slurm has that the doctor runs in",
+            f"to run the study inside of such a job: --mem={math.ceil(needed / 1000)}G or more; "
+            "jobs of snakemake --profile slurm ask for theirs",
+        )
     if _at_cluster(case):
         return passed(f"{told}, on the cluster's nodes")
     return failed(told, "take a machine with more memory, or send the jobs to a cluster: snakemake --profile slurm")
