@@ -56,6 +56,63 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, kind: st
     assert names(tmp_path) == ["labels.parquet", "other.json"]
 
 
+REPLACED = """
+import os, signal, sys
+from pathlib import Path
+from nuclass.core.files import atomic_path
+left = int(sys.argv[2])
+def mined(event, _):
+    # Before the first of these steps all is as it was; a folder is removed in many.
+    global left
+    if event in ("os.rename", "os.remove", "os.unlink", "os.rmdir", "shutil.rmtree"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.mkdir()
+    for name in "abc":
+        (temporary / name).write_text("new")
+    sys.addaudithook(mined)
+"""
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_none_of_it_half(tmp_path: Path) -> None:
+    """Its name has the whole old folder, the whole new one or, between two renamings, none; then all is cleared up."""
+    seen, step, status = [], 0, -1
+    while status:
+        target = tmp_path / str(step) / "he.ome.zarr"
+        target.mkdir(parents=True)
+        for name in "abc":
+            (target / name).write_text("old", encoding="utf-8")
+        status = subprocess.run([sys.executable, "-c", REPLACED, str(target), str(step)], check=False).returncode
+        found = [(path.name, path.read_text(encoding="utf-8")) for path in sorted(target.glob("*"))]
+        assert found in ([], [(name, "old") for name in "abc"], [(name, "new") for name in "abc"])
+        seen.append(found[0][1] if found else "none")
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+        assert names(target.parent) == ["he.ome.zarr"]
+        step += 1
+    assert list(dict.fromkeys(seen)) == ["old", "none", "new"]
+    assert seen.count("none") == 1
+    assert step > 5, "kills within the removal of the old folder were among these"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+
+    def fail(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "a") as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old"]
+
+
 def test_what_others_write_now_stays(tmp_path: Path) -> None:
     """A living process of this machine, and one of another machine that was busy a short while ago."""
     here = leftovers._machine()

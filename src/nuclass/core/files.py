@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"Nothing was written for {final}")
-        if temporary.is_dir() and final.is_dir():
-            shutil.rmtree(final)
-        temporary.replace(final)
+        _take_place(temporary, final)
     except OSError as error:
         remove(temporary)
         if error.errno in (28, 122):
@@ -52,6 +51,38 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         remove(temporary)
         raise
+
+
+def _take_place(temporary: Path, final: Path) -> None:
+    """Give ``temporary`` its final name, in place of what is there.
+
+    No folder can take the place of another one at once. The old one gets a name of unfinished files first, under which
+    the next writer removes it where this process is killed: it is never seen half removed under its final name.
+    """
+    if not (temporary.is_dir() and final.is_dir()):
+        temporary.replace(final)
+        return
+    aside = final.with_name(f".{os.getpid()}.{final.name}")
+    remove(aside)
+    final.rename(aside)
+    try:
+        temporary.replace(final)
+    except BaseException:
+        with suppress(OSError):
+            aside.rename(final)
+        raise
+    remove(aside)
+
+
+def remove_state(folder: str | Path) -> None:
+    """Remove the folder of a running state, where it is there.
+
+    Its notes, the JSON files, go first: without them nothing is taken up of what a kill on the way leaves.
+    """
+    for note in list(Path(folder).rglob("*.json")):
+        with suppress(OSError):
+            note.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: str | Path, data: Any) -> None:
