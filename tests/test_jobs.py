@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from nuclass.core.errors import UserError
-from nuclass.core.jobs import snakemake_job
+from nuclass.core.jobs import code_of_job, snakemake_job
 
 pytestmark = pytest.mark.usefixtures("job_environment")
 
@@ -39,3 +39,17 @@ def test_any_other_error_leaves_its_traceback(tmp_path: Path) -> None:
     status, log = run(tmp_path, ZeroDivisionError("oops"))
     assert status == 1
     assert "Traceback" in log
+
+
+def test_a_job_knows_the_code_of_its_rule_until_it_ends(tmp_path: Path) -> None:
+    assert code_of_job() is None
+    rule = SimpleNamespace(log=[], threads=1, wildcards={}, rule="train_local", params=SimpleNamespace(code="abc"))
+    with snakemake_job(rule):
+        assert code_of_job() == "abc"
+    assert code_of_job() is None
+    with pytest.raises(SystemExit), snakemake_job(rule):
+        raise ZeroDivisionError
+    assert code_of_job() is None
+    rule.params = SimpleNamespace()
+    with snakemake_job(rule):
+        assert code_of_job() is None

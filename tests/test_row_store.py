@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from nuclass.core import files
 from nuclass.core.errors import UserError
+from nuclass.core.files import remove_state
 from nuclass.training import row_store
 from nuclass.training.row_store import RowStore
+from nuclass.training.state import fingerprint
 
 
 def rows(first: int, n: int) -> dict[str, np.ndarray]:
@@ -101,3 +104,52 @@ def test_a_disk_that_fills_up_is_said_and_what_is_noted_stays(tmp_path):
         assert again.rows == 10
         fill(again, 23)
     check(again, 23)
+
+
+def test_the_log_says_why_rows_are_made_anew(tmp_path, caplog):
+    with RowStore(tmp_path, fingerprint(models="a", batch=8), 5) as store:
+        fill(store, 5)
+    with RowStore(tmp_path, fingerprint(models="a", batch=9), 5) as other:
+        assert other.rows == 0
+    assert "it is of another run; batch: it was 8, it is 9" in caplog.text
+
+
+@pytest.mark.parametrize("until", [10, 23])
+@pytest.mark.parametrize("damage", ["gone", "short"])
+def test_rows_of_which_a_file_is_gone_or_cut_off_are_made_anew(tmp_path, caplog, until, damage):
+    """As a kill in the midst of the folder's removal leaves it, or a machine that lost power."""
+    with RowStore(tmp_path, "a", 23) as store:
+        fill(store, until)
+    file = tmp_path / "single.bin"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-1])
+    with RowStore(tmp_path, "a", 23) as again:
+        assert again.rows == 0
+        fill(again, 23)
+    check(again, 23)
+    assert "rows that are noted are not there, in single.bin" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"key": "a"}', '{"key": "a", "rows": 5, "columns": {"half": 3}}'])
+def test_rows_without_a_note_that_can_be_read_are_made_anew(tmp_path, caplog, text):
+    with RowStore(tmp_path, "a", 23) as store:
+        fill(store, 10)
+    (tmp_path / row_store.NOTE).write_text(text)
+    with RowStore(tmp_path, "a", 23) as again:
+        assert again.rows == 0
+        fill(again, 23)
+    check(again, 23)
+    assert "its note cannot be read" in caplog.text
+
+
+def test_a_removed_state_loses_its_notes_first(tmp_path, monkeypatch):
+    """Whatever a kill leaves of it, nothing says that it is whole."""
+    with RowStore(tmp_path / "work" / "lung_1", "a", 5) as store:
+        fill(store, 5)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+    remove_state(tmp_path / "work")
+    assert sorted(path.name for path in (tmp_path / "work" / "lung_1").iterdir()) == ["half.bin", "single.bin"]
+    with RowStore(tmp_path / "work" / "lung_1", "a", 5) as again:
+        assert again.rows == 0

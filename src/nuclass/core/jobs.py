@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import nuclass
@@ -17,6 +18,15 @@ from nuclass.core.log import configure, get_logger
 from nuclass.core.orphans import end_with_snakemake
 
 _log = get_logger("nuclass.job")
+_CODE: ContextVar[str | None] = ContextVar("code of the job", default=None)
+
+
+def code_of_job() -> str | None:
+    """Return the hash of the code that the running rule uses, its parameter ``code``; None outside of a rule.
+
+    Running states hold it: a job that was killed is not gone on with by other code.
+    """
+    return _CODE.get()
 
 
 @contextmanager
@@ -26,7 +36,7 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
     A :class:`UserError` ends the job with its message alone. Any other error leaves its traceback in
     the log. Both exit with status 1. ``threads`` is passed on to the numerical libraries, which read
     it from the environment when they are first imported, so import them inside the body. The job ends with the
-    Snakemake that started it.
+    Snakemake that started it. In the body :func:`code_of_job` tells the rule's code.
     """
     configure(snakemake.log[0] if snakemake.log else None)
     end_with_snakemake()
@@ -41,6 +51,7 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
     _log.info(
         "%s%s | nuclass %s, %s", snakemake.rule, f" ({wildcards})" if wildcards else "", nuclass.__version__, host
     )
+    code = _CODE.set(getattr(getattr(snakemake, "params", None), "code", None))
     try:
         yield
     except UserError as error:
@@ -53,4 +64,6 @@ def snakemake_job(snakemake: Any) -> Iterator[None]:
     except Exception:  # noqa: BLE001
         _log.error("The job failed:\n%s", traceback.format_exc())
         sys.exit(1)
+    finally:
+        _CODE.reset(code)
     _log.info("%s finished in %.1f s", snakemake.rule, time.monotonic() - start)

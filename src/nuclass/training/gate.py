@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nuclass.core.errors import UserError
+from nuclass.core.files import remove_state
 from nuclass.core.log import get_logger
 from nuclass.core.names import GATE
 from nuclass.core.protocol import STAGES, switches_of
@@ -100,7 +100,7 @@ def train_gate(
     payload = _payload(settings, study, branches, cells, chosen, inputs)
     labels = inputs.selecting["label"]
     metrics = write_outputs(out, payload, chosen.model, chosen.fused.log_p, labels, result, extra)
-    shutil.rmtree(work / "inputs", ignore_errors=True)
+    remove_state(work / "inputs")
     for folder in (work / "gate", work / "joint"):
         clear_work(folder)
     return metrics

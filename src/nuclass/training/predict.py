@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from nuclass.core.files import atomic_path, write_parquet
+from nuclass.core.files import atomic_path, remove_state, write_parquet
 from nuclass.core.names import TEST, VAL, probability_columns
 from nuclass.data.training_cells import by_place
 from nuclass.data.vocabulary import UNKNOWN
@@ -132,7 +131,7 @@ def _work_folder(work: Path | None, outputs: Mapping[str, Mapping[str, Path]]) -
     """Give the folder of the running state; it goes when all is written."""
     if work is not None:
         yield Path(work)
-        shutil.rmtree(work, ignore_errors=True)
+        remove_state(work)
         return
     import tempfile
 

@@ -16,26 +16,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nuclass.core.errors import UserError
-from nuclass.core.files import read_json, write_json
+from nuclass.core.files import read_json, remove_state, write_json
 from nuclass.core.log import get_logger
+from nuclass.training.state import why_another
 
 _log = get_logger(__name__)
 NOTE = "rows.json"
 SAVE_EVERY_S = 20.0
+_Column = tuple[tuple[int, ...], str]
+"""Width of an array's rows, and its type."""
 
 
 class RowStore:
     """Named arrays of equal length in one folder, one file each, without header.
 
     Use as a context manager and call :meth:`append`; every 20 s, and at the end, what was appended is made sure of and
-    noted. A later store of the same ``key`` goes on after the noted rows; one of another key starts anew.
+    noted. A later store of the same ``key`` goes on after the noted rows; one of another key, or one that finds
+    fewer rows than are noted, starts anew.
 
     Parameters
     ----------
     folder
         Where the files lie; made where needed.
     key
-        What the rows depend on.
+        What the rows depend on; of an :class:`nuclass.training.state.Identity` the log tells what differs.
     total
         Rows when all is done.
 
@@ -48,7 +52,7 @@ class RowStore:
     def __init__(self, folder: Path, key: str, total: int) -> None:
         self.folder, self.key, self.total = Path(folder), key, total
         self.rows = 0
-        self._columns: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._columns: dict[str, _Column] = {}
         self._files: dict[str, BinaryIO] = {}
         self._stack = ExitStack()
         self._saved = time.monotonic()
@@ -59,16 +63,16 @@ class RowStore:
         return self.rows >= self.total
 
     def __enter__(self) -> RowStore:
-        note = self.folder / NOTE
-        found = read_json(note) if note.is_file() else {}
-        if found.get("key") != self.key:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+        noted = (self.folder / NOTE).is_file()
+        reason = self._take_up() if noted else None
+        if reason:
+            _log.warning("The running state in %s is removed and its rows are made anew: %s", self.folder, reason)
+        if reason or not noted:
+            remove_state(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
             return self
-        self.rows = int(found["rows"])
-        for name, (width, kind) in found["columns"].items():
-            self._columns[name] = (tuple(width), kind)
-            if not self.done:
+        if not self.done:
+            for name in self._columns:
                 self._open(name)
         if self.rows:
             _log.info("%s: %d of %d rows are there from an earlier run", self.folder, self.rows, self.total)
@@ -116,17 +120,34 @@ class RowStore:
             for name, (width, kind) in self._columns.items()
         }
 
+    def _take_up(self) -> str | None:
+        """Take up the rows that are noted; where they cannot be, say why."""
+        try:
+            found = read_json(self.folder / NOTE)
+            if found["key"] != self.key:
+                return why_another(found.get("parts"), self.key)
+            rows = int(found["rows"])
+            columns = {name: (tuple(width), str(kind)) for name, (width, kind) in found["columns"].items()}
+            short = [name for name, column in columns.items() if self._size(name) < rows * _row_bytes(column)]
+        except (UserError, LookupError, TypeError, ValueError, AttributeError):
+            return "its note cannot be read"
+        if short:
+            # Such as after a kill in the midst of its removal.
+            return f"rows that are noted are not there, in {', '.join(self._path(name).name for name in short)}"
+        self.rows, self._columns = rows, columns
+        return None
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
-    def _row_bytes(self, name: str) -> int:
-        width, kind = self._columns[name]
-        return int(np.prod(width, dtype=np.int64)) * np.dtype(kind).itemsize
+    def _size(self, name: str) -> int:
+        path = self._path(name)
+        return path.stat().st_size if path.is_file() else -1
 
     def _open(self, name: str) -> None:
         path = self._path(name)
         stream = self._stack.enter_context(path.open("r+b" if path.exists() else "w+b"))
-        stream.truncate(self.rows * self._row_bytes(name))
+        stream.truncate(self.rows * _row_bytes(self._columns[name]))
         stream.seek(0, os.SEEK_END)
         self._files[name] = stream
 
@@ -136,7 +157,8 @@ class RowStore:
                 stream.flush()
                 os.fsync(stream.fileno())
         columns = {name: [list(width), kind] for name, (width, kind) in self._columns.items()}
-        write_json(self.folder / NOTE, {"key": self.key, "rows": self.rows, "columns": columns})
+        parts = getattr(self.key, "parts", None)
+        write_json(self.folder / NOTE, {"key": self.key, "parts": parts, "rows": self.rows, "columns": columns})
         self._saved = time.monotonic()
 
     @contextmanager
@@ -149,7 +171,7 @@ class RowStore:
             raise
 
     def _check_space(self) -> None:
-        need = self.total * sum(self._row_bytes(name) for name in self._columns)
+        need = self.total * sum(map(_row_bytes, self._columns.values()))
         free = shutil.disk_usage(self.folder).free
         if need > free:
             raise self._full(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
@@ -161,3 +183,8 @@ class RowStore:
             found=found,
             fix="free space or quota on that disk and start again; the rows so far are kept",
         )
+
+
+def _row_bytes(column: _Column) -> int:
+    width, kind = column
+    return int(np.prod(width, dtype=np.int64)) * np.dtype(kind).itemsize

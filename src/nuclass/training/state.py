@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nuclass.core.errors import UserError
-from nuclass.core.files import atomic_path, read_json, write_json
+from nuclass.core.files import atomic_path, read_json, remove_state, write_json
+from nuclass.core.jobs import code_of_job
 from nuclass.core.log import get_logger
 
 LAST, NOTE, LOGS = "last.ckpt", "run.json", "log"
@@ -68,9 +68,11 @@ def fingerprint(*parts: Any, **named: Any) -> Identity:
     """Return a hash of plain values; a running state is only taken up by a run of the same fingerprint.
 
     Parts given by name are named when they differ. What a trainer's settings hold that does not change a result, such
-    as the number of workers, does not count.
+    as the number of workers, does not count. In a job of Snakemake the code of its rule is a part too.
     """
     everything = {f"value {number + 1}": part for number, part in enumerate(parts)} | named
+    if code := code_of_job():
+        everything["code"] = code
     return Identity({name: _relevant(part) for name, part in everything.items()})
 
 
@@ -139,7 +141,12 @@ def _misfit(work: Path, identity: str) -> str | None:
         return "the note of what it was made from is broken"
     if note.get("identity") == identity:
         return None
-    before, now = note.get("parts"), getattr(identity, "parts", None)
+    return why_another(note.get("parts"), identity)
+
+
+def why_another(before: Any, identity: str) -> str:
+    """Say in what a run differs from an earlier one, whose parts (see :class:`Identity`) were noted."""
+    now = getattr(identity, "parts", None)
     lines = differences(before, now) if before and now else []
     return "; ".join(["it is of another run", *lines[:5], *(["..."] if len(lines) > 5 else [])])
 
@@ -184,7 +191,7 @@ def clear_work(work: Path) -> None:
         if path.name == LOGS:
             continue
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_state(path)
         else:
             path.unlink(missing_ok=True)
     if not any(work.iterdir()):
