@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256 as new_sha256
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclass.core.errors import UserError, closest
-from nuclass.core.files import read_json, sha256, write_json
+from nuclass.core.files import read_json, remove_state, sha256, write_json
+from nuclass.core.jobs import code_of_job
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, GATE, GLOBAL, LOCAL, MODELS, TEST
 from nuclass.data.vocabulary import UNKNOWN
@@ -239,7 +239,8 @@ def predict_cells(
     study
         The one slide, with its store.
     work
-        Folder of the running state. What lies there of other cells, another slide or other models is removed.
+        Folder of the running state. What lies there of other cells, another slide, other models or other code is
+        removed.
 
     Returns
     -------
@@ -289,8 +290,23 @@ def _key(models: Models, frame: pd.DataFrame, study: Study, options: Options) ->
 
 
 def _clear_other(work: Path, key: str) -> None:
-    """Make ``work`` the folder of this key; what is there of another one goes."""
-    note = work / INPUTS
-    if not note.is_file() or read_json(note) != {"key": key}:
-        shutil.rmtree(work, ignore_errors=True)
-        write_json(note, {"key": key})
+    """Make ``work`` the folder of this key and this code; what is there of another one goes."""
+    note, code = work / INPUTS, code_of_job()
+    wanted = {"key": key, **({"code": code} if code else {})}
+    found = _read_note(note) if note.is_file() else None
+    if found == wanted:
+        return
+    if found is not None:
+        what = "code" if found.get("key") == key else "cells, models or settings"
+        _log.warning("The running state in %s is removed and the cells are typed anew: it is of other %s", work, what)
+    remove_state(work)
+    write_json(note, wanted)
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """Return what a running state is of; nothing where that cannot be read."""
+    try:
+        found = read_json(path)
+    except UserError:
+        return {}
+    return found if isinstance(found, dict) else {}

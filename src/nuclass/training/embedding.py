@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nuclass.core.errors import UserError
+from nuclass.core.jobs import code_of_job
 from nuclass.core.names import CELL_ID
 from nuclass.core.progress import Progress
 from nuclass.data.augment import Augment, augment_images, to_unit
@@ -229,6 +230,7 @@ def embed_slide(
         changed = replace(key, views=settings.views, augment=changes, seed=settings.seed)
         outputs["views"] = Output(views_out, changed, mask)
     part_cells = part_size(settings.batch_size)
+    code = code_of_job()
     steps = _Pass(backbone, ordered, study, settings, mask if views_out is not None else None, part_cells)
     cache_features(
         work,
@@ -240,6 +242,7 @@ def embed_slide(
             "places": digest(ordered[["x_px", "y_px"]].to_numpy(np.float64)),
             "pixels": source_digest(study.source(slide)),
             "batch size": settings.batch_size,
+            **({"code": code} if code else {}),
         },
     )
     return key

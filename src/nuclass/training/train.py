@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nuclass.core.errors import UserError
+from nuclass.core.jobs import code_of_job
 from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
@@ -141,7 +142,7 @@ def train_global(
     check_local(local, study, data.known, local_checkpoint)
     check_unseen(data.val, local)
     teacher_hash, digest = state_hash(teacher), data_hash(study, data.train, data.val)
-    data.kept_key = f"{teacher_hash} {settings.predict.precision} {digest}"
+    data.kept_key = " ".join(filter(None, [teacher_hash, settings.predict.precision, digest, code_of_job()]))
     with leaving(work):
         data.setup("fit")
     warn_of_settings(None, run, data)
