@@ -100,7 +100,6 @@ rule train_baseline_finetuned:
         mem_mb=tuning_mem,
         runtime=lambda wildcards: train_minutes(wildcards.baseline in PUBLISHED),
         gpu=lambda wildcards: baseline_gpus([wildcards.baseline], "finetuned", tuning_processes()),
-        nodes=TUNING["num_nodes"],
     conda:
         "../envs/train.yaml"
     message:

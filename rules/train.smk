@@ -133,7 +133,6 @@ rule train_local:
         mem_mb=train_mem("local"),
         runtime=train_minutes(is_large("local")),
         gpu=train_gpus("local"),
-        nodes=MODEL_CONFIG["local"]["trainer"]["num_nodes"],
     conda:
         "../envs/train.yaml"
     message:
@@ -170,7 +169,6 @@ rule train_global:
         mem_mb=train_mem("global"),
         runtime=train_minutes(is_large("local")),
         gpu=train_gpus("global"),
-        nodes=MODEL_CONFIG["global"]["trainer"]["num_nodes"],
     conda:
         "../envs/train.yaml"
     message:
