@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slurm_study import GIVEN, command, copy_study, counted, environment, results, train_for_long
@@ -319,6 +320,19 @@ def test_two_workflows_share_a_cluster_but_not_a_folder(here: Path, outcome: Out
 LIMITED = ("train_local:runtime=4", "train_local:slurm_extra='--signal=TERM@60'")
 
 
+def tell_snakemake_alone(folder: Path) -> int:
+    """Send SIGTERM to what slurmstepd has started in a step, and to nothing below, as ``proctrack/cgroup`` does.
+
+    This cluster has no control groups. Returns the number of processes.
+    """
+    daemons = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "slurmstepd"]
+    started = [child for daemon in daemons for child in daemon.children()]
+    told = [child for child in started if child.name().startswith("python") and child.cwd() == str(folder.resolve())]
+    for process in told:
+        process.send_signal(signal.SIGTERM)
+    return len(told)
+
+
 def test_a_training_that_is_warned_of_its_time_limit_saves_its_state_and_goes_on(
     tmp_path: Path, here: Path, start: Start
 ) -> None:
@@ -336,7 +350,11 @@ def test_a_training_that_is_warned_of_its_time_limit_saves_its_state_and_goes_on
     wait_for(lambda: going_on(folder), 240, "the training to go on")
     (step,) = going_on(folder)
     assert step > 0
+    assert tell_snakemake_alone(folder) == 1
+    wait_for(
+        lambda: "Stopped by SIGTERM, state saved in" in log.read_text(), 60, "the state after a signal to Snakemake"
+    )
     os.killpg(snakemake.pid, signal.SIGKILL)
-    second = submitted(folder, "train_local")[1]
-    subprocess.run(["scancel", second], check=True)
-    wait_for(lambda: not is_running(second), 60, "the end of the job")
+    jobs = submitted(folder, "train_local")
+    subprocess.run(["scancel", *jobs], check=True)
+    wait_for(lambda: not any(map(is_running, jobs)), 60, "the end of the jobs")
