@@ -32,7 +32,7 @@ Write = Callable[[str, str], None]
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """A small library ``nuclass``: a.one uses b (through b's package) and core.log; c stands alone. Script: use_one."""
+    """A small library ``nuclass``: a.one uses b (through b's package) and the core; c stands alone. Script: use_one."""
     monkeypatch.setattr(code, "_LIBRARY", tmp_path / "src/nuclass")
     monkeypatch.setattr(code, "_KEPT", tmp_path / ".snakemake/code.json")
     (tmp_path / ".snakemake").mkdir()
@@ -47,10 +47,13 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     write("core/__init__", "")
     write("core/log", "LEVEL = 1\n")
     write("core/jobs", "def job(x):\n    return x\n")
+    for name in ("config", "schema", "sheets"):
+        write(f"core/{name}", f"def read_{name}(x):\n    return x\n")
     write("a/__init__", "")
     write(
         "a/one",
-        "import nuclass\nfrom nuclass.b import twice\nfrom nuclass.core.log import LEVEL\n\n"
+        "import nuclass\nfrom nuclass.b import twice\nfrom nuclass.core.log import LEVEL\n"
+        "from nuclass.core import config, schema, sheets\n\n"
         "def run(x):\n    from . import later\n\n    return twice(LEVEL) + later.MORE\n",
     )
     write("a/later", "MORE = 1\n")
@@ -78,6 +81,7 @@ CHANGES = [
     ("a/later", "MORE = 1\nMORE += 0\n", True),
     ("core/log", "LEVEL = 2\n", False),
     ("core/jobs", "def job(x):\n    return [x]\n", False),
+    *((f"core/{name}", "def read(x):\n    return [x]\n", True) for name in ("config", "schema", "sheets")),
     ("__init__", '__version__ = "2"\n', False),
     ("c", "VALUE = 2\n", False),
     ("c", "VALUE = (\n", False),
@@ -165,6 +169,29 @@ def test_what_a_script_loads_is_in_its_hash(name: str) -> None:
     # Packages that pass names on load more than is used of them.
     passed_on = code.reached({item for package in packages & loaded for item in code._imports(package)})
     assert loaded - packages - code._SILENT - passed_on <= counted
+
+
+@pytest.mark.parametrize(
+    ("script", "readers"),
+    [
+        ("label_cells", {"schema"}),
+        ("tabulate_hyperparameters", {"schema"}),
+        ("tabulate_paper_comparison", {"schema", "sheets"}),
+        ("tabulate_dataset", {"sheets"}),
+    ],
+)
+def test_readers_of_files_count_and_words_for_faults_do_not(script: str, readers: set[str]) -> None:
+    path = REPOSITORY / "scripts" / f"{script}.py"
+    counted = code.reached(code._uses(code._read(path), "", path))
+    assert {name for name in ("schema", "schema_words", "sheets") if f"nuclass.core.{name}" in counted} == readers
+    assert "nuclass.core.schema_words" in code._imports("nuclass.core.schema")
+
+
+def test_no_module_that_does_not_count_reads_a_file_of_the_study() -> None:
+    """What parses would change results and make nothing run again."""
+    for name in code._SILENT - {"nuclass", "nuclass.core.code", "nuclass.core.orphans"}:
+        text = code._modules()[name].read_text(encoding="utf-8")
+        assert not re.search(r"read_text|read_bytes|open\(|yaml|csv|json\.load|pandas", text), name
 
 
 def test_trainings_do_not_hang_on_figures_tables_or_evaluation() -> None:

@@ -20,10 +20,10 @@ _KEPT = Path(".snakemake/nuclass_code.json")
 """What was read of files of code, for the next start in this folder: every job of a cluster asks again."""
 _FORM = f"1, Python {sys.version_info.major}.{sys.version_info.minor}"
 _SILENT = {"nuclass"} | {
-    f"nuclass.core.{name}" for name in "code config errors jobs leftovers log orphans progress schema sheets".split()
+    f"nuclass.core.{name}" for name in "code errors jobs leftovers log orphans progress schema_words".split()
 }
 """Modules that report on the work and do not change its results; ``nuclass`` itself holds the version, and
-public names that the library and the scripts do not use."""
+public names that the library and the scripts do not use. What reads files or fills in settings is none of them."""
 
 
 class _Import(NamedTuple):

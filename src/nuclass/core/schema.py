@@ -1,16 +1,17 @@
-"""Check nested settings against a JSON schema and tell every fault at once, in words."""
+"""Read YAML, and check nested settings against a JSON schema: defaults are filled in, every fault told at once."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nuclass.core.errors import UserError, closest
+from nuclass.core.errors import UserError
+from nuclass.core.schema_words import Locate, dotted, faults_of
 
-Locate = Callable[[Sequence[str | int]], str]
-"""Gives the place (file, line, key) of a path into the settings."""
+__all__ = ["Locate", "check_settings", "dotted", "key_lines", "locator", "raise_faults", "read_yaml"]
+
 _MAX_NODES, _MAX_DEPTH = 100_000, 60
 """Values and depth of a YAML file, its aliases counted as often as they stand: no file of settings comes near them."""
 
@@ -167,7 +168,7 @@ def check_settings(
     faults: list[UserError] = []
     validator = jsonschema.Draft202012Validator(schema)
     for error in sorted(validator.iter_errors(checked), key=lambda item: [str(part) for part in item.absolute_path]):
-        faults.extend(_faults(error, locate))
+        faults.extend(faults_of(error, locate))
     return checked, faults
 
 
@@ -228,101 +229,3 @@ def _read_text(value: Any, wanted: str | list[str] | None) -> Any:
             except ValueError:
                 continue
     return value
-
-
-def _faults(error: Any, locate: Locate) -> Iterator[UserError]:
-    path = list(error.absolute_path)
-    key = dotted(path)
-    where = f"{locate(path)}, key {key}" if key else locate(path)
-    about = error.schema.get("description")
-    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        valid = sorted(error.schema.get("properties", {}))
-        for name in sorted(set(error.instance) - set(valid), key=str):
-            inside = f" in {key}" if key else ""
-            yield UserError(
-                f"unknown key '{name}'{inside}.{closest(str(name), valid)}",
-                where=locate([*path, name]),
-                expected="one of " + ", ".join(valid),
-                fix="correct the spelling, or delete the line",
-            )
-    elif error.validator == "required":
-        for name in error.validator_value:
-            if isinstance(error.instance, dict) and name not in error.instance:
-                part = error.schema.get("properties", {}).get(name, {})
-                inside = f" in {key}" if key else ""
-                yield UserError(
-                    f"the key '{name}' is missing{inside}",
-                    where=where,
-                    expected=part.get("description"),
-                    fix=f"add the line '{name}: ...'",
-                )
-    elif error.validator == "anyOf":
-        options = " or ".join(_rule(inner) for inner in error.context)
-        words = [str(word) for inner in error.context if inner.validator == "enum" for word in inner.validator_value]
-        yield UserError(
-            f"the value of {key} is not valid.{hint}"
-            if (hint := closest(str(error.instance), words))
-            else f"the value of {key} is not valid",
-            where=where,
-            found=_shown(error.instance),
-            expected=options,
-        )
-    else:
-        hint = ""
-        if error.validator == "enum":
-            hint = closest(str(error.instance), [str(item) for item in error.validator_value])
-        expected = _rule(error)
-        yield UserError(
-            f"the value of {key} is not valid.{hint}" if hint else f"the value of {key} is not valid",
-            where=where,
-            found=_shown(error.instance),
-            expected=f"{expected} ({about})" if about else expected,
-        )
-
-
-def dotted(path: Sequence[str | int]) -> str:
-    """Write a path into nested settings as ``a.b[2]``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _shown(value: Any) -> str:
-    kinds = {str: "text", int: "a whole number", float: "a number", bool: "a switch", list: "a list", dict: "a section"}
-    if value is None:
-        return "nothing"
-    text = repr(value)
-    if len(text) > 120:
-        text = text[:117] + "..."
-    return f"{text} ({kinds.get(type(value), type(value).__name__)})"
-
-
-def _rule(error: Any) -> str:
-    value = error.validator_value
-    names = {
-        "string": "text",
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "array": "a list",
-        "object": "a section of keys",
-        "null": "nothing",
-    }
-    if error.validator == "type":
-        kinds = [value] if isinstance(value, str) else value
-        return " or ".join(names.get(kind, kind) for kind in kinds)
-    rules = {
-        "enum": lambda: "one of " + ", ".join(str(item) for item in value),
-        "const": lambda: repr(value),
-        "minimum": lambda: f"at least {value}",
-        "maximum": lambda: f"at most {value}",
-        "exclusiveMinimum": lambda: f"more than {value}",
-        "exclusiveMaximum": lambda: f"less than {value}",
-        "multipleOf": lambda: f"a multiple of {value}",
-        "minItems": lambda: f"at least {value} entries",
-        "minLength": lambda: "text that is not empty",
-        "uniqueItems": lambda: "each entry once",
-        "pattern": lambda: f"text of the form {value}",
-    }
-    return rules[error.validator]() if error.validator in rules else str(error.message)
