@@ -212,6 +212,7 @@ rule tabulate_gate_ablation:
 rule tabulate_complementarity:
     input:
         counts="results/evaluation/complementarity.csv",
+        classes=own("resources/classes.tsv"),
     output:
         csv=laid_out("complementarity", "Results", "Local and global by class"),
         md="results/tables/complementarity.md",
@@ -243,6 +244,7 @@ rule tabulate_gate:
         summary="results/evaluation/gate_behaviour/summary.json",
         by_truth=GATE_TABLES["by_truth"],
         by_class=GATE_TABLES["by_class"],
+        classes=own("resources/classes.tsv"),
     output:
         csv=laid_out("gate", "Results", "What the gate does"),
         md="results/tables/gate.md",

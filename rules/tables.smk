@@ -4,6 +4,7 @@
 rule tabulate_holdout_comparison:
     input:
         comparison="results/evaluation/baselines.csv",
+        classes=own("resources/classes.tsv"),
     output:
         csv=laid_out("holdout_comparison", "Results", "Models and baselines on the cohorts"),
         md="results/tables/holdout_comparison.md",
@@ -64,6 +65,7 @@ rule tabulate_branches:
 rule tabulate_dataset:
     input:
         composition="results/evaluation/composition.csv",
+        classes=own("resources/classes.tsv"),
     output:
         csv=laid_out("dataset", "Data", "Data set"),
         md="results/tables/dataset.md",
@@ -92,6 +94,7 @@ rule tabulate_dataset:
 rule tabulate_panels:
     input:
         panels=expand("results/labels/{slide}/panel.csv", slide=BUNDLE_SLIDES),
+        classes=own("resources/classes.tsv"),
     output:
         csv=laid_out("panels", "Labels", "What each panel can tell"),
         md="results/tables/panels.md",
@@ -152,6 +155,7 @@ rule tabulate_label_agreement:
     input:
         summaries=expand("results/labels/{slide}/summary.json", slide=BUNDLE_SLIDES),
         scores=expand("results/labels/{slide}/scores.csv", slide=BUNDLE_SLIDES),
+        classes=own("resources/classes.tsv"),
     output:
         csv=laid_out("label_agreement", "Labels", "Markers against given labels"),
         md="results/tables/label_agreement.md",

@@ -6,6 +6,7 @@ with snakemake_job(snakemake):
     from nuclass.tables.fusion import gate
     from nuclass.tables.layout import save_table
 
-    table = gate(snakemake.input.summary, snakemake.input.by_truth, snakemake.input.by_class)
+    found = snakemake.input
+    table = gate(found.summary, found.by_truth, found.by_class, classes=found.classes)
     made = snakemake.output
     save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

@@ -7,7 +7,10 @@ with snakemake_job(snakemake):
     from nuclass.tables.study import holdout_comparison
 
     table = holdout_comparison(
-        snakemake.input.comparison, closed_set=snakemake.params.closed_set, stand_ins=snakemake.params.stand_ins
+        snakemake.input.comparison,
+        classes=snakemake.input.classes,
+        closed_set=snakemake.params.closed_set,
+        stand_ins=snakemake.params.stand_ins,
     )
     made = snakemake.output
     save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

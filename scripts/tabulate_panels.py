@@ -6,7 +6,8 @@ with snakemake_job(snakemake):
     from nuclass.tables.labelling import panel_classes
     from nuclass.tables.layout import save_table
 
-    told = snakemake.params
-    table = panel_classes(dict(zip(told.slides, snakemake.input.panels, strict=True)), organs=told.organs)
+    found, told = snakemake.input, snakemake.params
+    panels = dict(zip(told.slides, found.panels, strict=True))
+    table = panel_classes(panels, organs=told.organs, classes=found.classes)
     made = snakemake.output
     save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic)

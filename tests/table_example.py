@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nuclass.core.class_names import class_title
 from nuclass.tables.layout import Table, save_table
 
 COMMANDS = frozenset(
@@ -87,3 +89,16 @@ def _check_tabular(columns: str, body: str) -> list[list[str]]:
         assert len(cells) == width, f"{len(cells)} cells in a row of {width}: {line}"
         found.append([cell.strip() for cell in cells])
     return found
+
+
+def follows_the_sheet(lay: Callable[[Path], Table], folder: Path, names: Sequence[str]) -> bool:
+    """Return whether a table has the classes in the order of the sheet that it is given, whichever that is."""
+    for order in (list(names), list(names)[::-1]):
+        sheet = folder / "classes.tsv"
+        sheet.write_text("class\tgroup\n" + "".join(f"{name}\t{name}\n" for name in order), encoding="utf-8")
+        lay_out(lay(sheet), folder / "ordered")
+        titles = [class_title(name) for name in order]
+        found = dict.fromkeys(row[0] for row in rows(folder / "ordered.md") if row[0] in titles)
+        if list(found) != titles:
+            return False
+    return True

@@ -36,7 +36,7 @@ from nuclass.figures.gate import draw_gate
 from nuclass.tables import fusion as tables
 from nuclass.tables.layout import SYNTHETIC_NOTE
 from nuclass.tables.layout import UNKNOWN as NOT_KNOWN
-from table_example import lay_out, rows
+from table_example import follows_the_sheet, lay_out, rows
 
 ROOT = Path(__file__).parents[1]
 LOOK = {"classes": ROOT / "resources" / "classes.tsv", "style": ROOT / "resources" / "style" / "nuclass.mplstyle"}
@@ -247,6 +247,10 @@ def test_tables_complementarity_and_gate(study: Path, tmp_path: Path) -> None:
     assert "**Protocol: x.**" in text
     found = next(row for row in rows(tmp_path / "g.md") if row[0] == "All cohorts")
     assert found[5] == f"{read_json(study / 'summary.json')['cohorts']['all']['auroc']:.3f}"
+    kinds = ["T_Cell", "Fibroblast", "Endothelial"]
+    assert follows_the_sheet(lambda sheet: tables.gate(*inputs, classes=sheet), tmp_path, kinds)
+    counts = study / "complementarity.csv"
+    assert follows_the_sheet(lambda sheet: tables.complementarity(counts, classes=sheet), tmp_path, kinds)
 
 
 def test_table_film_vs_concat(study: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from nuclass.labels.measures import RULES, confidence_counts, funnel_counts, typ
 from nuclass.labels.ontology import CLASSES, load_ontology
 from nuclass.tables.labelling import label_agreement, label_confidence
 from nuclass.tables.layout import EMPTY, SYNTHETIC_NOTE
-from table_example import lay_out
+from table_example import follows_the_sheet, lay_out
 from table_example import rows as markdown_rows
 
 ROOT = Path(__file__).parents[1]
@@ -407,6 +407,8 @@ def test_agreement_table(tmp_path: Path) -> None:
     assert not [row for row in rows if row[0] == "b_1"]
     assert ["B Cell", "0.667 (3)", EMPTY] in rows
     assert ["T Cell", "0.800 (5)", "1.000 (2)"] in rows
+    names = ["T_Cell", "B_Cell"]
+    assert follows_the_sheet(lambda sheet: label_agreement(slides, classes=sheet), tmp_path, names)
     assert SYNTHETIC_NOTE in text
     data = pd.read_csv(tmp_path / "t.csv", keep_default_na=False, na_values={"value": ""})
     found = data.query("slide == 'a_1' and level == 'class' and name == 'B_Cell'").set_index("measure")["value"]

@@ -15,7 +15,7 @@ from nuclass.labels.ontology import load_ontology
 from nuclass.labels.panel_check import check_panel, judge_panel
 from nuclass.tables.labelling import panel_classes
 from nuclass.tables.layout import EMPTY
-from table_example import lay_out
+from table_example import follows_the_sheet, lay_out
 
 TABLES = {"markers": "resources/markers/markers.tsv", "ontology": "resources/label_ontology.yaml"}
 T, B = ["CD3E", "CD3D", "CD2", "TRAC", "IL7R", "CD247"], ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"]
@@ -94,4 +94,6 @@ def test_the_table_of_all_slides(tmp_path: Path) -> None:
     assert "| a | Endothelial | cannot be found |" in text
     assert "| b | Endothelial | weak | only 3 markers" in text
     assert f"| Epithelial Malignant | no | no | {EMPTY} |" in text, "does not occur in the heart"
+    names = ["T_Cell", "Endothelial", "B_Cell"]
+    assert follows_the_sheet(lambda sheet: panel_classes(files, organs=organs, classes=sheet), tmp_path, names)
     assert "Epithelial Alveolar" not in text, "a class that occurs in no organ of the study has no row"

@@ -93,7 +93,9 @@ CODE = [
     ("training/gate.py", {"train_gate", "train_gate_variant"}),
     ("splits/bands.py", {"split_cells", "split_cells_variant"}),
     ("xenium/download.py", set()),
+    ("core/schema_words.py", set()),
 ]
+ORDERED = "holdout_comparison dataset panels label_agreement complementarity gate".split()
 TRAININGS = {"pretrain_context", "train_local", "train_global", "train_gate", "train_stand_ins_linear"}
 
 
@@ -116,7 +118,7 @@ def test_a_changed_function_of_the_library_runs_what_uses_it(study: Path, name: 
         assert not counts.keys() & {"label_cells", "build_slide", "simulate_bundle"}
         assert counts.keys() >= TRAININGS
     if not expected:
-        assert counts == {}, "a change of the way to download fetches nothing again"
+        assert counts == {}, "another way to download, or to say what is wrong, makes nothing again"
 
 
 def test_a_changed_script_runs_its_rule(study: Path) -> None:
@@ -180,6 +182,16 @@ def test_changed_markers_and_classes_run_the_labels_of_all_slides(study: Path, n
     assert own >= {"label_cells"}
     assert counts["label_cells"] == 8
     assert not counts.keys() & {"simulate_bundle", "align_slide", "build_slide", "cut_explorer_tiles"}
+
+
+def test_another_order_of_the_classes_runs_the_tables_and_figures_that_name_classes(study: Path) -> None:
+    sheet = study / "resources/classes.tsv"
+    head, *rows = sheet.read_text(encoding="utf-8").splitlines()
+    sheet.write_text("\n".join([head, *reversed(rows), ""]), encoding="utf-8")
+    counts, own = jobs(study)
+    assert {name for name in own if name.startswith("tabulate")} == {f"tabulate_{name}" for name in ORDERED}
+    assert own >= {"draw_dataset_composition", "draw_gate", "draw_labelling"}
+    assert not counts.keys() & {*TRAININGS, "label_cells", "split_cells", "predict"}
 
 
 def test_a_changed_row_of_the_sheet_runs_that_slide(study: Path) -> None:

@@ -12,7 +12,7 @@ from nuclass.evaluation.truth import score_study
 from nuclass.figures.style import Classes
 from nuclass.tables import study as tables
 from nuclass.tables.layout import EMPTY, NEAR, SYNTHETIC_NOTE, UNKNOWN, Cell, number
-from table_example import lay_out, rows
+from table_example import follows_the_sheet, lay_out, rows
 
 CLASSES = Path(__file__).parent.parent / "resources/classes.tsv"
 
@@ -159,3 +159,12 @@ def test_funnel_and_truth(study: Path, tmp_path: Path) -> None:
     criteria = pd.read_csv(study / "criteria.csv")
     verdicts = [row[-1] for row in rows(tmp_path / "s.md")[2:]]
     assert [v == "yes" for v in verdicts] == criteria["met"].tolist()
+
+
+def test_classes_stand_in_the_order_of_the_sheet_that_is_given(study: Path, tmp_path: Path) -> None:
+    kinds = ["T_Cell", "Fibroblast", "Endothelial"]
+    composition = tmp_path / "composition.csv"
+    slide = {"slide": "a", "organ": "lung", "role": "train", "split": "train", "cells": 1}
+    pd.DataFrame([{**slide, "class": name} for name in kinds]).to_csv(composition, index=False)
+    assert follows_the_sheet(lambda sheet: tables.dataset(composition, classes=sheet), tmp_path, kinds)
+    assert follows_the_sheet(lambda sheet: tables.holdout_comparison(study / "c.csv", classes=sheet), tmp_path, kinds)

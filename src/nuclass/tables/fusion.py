@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from nuclass.core.class_names import WAYS, class_order, class_title, cohort_title
+from nuclass.core.class_names import WAYS, class_groups, class_order, class_title, cohort_title
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, ORACLE, title
 from nuclass.core.readings import ALL_CLASSES, BETTER, EMBEDDING_METRICS, HIGHER
@@ -107,13 +107,17 @@ def _policy(cohorts: Mapping[str, Any], at: Mapping[tuple[str, str], Mapping[str
     return rows
 
 
-def complementarity(counts: str | Path) -> Table:
-    """Lay out which branch is right on how many cells of each class, and whether the imbalance is chance."""
+def complementarity(counts: str | Path, *, classes: str | Path | None = None) -> Table:
+    """Lay out which branch is right on how many cells of each class, and whether the imbalance is chance.
+
+    ``classes`` is the sheet that orders the classes, see :func:`nuclass.core.class_names.class_groups`.
+    """
+    groups = class_groups(classes)
     data = pd.read_csv(counts, keep_default_na=False, na_values=dict.fromkeys(_FLOATS, ""))
     grids = []
     for cohort in dict.fromkeys(data["cohort"]):
         found = {str(row["class"]): row for row in data[data["cohort"] == cohort].to_dict("records")}
-        rows = [_counts(found[name]) for name in class_order(found)]
+        rows = [_counts(found[name]) for name in class_order(found, groups)]
         grids.append(grid(rows, texts=["dominant"], heading=cohort_title(cohort)))
     notes = [
         "A is the local branch, B the global one. A's share is of the cells that exactly one branch has right. B minus "
@@ -156,10 +160,15 @@ def _p_value(value: float) -> Cell:
     return Cell("< 0.001") if value < 0.001 else Cell(value)
 
 
-def gate(summary: str | Path, by_truth: str | Path, by_class: str | Path) -> Table:
-    """Lay out where the gate opens: by who is right, by class, and how well it tells."""
+def gate(
+    summary: str | Path, by_truth: str | Path, by_class: str | Path, *, classes: str | Path | None = None
+) -> Table:
+    """Lay out where the gate opens: by who is right, by class, and how well it tells.
+
+    ``classes`` is the sheet that orders the classes, see :func:`nuclass.core.class_names.class_groups`.
+    """
     cohorts = read_json(summary)["cohorts"]
-    truths, classes = pd.read_csv(by_truth), pd.read_csv(by_class)
+    truths, kinds = pd.read_csv(by_truth), pd.read_csv(by_class)
     overview = [
         {
             "cohort": cohort_title(name),
@@ -177,7 +186,7 @@ def gate(summary: str | Path, by_truth: str | Path, by_class: str | Path) -> Tab
     for name in cohorts:
         part = truths[truths["cohort"] == name].set_index("truth")
         by.append({"cohort": cohort_title(name), **{label: _gate(part.loc[key]) for key, label in _TRUTHS.items()}})
-    pooled = {str(row["class"]): row for row in classes[classes["cohort"] == ALL].to_dict("records")}
+    pooled = {str(row["class"]): row for row in kinds[kinds["cohort"] == ALL].to_dict("records")}
     of_classes = [
         {
             "class": Cell(class_title(name)),
@@ -186,7 +195,7 @@ def gate(summary: str | Path, by_truth: str | Path, by_class: str | Path) -> Tab
             "5 to 95 %": f"{found['q05']:.2f} to {found['q95']:.2f}",
             "open": share(float(found["open_share"])),
         }
-        for name, found in ((name, pooled[name]) for name in class_order(pooled))
+        for name, found in ((name, pooled[name]) for name in class_order(pooled, class_groups(classes)))
     ]
     grids = [
         grid(overview, heading="Overall"),
@@ -199,7 +208,7 @@ def gate(summary: str | Path, by_truth: str | Path, by_class: str | Path) -> Tab
         "that it is the global one. Behind a mean: the number of cells.",
     ]
     data = pd.concat(
-        [truths.rename(columns={"truth": "group"}), classes.rename(columns={"class": "group"})], ignore_index=True
+        [truths.rename(columns={"truth": "group"}), kinds.rename(columns={"class": "group"})], ignore_index=True
     )
     return Table("What the gate does", data, grids, notes)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nuclass.core.class_names import class_order, class_title
+from nuclass.core.class_names import class_groups, class_order, class_title
 from nuclass.core.files import read_json
 from nuclass.labels.coverage import CAN, CANNOT_FIND, CANNOT_TELL, WEAK
 from nuclass.labels.ontology import CLASSES
@@ -44,10 +44,11 @@ def agreement_rows(files: Mapping[str, Mapping[str, str | Path]]) -> pd.DataFram
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"value": float})
 
 
-def label_agreement(files: Mapping[str, Mapping[str, str | Path]]) -> Table:
+def label_agreement(files: Mapping[str, Mapping[str, str | Path]], *, classes: str | Path | None = None) -> Table:
     """Lay out how far marker labels agree with given ones, by slide and level, and the F1 of each class.
 
     ``files`` maps every slide to its ``summary`` and ``scores``; where none has given labels, the table says so.
+    ``classes`` is the sheet that orders the classes, see :func:`nuclass.core.class_names.class_groups`.
     """
     title, data = "Labels from markers against given labels", agreement_rows(files)
     if data.empty:
@@ -67,7 +68,7 @@ def label_agreement(files: Mapping[str, Mapping[str, str | Path]]) -> Table:
         for level, shown in _LEVELS.items()
     ]
     grids = [grid(rows, left=2, heading="By level")]
-    if by_class := _by_class(data, slides):
+    if by_class := _by_class(data, slides, class_groups(classes)):
         grids.append(grid(by_class, heading="F1 of each class (cells given)"))
     notes = [
         "Given: cells with a given name that passed quality control. Compared: labelled by the markers too; all scores "
@@ -78,13 +79,13 @@ def label_agreement(files: Mapping[str, Mapping[str, str | Path]]) -> Table:
     return Table(title, data, grids, notes)
 
 
-def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> list[dict[str, Cell]]:
+def _by_class(data: pd.DataFrame, slides: Sequence[str], groups: Mapping[str, str]) -> list[dict[str, Cell]]:
     """Return the F1 of each class on each slide, with the cells that were given it."""
     part = data[(data["level"] == "class") & (data["name"] != "")]
     values = part.set_index(["name", "slide", "measure"])["value"]
     rows = []
     names = set(part["name"])
-    for name in [*class_order(names - {"no_class"}), *sorted(names & {"no_class"})]:
+    for name in [*class_order(names - {"no_class"}, groups), *sorted(names & {"no_class"})]:
         row = {"class": Cell("(no class)" if name == "no_class" else class_title(name))}
         for slide in slides:
             cells = int(values.get((name, slide, "given_cells"), 0))
@@ -96,10 +97,13 @@ def _by_class(data: pd.DataFrame, slides: Sequence[str]) -> list[dict[str, Cell]
 _MARKS = {CAN: "yes", WEAK: "weak", CANNOT_TELL: "no", CANNOT_FIND: "no"}
 
 
-def panel_classes(files: Mapping[str, str | Path], *, organs: Mapping[str, str]) -> Table:
+def panel_classes(
+    files: Mapping[str, str | Path], *, organs: Mapping[str, str], classes: str | Path | None = None
+) -> Table:
     """Lay out which classes each slide's panel can and cannot tell; the CSV has all cell types.
 
-    ``files`` maps every slide to its ``panel.csv``, best verdict first.
+    ``files`` maps every slide to its ``panel.csv``, best verdict first. ``classes`` is the sheet that orders the
+    classes, see :func:`nuclass.core.class_names.class_groups`.
     """
     parts = [
         pd.read_csv(file, keep_default_na=False).assign(slide=slide, organ=organs[slide])
@@ -113,7 +117,7 @@ def panel_classes(files: Mapping[str, str | Path], *, organs: Mapping[str, str])
     )
     rows = [
         {"class": class_title(name), **{slide: str(found.get((name, slide), EMPTY)) for slide in files}}
-        for name in class_order(set(best["class"]) & set(CLASSES))
+        for name in class_order(set(best["class"]) & set(CLASSES), class_groups(classes))
     ]
     poor = best[best["verdict"] != CAN]
     why = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from nuclass.core.class_names import ALL, class_order, class_title, cohort_title
+from nuclass.core.class_names import ALL, class_groups, class_order, class_title, cohort_title
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, GLOBAL, LOCAL, MEAN, ORACLE, title
 from nuclass.core.readings import BETTER, CLOSED, MAJORITY, OPEN, ORGAN_PRIOR, PRIORS, READINGS
@@ -54,12 +54,27 @@ def cells_of(data: pd.DataFrame, names: Sequence[str]) -> dict[str, Cell]:
     return {name: Cell(value, low, high) for name, (value, low, high) in values.items()}
 
 
-def holdout_comparison(comparison: str | Path, *, closed_set: bool = False, stand_ins: Sequence[str] = ()) -> Table:
+def holdout_comparison(
+    comparison: str | Path,
+    *,
+    classes: str | Path | None = None,
+    closed_set: bool = False,
+    stand_ins: Sequence[str] = (),
+) -> Table:
     """Lay out macro-F1, accuracy and log loss of each model on each cohort, the best in bold, and F1 by class.
 
-    Below each metric stand the paired differences of the fused model to the others. ``comparison`` is a CSV of
-    :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row. ``stand_ins`` are baselines
-    with a small network in the place of the published one, which a note then says.
+    Below each metric stand the paired differences of the fused model to the others.
+
+    Parameters
+    ----------
+    comparison
+        A CSV of :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row.
+    classes
+        The sheet that orders the classes, see :func:`nuclass.core.class_names.class_groups`.
+    closed_set
+        Whether predictions were forced into the classes that occur, which a note then says.
+    stand_ins
+        Baselines with a small network in the place of the published one, which a note then says.
     """
     data = read_comparison(comparison)
     data = data[data["metric"].isin([*_METRICS, "f1"]) & (data["name"] != ORACLE)].reset_index(drop=True)
@@ -72,7 +87,8 @@ def holdout_comparison(comparison: str | Path, *, closed_set: bool = False, stan
         grids.append(grid(rows, heading=label))
         grids.append(grid(_difference_rows(part, cohorts), caption=f"{label}, paired differences"))
     learned = [name for name in models if name not in PRIORS]
-    grids += [part for cohort in (cohorts[-1], *cohorts[:-1]) for part in _class_grids(data, learned, cohort)]
+    groups = class_groups(classes)
+    grids += [part for cohort in (cohorts[-1], *cohorts[:-1]) for part in _class_grids(data, learned, cohort, groups)]
     notes = [
         f"{INTERVALS}Bold: best of the column (log loss: the least); by class, best of all models. Differences are "
         "paired; bold where the interval leaves out 0. " + READINGS[CLOSED if closed_set else OPEN],
@@ -119,12 +135,12 @@ def _model_rows(
     ]
 
 
-def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str) -> Iterator[Grid]:
+def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str, groups: Mapping[str, str]) -> Iterator[Grid]:
     """Yield the F1 of each class for some of the models after another."""
     heading = f"F1 by class, {lower(cohort_title(cohort)) if cohort == ALL else cohort_title(cohort)}"
     part = data[(data["metric"] == "f1") & (data["cohort"] == cohort)]
     by_class = {}
-    for label in class_order(part["class"]):
+    for label in class_order(part["class"], groups):
         rows = part[part["class"] == label]
         learned = [name for name in dict.fromkeys(rows["name"]) if "-" not in name]
         by_class[label] = mark_best(cells_of(rows, learned), BETTER["f1"], paired_ends(rows))
@@ -187,16 +203,20 @@ def _ends(found: dict[str, Any]) -> tuple[Any, Any, Any]:
 _RIGHT = {"both": "both right", "A_only": "only local", "B_only": "only global", "neither": "neither"}
 
 
-def dataset(composition: str | Path) -> Table:
-    """Lay out the labelled cells by class and slide, and by slide and split."""
+def dataset(composition: str | Path, *, classes: str | Path | None = None) -> Table:
+    """Lay out the labelled cells by class and slide, and by slide and split.
+
+    ``classes`` is the sheet that orders the classes, see :func:`nuclass.core.class_names.class_groups`.
+    """
     data = pd.read_csv(composition)
     used = data[data["split"].isin(_SPLITS)]
     slides = list(dict.fromkeys(data["slide"]))
     by_class = used.pivot_table(index="class", columns="slide", values="cells", aggfunc="sum", fill_value=0)
     by_class = by_class.reindex(columns=slides, fill_value=0)
+    order = class_order(by_class.index, class_groups(classes))
     rows = [
         {"class": Cell(class_title(name)), **{s: int(row[s]) for s in slides}, "total": int(row.sum())}
-        for name, row in ((name, by_class.loc[name]) for name in class_order(by_class.index))
+        for name, row in ((name, by_class.loc[name]) for name in order)
     ]
     totals = by_class.sum()
     rows.append({"class": Cell("total", bold=True), **{s: int(totals[s]) for s in slides}, "total": int(totals.sum())})
