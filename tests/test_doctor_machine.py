@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import importlib
+import json
 import locale
 import os
 import resource
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from doctor_example import REPOSITORY, distribution, make_case, only, program
+from nuclass.core.needs import study_needs
 from nuclass.doctor import file_system, machine, packages
 from nuclass.doctor.asked import Asked, minutes_of, read_rules, runtimes
 from nuclass.doctor.case import INSTALL
@@ -278,7 +280,7 @@ def test_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("free", "verdict"), [(1e13, "pass"), (6e11, "warn"), (3e10, "fail")])
 def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, verdict: str) -> None:
-    """The paper's study needs 540 GB, 367 to 779, if every goal is made."""
+    """The paper's study needs 518 GB, 351 to 1,079, if every goal is made."""
     case = make_case(tmp_path, paper=True)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1e13, 0, free))
     found = only(file_system.CHECKS, "disk space", case)
@@ -286,6 +288,27 @@ def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float
     if verdict == "fail":
         assert found.remedy.startswith("free ")
         assert found.remedy.endswith(" GB or more there, or clone the study onto a larger disk")
+
+
+def test_disk_space_of_a_study_that_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its running states nor what its folders might have held at the most are still to come."""
+    case = make_case(tmp_path, paper=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1e13, 0, 3e10))
+    for one in study_needs(case.study, case.root).folders:
+        (case.root / one.folder).mkdir(parents=True)
+        if one.folder != "work":
+            with (case.root / one.folder / "files.bin").open("wb") as stream:
+                stream.truncate(int(one.kept.expected) + 1)
+    for slide, dataset in case.study.slides["dataset"].items():
+        folder = case.root / "resources/bundles" / str(slide)
+        folder.mkdir()
+        (folder / "bundle.json").write_text(json.dumps({"source": dataset}), encoding="utf-8")
+    found = only(file_system.CHECKS, "disk space", case)
+    assert found.verdict == "pass"
+    assert "will still need about 0 bytes, 0 bytes to 0 bytes" in found.found
+    # One folder by way of work that lacks something: trainings may still run.
+    (case.root / "results/models/files.bin").unlink()
+    assert "(most of it work " in only(file_system.CHECKS, "disk space", case).found
 
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

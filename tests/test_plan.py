@@ -12,9 +12,9 @@ import pytest
 from nuclass.core.config import load_study, merge_files
 from nuclass.core.errors import UserError
 from nuclass.core.needs import study_needs
-from nuclass.core.sizes import Estimate
+from nuclass.core.sizes import NOTHING, Estimate
 from nuclass.plan.jobs import Job
-from nuclass.plan.learn import learn, read_benchmark, write_learned
+from nuclass.plan.learn import learn, measured_of, read_benchmark, write_learned
 from nuclass.plan.networks import PUBLISHED, gflop
 from nuclass.plan.plan import downloads_of, make_plan, stage_of, with_networks
 from nuclass.plan.rates import RATES, origin, rate_of, read_rates, write_rates
@@ -242,6 +242,10 @@ def test_sums_of_a_plan(tmp_path: Path) -> None:
     told = {(row[0], row[1]): row for row in as_rows(plan)}
     assert float(told["gpus", "total"][4]) == pytest.approx(0.2)
     assert len(as_json(plan)["jobs"]) == 4
+    assert plan.needs.to_free.expected > 1e8
+    done = make_plan(study, [replace(job, needed=False) for job in jobs], table, tmp_path, ["models"])
+    assert done.needs.to_free == done.core_hours == NOTHING
+    assert done.needs.kept == plan.needs.kept
 
 
 def test_stages_and_derived_rules() -> None:
@@ -355,6 +359,48 @@ def test_memory_of_trainings_is_learned_without_their_epochs(tmp_path: Path) -> 
     work = work_of(with_networks(job, study), study_needs(study, tmp_path).slides, {})
     assert work.kcells.expected > 40
     assert megabytes(learned, work, job).expected == pytest.approx(1048.576)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said", "history", "taken"),
+    [
+        # The last of three attempts took 60 s, all of them 500; or there was one only, with its start.
+        ("train_local", "local model: going on from epoch 3, optimizer step 40, in work", [100.0, 500.0], 500.0),
+        ("train_local", "", [20.0, 50.0], 60.0),
+        ("train_gate_variant", "gate: training was finished before", [500.0], 500.0),
+        # What came before is told nowhere.
+        ("train_gate", "rows: 10 of 20 rows are there from an earlier run", [500.0], None),
+        ("pretrain_context", "context: going on from epoch 1, optimizer step 2, in work", None, None),
+        ("train_baseline_linear", "", [100.0, 500.0], 60.0),
+        ("embed_context", "Going on from cell 4096 of 9000", None, None),
+        ("embed_context", "Going on from cell 0 of 9000", None, 60.0),
+        ("predict", "work: 5 of 9 rows are there from an earlier run", None, None),
+        ("predict", "predict finished in 60.0 s", None, 60.0),
+    ],
+)
+def test_jobs_that_went_on_are_known_by_all_their_attempts(
+    tmp_path: Path, rule: str, said: str, history: list[float] | None, taken: float | None
+) -> None:
+    job = Job(0, rule, benchmark="b/all.tsv", log="log.txt", outputs=["out/best.ckpt", "out/history.csv"])
+    benchmark(tmp_path, job, 60.0)
+    (tmp_path / "log.txt").write_text(f"a line\n2026 INFO nuclass: {said}\n")
+    if history is not None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/history.csv").write_text("step,seconds\n" + "".join(f"1,{row}\n" for row in history))
+    found = measured_of(job, tmp_path)
+    assert (found and found[0]) == taken
+
+
+def test_what_jobs_that_went_on_say() -> None:
+    """The words that are looked for are those of the logs."""
+    words = {"training/fit.py": ["going on from epoch", "training was finished before"]}
+    words |= {
+        "data/feature_cache.py": ["Going on from cell %d of"],
+        "training/row_store.py": ["there from an earlier run"],
+    }
+    for file, parts in words.items():
+        text = (REPOSITORY / "src/nuclass" / file).read_text()
+        assert all(part in text for part in parts), file
 
 
 def test_nothing_finished_is_told(tmp_path: Path) -> None:

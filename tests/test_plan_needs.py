@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nuclass.core.config import Study, load_study, merge_files
-from nuclass.core.needs import FETCHED_AT_ONCE, NETWORKS, OUTS, Download, folder_bytes, study_needs
+from nuclass.core.needs import FETCHED_AT_ONCE, NETWORKS, OUTS, Download, Folder, folder_bytes, study_needs
 from nuclass.core.sizes import NOTHING, Estimate, slide_sizes, tiff_shape, total
 from nuclass.models.backbones.registry import REGISTRY
 from nuclass.training.config import parse_models
@@ -144,6 +144,61 @@ def test_rules_choose_what_counts(empty: Path) -> None:
     study = study_of()
     few = {part.folder for part in study_needs(study, empty, {"build_slide", "simulate_bundle"}).folders}
     assert few == {"resources/bundles", "results/slides"}
+
+
+def folders_of(study: Study, root: Path, *needed: str) -> dict[str, Folder]:
+    return {part.folder: part for part in study_needs(study, root, needed=needed).folders}
+
+
+def fill(folder: Path, size: float) -> None:
+    """Let a folder hold so many bytes, of which the disk keeps none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "files.bin").open("wb") as stream:
+        stream.truncate(int(size))
+
+
+def test_what_is_finished_costs_nothing_more(empty: Path) -> None:
+    study = study_of("config/paper.yaml")
+    assert study_needs(study, empty, needed=()).to_free == NOTHING
+    assert study_needs(study, empty, needed=()).peak == study_needs(study, empty).kept
+    # Of a job that still runs only its own files are to come, and no more than the folder lacks.
+    part = folders_of(study, empty, "train_global")["results/models"]
+    whole = folders_of(study, empty, "train_local", "train_global", "train_gate", "train_baseline_finetuned")
+    assert part.coming.expected == pytest.approx(681_394_176 * 4, rel=0.1)
+    assert part.left == part.coming
+    assert whole["results/models"].left == part.kept
+    fill(empty / "results/models", part.kept.expected - 1e9)
+    part = folders_of(study, empty, "train_global")["results/models"]
+    assert part.left.expected == pytest.approx(1e9)
+    assert not part.full
+    fill(empty / "results/models", part.kept.expected + 1)
+    assert folders_of(study, empty, "train_global")["results/models"].full
+
+
+def test_running_states_are_those_of_jobs_to_come(empty: Path) -> None:
+    study = study_of("config/paper.yaml")
+    # Of UNI2-h weights, two moments and the best weights, each written beside the one before.
+    state = 2 * 16 * 681_394_176
+    work = folders_of(study, empty, "train_global")["work"].passing
+    assert work == Estimate.exactly(state)
+    assert folders_of(study, empty, "train_local", "train_global")["work"].passing == Estimate(
+        state, 2 * state, 2 * state
+    )
+    assert folders_of(study, empty, "train_local_variant")["work"].passing.high == 16 * state
+    assert "work" not in folders_of(study, empty, "train_gate", "render_report")
+
+
+def test_parts_of_features_and_predictions_lie_in_work(empty: Path) -> None:
+    study = study_of("config/paper.yaml")
+    needs = study_needs(study, empty, needed={"embed_context"})
+    work = next(part for part in needs.folders if part.folder == "work").passing
+    views = {
+        name: 1 + study.models["context"]["views"] * 0.9 * (size.role == "train") for name, size in needs.slides.items()
+    }
+    sizes = [size.cells.expected * 0.8 * 2 * 1024 * views[name] for name, size in needs.slides.items()]
+    assert work.expected == pytest.approx(sum(sorted(sizes)[-2:]))
+    predicted = folders_of(study, empty, "predict")["work"].passing
+    assert 0 < predicted.low < predicted.expected < predicted.high
 
 
 def test_whole_zips_of_slides_that_are_fetched_at_once(empty: Path) -> None:

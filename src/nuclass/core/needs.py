@@ -74,8 +74,10 @@ CELL_TABLES = Estimate(100, 140, 200)
 LABEL_TABLES = Estimate(90, 130, 300)
 PREDICTED_CLASSES = 190
 """Bytes a cell of a model's table and arrays beside its embedding, with 16 classes."""
-STATE_A_PARAMETER = 12
-"""Weights and the optimizer's two moments, float32."""
+STATE_A_PARAMETER = 12 + 4
+"""Weights and the optimizer's two moments, float32; beside them the weights of the best validation."""
+BY_WAY_OF_WORK = ("results/models", "results/variants", "results/features", "results/predictions")
+"""Folders whose files are made in ``work`` first."""
 AT_ONCE = 16
 """Trainings that run at once, at the most."""
 FETCHED_AT_ONCE = 4
@@ -124,16 +126,30 @@ class Folder:
     ----------
     kept
         Bytes that stay.
+    coming
+        Bytes of these that the rules write which still run, at the most.
     passing
-        Bytes that lie there for a time besides, at the most.
+        Bytes that lie there for a time besides, at the most, while those rules run.
     here
         Bytes that lie there now.
     """
 
     folder: str
     kept: Estimate
+    coming: Estimate
     passing: Estimate
     here: float
+
+    @property
+    def full(self) -> bool:
+        """Whether what is expected of it is there."""
+        return self.here >= self.kept.expected > 0
+
+    @property
+    def left(self) -> Estimate:
+        """Bytes that must be free for it now."""
+        rest, most = (self.kept + self.passing).left(self.here), self.coming + self.passing
+        return Estimate(min(rest.low, most.low), min(rest.expected, most.expected), min(rest.high, most.high))
 
 
 @dataclass(frozen=True)
@@ -161,16 +177,18 @@ class Needs:
 
     @property
     def peak(self) -> Estimate:
-        """Bytes of disk that the study holds at most while it runs."""
+        """Bytes of disk that the study holds at most from now on."""
         return self.kept + total(folder.passing for folder in self.folders)
 
     @property
     def to_free(self) -> Estimate:
-        """Bytes that must be free on the disk now: the peak less what lies there already, folder by folder."""
-        return total((folder.kept + folder.passing).left(folder.here) for folder in self.folders)
+        """Bytes that must be free on the disk now, folder by folder: what is still written, less what lies there."""
+        return total(folder.left for folder in self.folders)
 
 
-def study_needs(study: Study, root: str | Path = ".", rules: Collection[str] | None = None) -> Needs:
+def study_needs(
+    study: Study, root: str | Path = ".", rules: Collection[str] | None = None, needed: Collection[str] | None = None
+) -> Needs:
     """Return what a study needs of network and disk.
 
     Parameters
@@ -181,14 +199,15 @@ def study_needs(study: Study, root: str | Path = ".", rules: Collection[str] | N
         Its folder.
     rules
         The rules that will run or have run, where not all goals are meant; the others' files do not count.
+    needed
+        Those of them that still have jobs to run; without, all.
     """
     place = Path(root)
     rows = {str(slide): {str(key): value for key, value in row.items()} for slide, row in _rows(study).items()}
     sizes = slide_sizes(rows, study.config["mpp"], study.config["windows"], place)
     brought = _downloads(study, rows, sizes, place) if _wanted(rules, "fetch_bundle") else ()
-    return Needs(
-        sizes, tuple(brought), tuple(_folders(study, sizes, brought, place, rules)), _weights(study.models, rules)
-    )
+    folders = _folders(study, sizes, brought, place, rules, rules if needed is None else needed)
+    return Needs(sizes, tuple(brought), tuple(folders), _weights(study.models, rules))
 
 
 def _rows(study: Study) -> dict[Any, dict[Any, Any]]:
@@ -275,23 +294,31 @@ def _folders(
     brought: Iterable[Download],
     root: Path,
     rules: Collection[str] | None,
+    needed: Collection[str] | None,
 ) -> Iterable[Folder]:
     """Return what each folder holds, from the stages that write into it."""
     whole: dict[str, list[Estimate]] = {}
+    coming: dict[str, list[Estimate]] = {BUNDLES: []}
 
     def add(folder: str, size: Estimate, *makers: str) -> None:
         if _wanted(rules, *makers):
             whole.setdefault(folder, []).append(size)
+            coming.setdefault(folder, []).extend([size] * _wanted(needed, *makers))
 
     add(BUNDLES, total(download.kept for download in brought), "fetch_bundle")
+    if _wanted(needed, "fetch_bundle"):
+        coming[BUNDLES] = [download.kept.left(download.here) for download in brought if not download.done]
     for size in sizes.values():
         _add_slide(study, size, add)
     _add_models(study, sizes, add)
     _add_variants(study, sizes, add)
     add("results/figures", REPORTS, "draw_confusion", "render_report")
-    passing = {"work": _passing(study, rules), BUNDLES: _zip(brought)}
+    passing = {"work": _passing(study, sizes, needed)}
+    if _wanted(needed, "fetch_bundle"):
+        passing[BUNDLES] = _zip(brought)
     for folder in dict.fromkeys([*whole, *(name for name, size in passing.items() if size.high)]):
-        yield Folder(folder, total(whole.get(folder, [])), passing.get(folder, NOTHING), folder_bytes(root / folder))
+        kept, more = total(whole.get(folder, [])), total(coming.get(folder, []))
+        yield Folder(folder, kept, more, passing.get(folder, NOTHING), folder_bytes(root / folder))
 
 
 def _add_slide(study: Study, size: SlideSize, add: Any) -> None:
@@ -357,18 +384,36 @@ def _add_variants(study: Study, sizes: Mapping[str, SlideSize], add: Any) -> Non
             add(folder, judged * float(sum(2 * w + PREDICTED_CLASSES for w in made)), "predict_variant")
 
 
-def _passing(study: Study, rules: Collection[str] | None) -> Estimate:
-    """Return the bytes of running states, of one training, of two, of up to sixteen at once.
+def _passing(study: Study, sizes: Mapping[str, SlideSize], needed: Collection[str] | None) -> Estimate:
+    """Return the bytes of running states: of one job of a kind, of two, of up to sixteen at once.
 
-    A state is written beside the one before it.
+    The state of a training and its best weights are written beside those before them. Features and predictions lie in
+    parts until the last is there and all of them are joined.
     """
-    if not _wanted(rules, "train_local", "train_global"):
-        return NOTHING
-    state = 2.0 * STATE_A_PARAMETER * _network(study.models, LOCAL)[0]
-    trainings = 2 + len(_baselines(study.models)) * _wanted(rules, "train_baseline_finetuned")
-    if _wanted(rules, "train_local_variant", "train_global_variant"):
+    trainings = sum(_wanted(needed, f"train_{model}") for model in (LOCAL, GLOBAL))
+    trainings += len(_baselines(study.models)) * _wanted(needed, "train_baseline_finetuned")
+    if _wanted(needed, "train_local_variant", "train_global_variant"):
         trainings += len(study.variants.members)
-    return Estimate(state, 2 * state, min(trainings, AT_ONCE) * state)
+    state = Estimate.exactly(2.0 * STATE_A_PARAMETER * _network(study.models, LOCAL)[0])
+    return _at_once([state] * trainings) + _at_once([_parts(study, size, needed) for size in sizes.values()])
+
+
+def _at_once(states: Iterable[Estimate]) -> Estimate:
+    """Return the sum of the largest one, of the two largest, and of the largest that may be there at once."""
+    low, expected, high = (
+        sorted((getattr(state, which) for state in states), reverse=True) for which in ("low", "expected", "high")
+    )
+    return Estimate(sum(low[:1]), sum(expected[:2]), sum(high[:AT_ONCE]))
+
+
+def _parts(study: Study, size: SlideSize, needed: Collection[str] | None) -> Estimate:
+    """Return the bytes of the parts of a slide's features, or of its predictions where those are more."""
+    train, embedded = size.role == "train", ("embed_context", "embed_training_context", "embed_gate_context")
+    features = _context_width(study.models) * (1 + 0.9 * train * study.models["context"]["views"])
+    predicted = _widths(study.models)[GATE] * (split_shares(study.config)[1] if train else 1.0)
+    wanted = [features * _wanted(needed, *embedded, *(f"{rule}_variant" for rule in embedded))]
+    wanted += [predicted * _wanted(needed, "predict", "predict_variant")]
+    return used_cells(size) * (2.0 * max(wanted))
 
 
 def _zip(brought: Iterable[Download]) -> Estimate:

@@ -17,6 +17,7 @@ from nuclass.doctor.exam import Check, Finding, failed, passed, skipped, warned
 from nuclass.doctor.machine import places
 
 if TYPE_CHECKING:
+    from nuclass.core.needs import Needs
     from nuclass.core.sizes import Estimate
 
 SKEW_S = 5.0
@@ -137,13 +138,26 @@ def disk(case: Case) -> list[Finding]:
 
     if not case.sound:
         return [skipped("the study cannot be read")]
-    needs = study_needs(case.study, case.root)
-    wanted = {one.folder: (one.kept + one.passing).left(one.here) for one in needs.folders}
+    wanted = _still(study_needs(case.study, case.root))
     by_disk: dict[int, list[str]] = {}
     at = {folder: case.nearest(folder) for folder in wanted}
     for folder, place in at.items():
         by_disk.setdefault(place.stat().st_dev, []).append(folder)
     return [_space(case.root.absolute(), at, {name: wanted[name] for name in names}) for names in by_disk.values()]
+
+
+def _still(needs: Needs) -> dict[str, Estimate]:
+    """Return what is still to come, by folder.
+
+    Which jobs are done only Snakemake knows; here a folder is done when what is expected of it lies there.
+    """
+    from nuclass.core.needs import BY_WAY_OF_WORK
+    from nuclass.core.sizes import NOTHING
+
+    done = {one.folder: one.full for one in needs.folders}
+    running = not all(done.get(folder, True) for folder in BY_WAY_OF_WORK)
+    left = {one.folder: one.passing if one.full else one.left for one in needs.folders}
+    return left if running else {**left, "work": NOTHING}
 
 
 def _space(root: Path, at: Mapping[str, Path], wanted: Mapping[str, Estimate]) -> Finding:

@@ -64,8 +64,10 @@ def _told(job: Any, numbers: Mapping[Any, int], before: Iterable[Any], needed: b
         "mem_mb": _number(asked.get("mem_mb")) or None,
         "needed": needed,
         "inputs": [str(file) for file in job.input],
+        "outputs": [str(file) for file in job.output],
         "makes": bool(job.output),
         "benchmark": str(job.benchmark or ""),
+        "log": str(next(iter(job.log), "")),
         "before": sorted(numbers[other] for other in before),
         "params": {name: _plain(job.params.get(name)) for name in PARAMETERS if job.params.get(name) is not None},
     }

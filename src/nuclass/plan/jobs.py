@@ -32,8 +32,10 @@ class Job:
         Memory that it asks for, MB; None where that is known only when its inputs are there.
     needed
         Whether it is still to be run.
-    benchmark
-        The file that its time is written to, empty without one.
+    outputs
+        The files that it makes.
+    benchmark, log
+        The files that its time and its words are written to, empty without one.
     before
         Numbers of the jobs it waits for.
     params
@@ -48,8 +50,10 @@ class Job:
     mem_mb: int | None = None
     needed: bool = True
     inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
     makes: bool = True
     benchmark: str = ""
+    log: str = ""
     before: Sequence[int] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,10 @@ SPREAD = 3.0
 """Slides must differ so much in size, and there be so many jobs, for their times to tell how a rule grows."""
 MANY = 4
 _MIB = 1.048576
+_TRAININGS = ("train_local", "train_global", "train_gate", "train_baseline_finetuned")
+# What logs say of a job that was stopped and went on, as nuclass.training and nuclass.data write it.
+_TRAINED_ON = re.compile(r"going on from epoch|training was finished before")
+_WENT_ON = re.compile(r"Going on from cell (?!0 of)|there from an earlier run")
 _log = get_logger(__name__)
 
 
@@ -44,18 +49,49 @@ def learn(study: Study, jobs: Sequence[Job], rates: Rates, root: str | Path = ".
     downloads = downloads_of(needs, whole=True)
     found: dict[tuple[str, str], list[tuple[Job, float, float]]] = {}
     for job in jobs:
-        measured = read_benchmark(Path(root) / job.benchmark) if job.benchmark else None
+        measured = measured_of(job, root)
         if measured is not None:
             key = origin(job.rule), "gpu" if job.gpus else "cpu"
             found.setdefault(key, []).append((job, *measured))
     if not found:
         raise UserError(
-            "Nothing can be learned: no job has left a benchmark file",
+            "Nothing can be learned: no job that ran in one go has left a benchmark file",
             where=Path(root) / "benchmarks",
             expected="the benchmark files of a study that has run in this folder",
             fix="run the study first, or name its folder with --directory",
         )
     return {key: _learned(key, rows, study, rates, needs.slides, downloads) for key, rows in sorted(found.items())}
+
+
+def measured_of(job: Job, root: str | Path = ".") -> tuple[float, float] | None:
+    """Return seconds and memory that a finished job took; None where that is not known.
+
+    A benchmark file has a job's last attempt alone. A training that was stopped in between is known by the seconds of
+    its history, which are those of all attempts; another job whose log says that it went on teaches nothing.
+    """
+    measured = read_benchmark(Path(root) / job.benchmark) if job.benchmark else None
+    if measured is None:
+        return None
+    try:
+        said = (Path(root) / job.log).read_text(encoding="utf-8", errors="replace") if job.log else ""
+    except OSError:
+        said = ""
+    taken = _of_history(job, root)
+    if _WENT_ON.search(said) or (taken is None and _TRAINED_ON.search(said)):
+        return None
+    return max(measured[0], taken or 0.0), measured[1]
+
+
+def _of_history(job: Job, root: str | Path) -> float | None:
+    """Return the seconds of a training in all its attempts; None for other jobs."""
+    if origin(job.rule) not in _TRAININGS:
+        return None
+    file = next((Path(root) / name for name in job.outputs if Path(name).name == "history.csv"), None)
+    try:
+        with (file or Path()).open(encoding="utf-8", newline="") as stream:
+            return max(float(row["seconds"]) for row in csv.DictReader(stream))
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
 
 
 def read_benchmark(file: Path) -> tuple[float, float] | None:

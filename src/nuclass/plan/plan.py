@@ -179,7 +179,7 @@ def make_plan(
         Seconds that the start of a job takes; without, what the rates say of a single machine.
     """
     rules = {job.rule for job in jobs}
-    needs = study_needs(study, root, rules)
+    needs = study_needs(study, root, rules, {job.rule for job in jobs if job.needed})
     downloads = downloads_of(needs)
     told = [with_networks(job, study) for job in jobs]
     costs = {job.number: _cost(job, needs, downloads, rates) for job in told if job.needed}
