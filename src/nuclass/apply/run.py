@@ -24,6 +24,7 @@ from nuclass.apply.outputs import DEFAULT, NAMES, check_formats, write_outputs
 from nuclass.apply.slide import GIVEN, STORE, OwnSlide, build_store, name_of, open_slide
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, read_json, write_json, write_parquet
+from nuclass.core.jobs import code_of_job
 from nuclass.core.leftovers import remove, temporary_name
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, GATE, GLOBAL, LOCAL, probability_columns
@@ -206,6 +207,8 @@ def _positions(
     weights = reading.get("weights")
     if weights is not None and Path(weights).is_file():
         key["weights"] = file_state(Path(weights))
+    if code := code_of_job():
+        key["code"] = code
 
     def find() -> Positions:
         # A model that cannot be used is told before.
