@@ -37,11 +37,11 @@ def hear_of_limits():
 def name_groups():
     """Give groups of jobs the name of a rule, which the Slurm plugin 2.8.0 asks for when it cannot submit one.
 
-    Without it, its own message fails, and Snakemake waits for ever for a job that was never submitted: an account that
-    does not exist is enough.
+    Without it, its own message fails, and Snakemake waits for ever for a job that was never submitted: a wrong name of
+    the project to charge is enough.
     """
     if not hasattr(GroupJob, "rule"):
-        GroupJob.rule = property(lambda group: next(iter(group.jobs)).rule)
+        setattr(GroupJob, "rule", property(lambda group: next(iter(group.jobs)).rule))
 
 
 keep_lanes()
