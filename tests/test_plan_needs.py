@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from nuclass.core.config import Study, load_study, merge_files
-from nuclass.core.needs import FETCHED_AT_ONCE, NETWORKS, OUTS, Download, Folder, folder_bytes, study_needs
-from nuclass.core.sizes import NOTHING, Estimate, slide_sizes, tiff_shape, total
+from nuclass.core.needs import FETCHED_AT_ONCE, NETWORKS, OUTS, Download, Folder, study_needs
+from nuclass.core.sizes import NOTHING, Estimate, folder_bytes, slide_sizes, tiff_shape, total
 from nuclass.models.backbones.registry import REGISTRY
 from nuclass.training.config import parse_models
 

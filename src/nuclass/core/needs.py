@@ -5,7 +5,6 @@ All sizes are in bytes; 1 GB = 10^9 bytes. A number that is not known yet is an 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from nuclass.core.sizes import (
     NOTHING,
     Estimate,
     SlideSize,
+    folder_bytes,
     is_of,
     read_facts,
     read_table,
@@ -482,19 +482,3 @@ def _checkpoint(models: Mapping[str, Any], model: str, sizes: Mapping[str, Slide
     parameters = 0 if model == GATE else _network(models, LOCAL)[0]
     ids = total(used_cells(size) * 16 for size in sizes.values() if size.role == "train")
     return Estimate.exactly(4.0 * parameters + 1e5) + ids * (0.25 if model == GATE else 1.0)
-
-
-def folder_bytes(folder: str | Path) -> float:
-    """Return how many bytes the files below a folder have, links not followed; nothing where there is none."""
-    size, stack = 0, [os.fspath(folder)]
-    while stack:
-        try:
-            with os.scandir(stack.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        stack.append(entry.path)
-                    else:
-                        size += entry.stat(follow_symlinks=False).st_size
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue
-    return float(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import json
 import re
 import zipfile
@@ -266,3 +267,19 @@ def _patches(folder: Path, windows: Mapping[str, int]) -> Estimate | None:
     except (UserError, OSError):
         return None
     return Estimate(size / 400, size / 250, size / 150)
+
+
+def folder_bytes(folder: str | Path) -> float:
+    """Return how many bytes the files below a folder have, links not followed; nothing where there is none."""
+    size, stack = 0, [os.fspath(folder)]
+    while stack:
+        try:
+            with os.scandir(stack.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        stack.append(entry.path)
+                    else:
+                        size += entry.stat(follow_symlinks=False).st_size
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+    return float(size)
