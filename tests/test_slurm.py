@@ -180,7 +180,7 @@ def test_jobs_of_a_cluster_job_take_turns_on_its_one_core(there: Path) -> None:
     logs = [log.read_text(encoding="utf-8") for log in (there / "logs/slurm").glob("group_*/*.log")]
     steps = sum(text.count("Provided cores: ") for text in logs)
     assert steps >= len(jobs)
-    assert sum(text.count('lanes=Resource("lanes", 1)') for text in logs) == steps
+    assert all(text.count('lanes=Resource("lanes", 1)') >= text.count("Provided cores: ") for text in logs)
 
 
 def test_no_job_asked_for_a_network(there: Path) -> None:
