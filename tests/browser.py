@@ -81,7 +81,10 @@ class Page:
             place = f"{details.get('url')}:{details.get('lineNumber', 0) + 1}"
             self.problems.append(f"{place} {details.get('exception', {}).get('description') or details['text']}")
         elif method == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
-            self.problems.append(" ".join(str(part.get("value", part.get("description"))) for part in about["args"]))
+            said = " ".join(str(part.get("value", part.get("description"))) for part in about["args"])
+            # The viewer says so of a tile that was still on its way when its slide was left: nothing is wrong.
+            if not (said.startswith("Ignoring tile") and "loaded before reset" in said):
+                self.problems.append(said)
         elif method == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
             # Words on the speed of the software renderer, and of reading pixels back, are not the page's fault.
             if not any(word in about["entry"]["text"] for word in ("GL Driver Message", "willReadFrequently")):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import multiprocessing
-import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,6 +17,7 @@ from hypothesis import strategies as st
 
 from nuclass.apply.positions import Positions, read_positions
 from nuclass.core.errors import UserError
+from peak_memory import held, measuring_process
 
 FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 ARRAYS_LIMIT = 60_000_000
@@ -220,21 +219,17 @@ LARGE = {
 }
 
 
-def held(path: Path) -> tuple[str, int]:
-    """Read a file of positions; return what is said of it, and how many bytes were held for it at the most."""
-    tracemalloc.reset_peak()
-    before, _ = tracemalloc.get_traced_memory()
+def told_of(path: Path) -> str:
+    """Read a file of positions; return how many there are, or what is said of it."""
     try:
-        told = str(len(read_positions(path, mpp_he=0.25, he_shape=(1000, 1000))))
+        return str(len(read_positions(path, mpp_he=0.25, he_shape=(1000, 1000))))
     except UserError as error:
-        told = str(error)
-    return told, tracemalloc.get_traced_memory()[1] - before
+        return str(error)
 
 
 @pytest.fixture(scope="module")
 def measuring() -> Iterator[ProcessPoolExecutor]:
-    """A process of its own, which notes its memory to its end: to stop that among threads may crash Python 3.11."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=tracemalloc.start) as pool:
+    with measuring_process() as pool:
         yield pool
 
 
@@ -244,6 +239,6 @@ def test_files_made_to_take_memory(tmp_path, measuring, case, packed):
     """What a file makes the reader hold is bounded, packed a thousand times smaller or not."""
     path = tmp_path / "x"
     path.write_bytes(gzip.compress(LARGE[case], 1) if packed else LARGE[case])
-    told, peak = measuring.submit(held, path).result(300)
+    told, peak, _ = measuring.submit(held, told_of, path).result(300)
     assert not told.isdigit(), "nothing in such a file is a position"
     assert 0 < peak < ARRAYS_LIMIT

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nuclass.apply.positions import Positions, read_positions
 from nuclass.core.errors import UserError
+from peak_memory import held, measured
 
 SHAPE = (1000, 1200)
 MPP = 0.25
@@ -484,17 +485,16 @@ def test_positions_are_shapelys_centroids(tmp_path, shapes, per_feature, spaced)
         assert shapely.Polygon(found.outlines.ring(i)).equals(shapely.Polygon(one))
 
 
+def memory_of_reading(warm, path):
+    read(warm)
+    found, peak, _ = held(read, path)
+    return len(found), found.outlines.vertices.nbytes, peak
+
+
 def test_many_cells_in_one_feature_take_little_memory(tmp_path):
     """The vertices as text are several times the arrays; the tree of the JSON would be ten times more."""
-    import tracemalloc
-
     shapes = [[ring(x, y, 8, 24)] for x, y in np.random.default_rng(0).uniform(50, 900, (5000, 2))]
     path = write(tmp_path / "many.geojson", [feature({"type": "MultiPolygon", "coordinates": shapes})])
-    read(write(tmp_path / "warm.geojson", FEATURES))
-    tracemalloc.start()
-    found = read(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(found) == 5000
-    # What is left beside the arrays and their copy is the same for a larger file.
-    assert peak < 3 * found.outlines.vertices.nbytes + 12_000_000
+    n, vertices, peak = measured(memory_of_reading, write(tmp_path / "warm.geojson", FEATURES), path)
+    assert n == 5000
+    assert peak < 3 * vertices + 12_000_000, "beside the arrays and their copy, what is the same for a larger file"

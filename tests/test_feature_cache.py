@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tracemalloc
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ from nuclass.core.errors import UserError
 from nuclass.data import feature_cache
 from nuclass.data.feature_cache import Output, cache_features, part_size
 from nuclass.data.features import read_key
+from peak_memory import held, measured
 from test_features import KEY, VIEWS, names
 
 N, PART, BATCH = 75, 20, 5
@@ -293,16 +293,22 @@ def test_parts_are_whole_batches():
     assert [part_size(n) for n in (1, 64, 100, 256, 3000, 5000)] == [4096, 4096, 4100, 4096, 3000, 5000]
 
 
-def test_one_part_is_held_at_a_time(tmp_path):
-    n, part, width = 8192, 1024, 512
+def memory_of_a_cache(folder, n, part, width):
     ids = [str(i) for i in range(n)]
 
-    def source(first):
-        for row in range(first, n, 64):
-            yield {"features": np.full((64, width), row, np.float16)}
+    def cache(name, ids):
+        def source(first):
+            for row in range(first, len(ids), 64):
+                yield {"features": np.full((64, width), row, np.float16)}
 
-    tracemalloc.start()
-    cache_features(tmp_path / "w", ids, {"features": Output(tmp_path / "a.h5", KEY)}, source, part_cells=part)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+        outputs = {"features": Output(folder / f"{name}.h5", KEY)}
+        cache_features(folder / name, ids, outputs, source, part_cells=part)
+
+    cache("imports", ids[:64])
+    return held(cache, "all", ids)[1]
+
+
+def test_one_part_is_held_at_a_time(tmp_path):
+    n, part, width = 8192, 1024, 512
+    peak = measured(memory_of_a_cache, tmp_path, n, part, width)
     assert peak < 4 * part * width * 2 + 1_500_000 < n * width * 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +12,7 @@ from scipy.special import logsumexp
 
 from nuclass.labels import mixture
 from nuclass.labels.mixture import Counts, Fit, components, fit, with_surroundings
+from peak_memory import held, measured
 
 PLAIN = Fit(spill=0.0, temperature=1.0, full_depth=1e9, rounds=1)
 # A seed of each of two types, a cell with three transcripts of gene A and one of B, a cell without any.
@@ -376,16 +375,15 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(many[1], one[1], atol=1e-4)
 
 
-def test_no_array_of_cells_by_genes_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    n, genes = 4000, 3000
+def memory_of_a_fit(n: int, genes: int) -> int:
     matrix = sparse.random(n, genes, 0.005, format="csr", dtype=np.float32, random_state=0)
     xy = np.random.default_rng(0).uniform(0, 600, (n, 2))
     part, near = np.resize([0, 1, -1], n), np.random.default_rng(1).integers(0, n, (n, 5))
-    monkeypatch.setattr(mixture, "_CHUNK", 100)
-    tracemalloc.start()
-    try:
-        fit(with_surroundings(matrix, xy, 16.0), part, TYPES, near, Fit(0.12, 2.0, 300.0, 2))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < n * genes, "as much as one byte a cell and gene"
+    mixture._CHUNK = 100
+    how = Fit(0.12, 2.0, 300.0, 2)
+    return held(lambda: fit(with_surroundings(matrix, xy, 16.0), part, TYPES, near, how))[1]
+
+
+def test_no_array_of_cells_by_genes_is_made() -> None:
+    n, genes = 4000, 3000
+    assert measured(memory_of_a_fit, n, genes) < n * genes, "as much as one byte a cell and gene"
