@@ -83,7 +83,7 @@ class Page:
         elif method == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
             said = " ".join(str(part.get("value", part.get("description"))) for part in about["args"])
             # The viewer says so of a tile that was still on its way when its slide was left: nothing is wrong.
-            if not (said.startswith("Ignoring tile") and "loaded before reset" in said):
+            if "loaded before reset" not in said and not said.endswith("Image load aborted."):
                 self.problems.append(said)
         elif method == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
             # Words on the speed of the software renderer, and of reading pixels back, are not the page's fault.
