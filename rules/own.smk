@@ -3,7 +3,7 @@
 from nuclass.core.own_sheet import own_inputs, read_own
 
 try:
-    OWN = read_own(CONFIG["own"], ROOT / "config" / "schemas")
+    OWN = read_own(CONFIG["own"], ROOT / "config" / "schemas", organs=sorted(set(SLIDES.loc[TRAIN_SLIDES, "organ"])))
 except UserError as error:
     logger.error(str(error))
     sys.exit(1)

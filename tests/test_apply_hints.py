@@ -188,3 +188,12 @@ def test_doubt_is_compared_with_the_val_cells():
     )
     (hint,) = hints.confidence_hints(np.full(100, 0.4), 80, None)
     assert hint.text == "The model is unsure: mean confidence 0.40, 80 % of the cells abstained."
+
+
+def test_the_scale_of_the_alignment_is_told_where_another_is_used():
+    assert hints.alignment_hints(0.25, None) == []
+    assert hints.alignment_hints(0.25, 0.2563) == []
+    (hint,) = hints.alignment_hints(0.4031, 0.2687)
+    assert (hint.kind, hint.level) == ("scale", "warn")
+    assert "0.2687" in hint.text
+    assert "--mpp 0.2687" in hint.fix

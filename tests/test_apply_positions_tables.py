@@ -263,6 +263,40 @@ def test_micrometres_of_a_table_that_may_be_of_another_scale_are_asked_after(tmp
     np.testing.assert_allclose(read(path, mpp_file=0.2125, frame="um@0.5").xy, XY / 2)
 
 
+@pytest.mark.parametrize(
+    ("mpp_file", "one"), [(MPP * 1.0096, False), (MPP * 1.002, False), (MPP * 1.00005, True), (MPP - 1e-4, True)]
+)
+def test_two_scales_are_one_where_they_lead_to_the_same_nucleus(tmp_path, mpp_file, one):
+    """On a slide of 20,000 px: a scale that is 1 % off leads 200 px away."""
+    path = csv(tmp_path / "measurements.csv", table("Centroid X µm", "Centroid Y µm", 4.0))
+    options = {"mpp_file": mpp_file, "he_shape": (1000, 20_000)}
+    if one:
+        np.testing.assert_allclose(read(path, **options).xy, XY)
+    else:
+        assert refused(path, **options).what == "It is not clear what the micrometres of the positions are"
+
+
+def test_micrometres_by_pixels_that_are_not_square(tmp_path):
+    """QuPath multiplies x by the width of a px and y by its height."""
+    um = table("Centroid X µm", "Centroid Y µm", 1 / MPP)
+    um["Centroid Y µm"] *= 0.997
+    path = csv(tmp_path / "measurements.csv", um)
+    found = read(path, mpp_file=MPP, aspect_file=0.997)
+    np.testing.assert_allclose(found.xy, XY)
+    assert "0.997 of its width" in found.source
+    np.testing.assert_allclose(read(path, frame=f"um@{MPP}", mpp_file=MPP, aspect_file=0.997).xy, XY)
+    # Micrometres by another scale than the file's know nothing of its pixels.
+    by_given = read(path, frame="um", mpp_file=MPP * 1.5, aspect_file=0.997)
+    np.testing.assert_allclose(by_given.xy, XY * (1, 0.997))
+
+
+def test_cells_without_names_are_numbered_by_their_rows(tmp_path):
+    (tmp_path / "cells.csv").write_text("x_he,y_he\n10,10\n,\n30,30\n")
+    found = read(tmp_path / "cells.csv")
+    assert found.cell_id.tolist() == ["1", "3"]
+    assert "cells numbered by their rows" in found.source
+
+
 def test_an_alignment_that_is_not_used_is_refused(tmp_path):
     error = refused(csv(tmp_path / "cells.csv", table("x_he", "y_he")), alignment="grid")
     assert error.what == "The option --alignment has no use with these positions"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,6 +102,25 @@ def test_another_threshold_needs_no_prediction_and_leaves_no_old_output(finished
     assert not (finished / "predictions.csv").exists()
     facts = predict(files, trained["local"], finished, abstain_below=0.0)
     assert facts["counts"]["typed"] == CELLS
+
+
+def test_device_batch_and_another_spelling_of_the_organ_compute_nothing(finished, trained, files, monkeypatch):
+    monkeypatch.setattr(run, "predict_cells", None)
+    predict(files, trained["local"], finished, organ="Lung ", options=run.Options("cpu", batch=7))
+
+
+def test_two_processes_do_not_write_into_one_folder(finished, trained, files):
+    code = (
+        "import sys; from pathlib import Path; from nuclass.core.alone import alone_in\n"
+        "with alone_in(Path(sys.argv[1]), '.lock', '', ''): print('in', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(finished)], **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="Another process types cells into this folder"):
+            predict(files, trained["local"], finished)
+        other.kill()
+    predict(files, trained["local"], finished)
 
 
 def test_another_organ_is_predicted_anew(finished, trained, files):

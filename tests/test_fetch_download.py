@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from http_server import Server, serve
+from nuclass.core.alone import alone_in
 from nuclass.core.errors import UserError
 from nuclass.core.progress import Progress, readable_bytes, readable_seconds
 from nuclass.xenium import download as module
 from nuclass.xenium.download import download
-from nuclass.xenium.record import alone_in
 from nuclass.xenium.registry import Record
 from nuclass.xenium.remote import HttpSettings
 
@@ -371,23 +371,26 @@ def test_an_address_that_is_none(target: Path, url: str) -> None:
         download([url], target, QUICK)
 
 
+ALONE = (".lock", "Another process is filling the folder", "wait")
+
+
 def test_one_process_a_folder(tmp_path: Path) -> None:
-    other = "import sys; from nuclass.xenium.record import alone_in; from pathlib import Path\n" + (
-        "with alone_in(Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    other = "import sys; from nuclass.core.alone import alone_in; from pathlib import Path\n" + (
+        f"with alone_in(Path(sys.argv[1]), *{ALONE}): print('in', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", other, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         process.stdout.readline()
-        with pytest.raises(UserError, match="Another process is filling the folder"), alone_in(tmp_path):
+        with pytest.raises(UserError, match="Another process is filling the folder"), alone_in(tmp_path, *ALONE):
             pass
         process.kill()
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, *ALONE):
         pass
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "s"):
-        with pytest.raises(UserError, match="cannot be made or written to"), alone_in(place):
+        with pytest.raises(UserError, match="cannot be made or written to"), alone_in(place, *ALONE):
             pass

@@ -131,4 +131,30 @@ def test_all_rows_are_told_at_once(folder):
 
 def test_an_alignment_that_lies_beside_a_run_is_enough(folder):
     (folder / "run" / "a_he_imagealignment.csv").write_text("1,0,0\n0,1,0\n0,0,1\n")
-    assert own_inputs(read(folder, {"cells": "run"})["s1"]) == {"image": "a.tif", "cells": "run"}
+    assert own_inputs(read(folder, {"cells": "run"})["s1"], folder) == {
+        "image": "a.tif",
+        "cells": "run",
+        "alignment": "run/a_he_imagealignment.csv",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"organ": "ovry"}, ["an organ is misspelt", "'ovry'", "Did you mean 'ovary'?"]),
+        ({"mpp": "0"}, ["the scale of the H&E cannot be right", "0 um/px", "above 0 and at most 4"]),
+        ({"mpp": "40"}, ["the scale of the H&E cannot be right", "40 um/px"]),
+    ],
+)
+def test_an_organ_that_is_misspelt_and_a_scale_that_cannot_be(folder, values, told):
+    row = {"slide": "s1", "image": "a.tif", "cells": "detect"} | values
+    (folder / "own.tsv").write_text("\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
+    with pytest.raises(UserError) as caught:
+        read_own("own.tsv", SCHEMAS, folder, organs=["lung", "ovary"])
+    assert all(words in str(caught.value) for words in told), str(caught.value)
+
+
+@pytest.mark.parametrize("organ", ["", "ovary", "Ovary", "unknown", "skin"])
+def test_organs_that_the_models_know_or_never_saw(folder, organ):
+    (folder / "own.tsv").write_text(f"slide\timage\tcells\torgan\tmpp\ns1\ta.tif\tdetect\t{organ}\t0.25\n")
+    assert read_own("own.tsv", SCHEMAS, folder, organs=["lung", "ovary"])["s1"]["organ"] == (organ or None)

@@ -283,6 +283,17 @@ def test_the_pixel_size_a_file_states(tmp_path, options, expected):
         assert source.embedded_mpp == (pytest.approx(expected) if expected else None)
 
 
+@pytest.mark.parametrize(("high", "mpp", "aspect"), [(0.2738, 0.2738, 1), (0.2746, 0.2738, 1.00292), (0.5, None, 1)])
+def test_pixels_that_are_not_square(tmp_path, caplog, high, mpp, aspect):
+    path = tmp_path / "he.ome.tif"
+    metadata = {"PhysicalSizeX": 0.2738, "PhysicalSizeY": high, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    tifffile.imwrite(path, picture(64, 64), photometric="rgb", ome=True, metadata=metadata)
+    with open_source(path) as source:
+        assert source.embedded_mpp == (pytest.approx(mpp) if mpp else None)
+        assert source.embedded_aspect == pytest.approx(aspect, abs=1e-5)
+    assert ("0.2738 x 0.5 um, which are not square" in caplog.text) == (mpp is None)
+
+
 def _palette(path):
     tifffile.imwrite(path, picture(64, 64)[..., 0], photometric="palette", colormap=np.zeros((3, 256), np.uint16))
 

@@ -17,6 +17,7 @@ from nuclass.core.files import read_json, remove_state, sha256, write_json
 from nuclass.core.jobs import code_of_job
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID, GATE, GLOBAL, LOCAL, MODELS, TEST
+from nuclass.core.own_cells import MISSPELT
 from nuclass.data.vocabulary import UNKNOWN
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 INPUTS = "inputs.json"
-_MISSPELT = 0.8
-"""How near a name must be to an organ of the model to count as misspelt: skin is no kidney, ear no heart."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class Models:
         for name in (wanted, organ_in(wanted)):
             if name in known:
                 return name
-        near = "" if wanted == UNKNOWN or organ_in(wanted) else closest(wanted, known, _MISSPELT)
+        near = "" if wanted == UNKNOWN or organ_in(wanted) else closest(wanted, known, MISSPELT)
         if near or UNKNOWN not in self.organs:
             raise UserError(
                 "The model does not know this organ" if told else "The model must be told the organ",

@@ -398,6 +398,10 @@ class CellEvents:
             shape.rings.append(1)
         if shape.role == "centroid" and shape.leaf > 1:
             self.fail("A centroid is no point", f"numbers {shape.leaf} lists deep", "x and y")
+        if not shape.leaf and shape.role in ("contour", "nucleus"):
+            # There is another geometry beside it.
+            self._shape = None
+            return
         if shape.role == "contour" and shape.leaf != 2:
             self.fail("A contour is no list of points", f"numbers {shape.leaf} lists deep", "a list of x and y")
         holder = self._stack[-1]

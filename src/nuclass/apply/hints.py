@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 INFO, WARN = "info", "warn"
 MPP_APART = 0.1
 """Share by which the given scale may differ from the file's."""
+ALIGNED_APART = 0.03
+"""Share by which the scale may differ from that of the alignment, which is measured."""
 COARSER = 1.25
 """Micrometres per px of the H&E over those of the model, above which the H&E lacks detail."""
 MUCH_COARSER = 1.9
@@ -114,6 +116,14 @@ def mpp_hints(mpp: float, embedded: float | None, given: bool, mpp_model: float)
         level = WARN if mpp > MUCH_COARSER * mpp_model else INFO
         hints.append(Hint("scale", level, text, "Use the scan at its full resolution if there is one."))
     return hints
+
+
+def alignment_hints(mpp: float, aligned: float | None) -> list[Hint]:
+    """Return a hint where the scale in use is not the one by the alignment of the positions, um per px."""
+    if aligned is None or abs(aligned / mpp - 1) <= ALIGNED_APART:
+        return []
+    text = f"By the alignment a px of the H&E is {aligned:.4g} um, but {mpp:.4g} is used: windows show another size."
+    return [Hint("scale", WARN, text, f"Give --mpp {aligned:.4g}, unless the alignment is of another image.")]
 
 
 def area_hints(outlines: Outlines | None, mpp: float) -> list[Hint]:

@@ -36,7 +36,8 @@ __all__ = ["DETECT", "Outlines", "Positions", "parse_frame", "read_positions"]
 _log = get_logger(__name__)
 
 Kind = Literal["geojson", "table", "bundle", "detected"]
-_SAME_SCALE = 0.01
+_APART_UM = 2.0
+"""How far two scales may put the far corner of a slide apart, and still be one: less than a nucleus."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Positions:
     origin
         The corner that the numbers of the file counted from, ``crop`` or ``image``, on a slide of which only a part was
         scanned; None where there is one corner alone. ``xy`` counts from that of the whole plane in any case.
+    mpp_aligned
+        Micrometres per H&E px by the alignment, None where none was used.
     """
 
     cell_id: NDArray[np.object_]
@@ -66,6 +69,7 @@ class Positions:
     source: str
     kind: Kind
     origin: str | None = None
+    mpp_aligned: float | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -73,12 +77,29 @@ class Positions:
 
 @dataclass(frozen=True)
 class _He:
-    """The H&E: micrometres per px, (height, width) in px, the part that was scanned, the corner that files mean."""
+    """The H&E: micrometres per px, (height, width) in px, the part that was scanned, the corner that files mean.
+
+    Of its file: micrometres per px, and the height of a px over its width.
+    """
 
     mpp: float
     shape: tuple[int, int]
     bounds: Bounds | None = None
     origin: str | None = None
+    mpp_file: float | None = None
+    aspect_file: float = 1.0
+
+    def is_by_file(self, mpp: float) -> bool:
+        """Whether a scale is that of the file: it leads nowhere to another nucleus."""
+        return self.mpp_file is not None and abs(self.mpp_file - mpp) * max(self.shape) <= _APART_UM
+
+    def px_per_unit(self, given: Given) -> Points:
+        """Return (x, y) H&E px per unit of a frame that shares the H&E's corner.
+
+        Programs that make micrometres by the file's scale, as QuPath does, multiply y by the height of its px.
+        """
+        by_file = given.name == UM and self.is_by_file(given.mpp or self.mpp)
+        return given.scale(self.mpp) / np.array([1.0, self.aspect_file if by_file else 1.0])
 
 
 def read_positions(
@@ -88,6 +109,7 @@ def read_positions(
     mpp: float | None = None,
     mpp_he: float,
     mpp_file: float | None = None,
+    aspect_file: float = 1.0,
     he_shape: tuple[int, int],
     alignment: Path | str | None = None,
     columns: str | Mapping[str, str] | None = None,
@@ -112,6 +134,8 @@ def read_positions(
         Micrometres per H&E px.
     mpp_file
         What the H&E's file says of it: programs that opened the file reckoned their micrometres with that.
+    aspect_file
+        Height of a px over its width, as the file says; micrometres that were reckoned with its scale follow it.
     he_shape
         (height, width) of the H&E at level 0, px.
     alignment
@@ -136,7 +160,7 @@ def read_positions(
     """
     options = {"alignment": alignment, "columns": columns, "weights": weights, "origin": origin}
     kind, given = check_reading(path, frame, options, mpp)
-    he = _He(mpp_he, he_shape, bounds, origin)
+    he = _He(mpp_he, he_shape, bounds, origin, mpp_file, aspect_file)
     if kind == DETECT:
         return _detected(method_of(path), image, weights, he)
     file = Path(path)
@@ -154,7 +178,7 @@ def read_positions(
     found = read_table(file, parquet=kind == "parquet", columns=parse_columns(columns), frame=given, image=image)
     if given is None:
         if found.frame == UM:
-            _check_um(file, mpp_he, mpp_file)
+            _check_um(file, he)
         given = Given(str(found.frame))
         # What the columns say of the frame is known only now.
         for fault in use_faults(path, kind, given, options):
@@ -163,16 +187,16 @@ def read_positions(
     return _on_image(file, found, given, corner, "table", alignment, he)
 
 
-def _check_um(file: Path, mpp_he: float, mpp_file: float | None) -> None:
+def _check_um(file: Path, he: _He) -> None:
     """Raise where a table's own micrometres may be of another scale than the H&E is taken to have."""
-    if mpp_file is None or abs(mpp_file / mpp_he - 1) <= _SAME_SCALE:
+    if he.mpp_file is None or he.is_by_file(he.mpp):
         return
     raise UserError(
         "It is not clear what the micrometres of the positions are",
         where=file,
-        found=f"columns in um; the H&E's file says {mpp_file:.5g} um/px, --mpp {mpp_he:.5g}",
+        found=f"columns in um; the H&E's file says {he.mpp_file:.6g} um/px, --mpp {he.mpp:.6g}",
         expected="the scale by which they were reckoned",
-        fix=f"give --frame um@{mpp_file:.6g} if by that of the file, as QuPath does, or --frame um if by --mpp",
+        fix=f"give --frame um@{he.mpp_file:.6g} if by that of the file, as QuPath does, or --frame um if by --mpp",
     )
 
 
@@ -184,7 +208,7 @@ def _of_run(path: Path, alignment: Path | str | None, he: _He) -> Positions:
     outlines = found.outlines
     if outlines is not None:
         outlines = Outlines(frames.um_to_he(outlines.vertices), outlines.offsets)
-    return _made(path, found, Given(XENIUM_UM), xy, outlines, "bundle", he)
+    return _made(path, found, Given(XENIUM_UM), xy, outlines, "bundle", he, mpp_aligned=frames.mpp_he)
 
 
 def _on_image(
@@ -197,15 +221,20 @@ def _on_image(
     he: _He,
 ) -> Positions:
     """Bring what a file holds to H&E px; its numbers count from ``corner`` (x, y), H&E px."""
-    outlines, origin = found.outlines, None
+    outlines, origin, aligned = found.outlines, None, None
     if given.needs_alignment:
         frames, notes = aligned_frames(alignment, mpp_he=he.mpp, he_shape=he.shape, where=f"--frame {given}")
         found.notes += notes
+        aligned = frames.mpp_he
         change = frames.um_to_he if given.name == XENIUM_UM else frames.morph_to_he
         xy = change(found.xy)
         vertices = None if outlines is None else change(outlines.vertices)
     else:
-        scale = given.scale(he.mpp)
+        scale = he.px_per_unit(given)
+        if scale[0] != scale[1]:
+            found.notes.append(
+                f"y by the height of a px, which the H&E's file says is {he.aspect_file:.6g} of its width"
+            )
         xy = found.xy * scale + corner
         vertices = None if outlines is None else outlines.vertices * scale + corner
         if he.bounds is not None:
@@ -215,7 +244,7 @@ def _on_image(
             check_scanned(xy, origin, he.bounds, where=file)
     if outlines is not None and vertices is not None:
         outlines = Outlines(vertices, outlines.offsets)
-    return _made(file, found, given, xy, outlines, kind, he, origin)
+    return _made(file, found, given, xy, outlines, kind, he, origin, aligned)
 
 
 def _made(
@@ -227,6 +256,7 @@ def _made(
     kind: Kind,
     he: _He,
     origin: str | None = None,
+    mpp_aligned: float | None = None,
 ) -> Positions:
     assert given.name in NAMES
     outside = check_inside(found.xy, xy, given, where=path, mpp_he=he.mpp, he_shape=he.shape)
@@ -239,7 +269,7 @@ def _made(
         notes.append("cells numbered in the order of the file")
     source = "; ".join([f"{path.name}: {found.what}, frame {given}", *notes])
     _log.info("%s", source)
-    return Positions(ids, xy, outlines, source, kind, origin)
+    return Positions(ids, xy, outlines, source, kind, origin, mpp_aligned)
 
 
 def _detected(method: str, image: str | Path | None, weights: str | Path | None, he: _He) -> Positions:

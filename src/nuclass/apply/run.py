@@ -22,6 +22,7 @@ from nuclass.apply.engine import Models, Options, cells_frame, predict_cells
 from nuclass.apply.out_read import FACTS, LEFT_OUT, OUTLINES, TABLE, TYPED
 from nuclass.apply.outputs import DEFAULT, NAMES, check_formats, write_outputs
 from nuclass.apply.slide import GIVEN, STORE, OwnSlide, build_store, name_of, open_slide
+from nuclass.core.alone import alone_in
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, read_json, write_json, write_parquet
 from nuclass.core.jobs import code_of_job
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "predict_own"]
 _log = get_logger(__name__)
-WORK, CELLS = ".work", ".cells.npz"
+WORK, CELLS, LOCK = ".work", ".cells.npz", ".lock"
 OFF_SLIDE, LOW_CONFIDENCE = "off_slide", "low_confidence"
 MAX_OFF_SLIDE, ABSTAIN_BELOW = 0.5, 0.5
 
@@ -64,10 +65,11 @@ class _Job:
 
     @property
     def key(self) -> str:
-        """Hash of what the predictions depend on."""
+        """Hash of what the predictions depend on; device and batch change the last bits alone, and are left out."""
         digest = hashlib.sha256()
-        parts = [self.slide.state, self.models.hashes, self.organ, self.organ_told, self.name, self.max_off_slide]
-        run = [self.options.accelerator, self.options.batch, self.options.precision, self.positions.source]
+        told = (self.organ_told or "").strip().casefold()
+        parts = [self.slide.state, self.models.hashes, self.organ, told, self.name, self.max_off_slide]
+        run = [self.options.precision, self.positions.source]
         digest.update(json.dumps([*parts, *run], sort_keys=True).encode())
         digest.update("\0".join(map(str, self.positions.cell_id)).encode())
         digest.update(np.ascontiguousarray(self.positions.xy).tobytes())
@@ -157,12 +159,13 @@ def predict_own(
     slide = open_slide(image, mpp, models.mpp)
     folder, how = Path(out), options or Options()
     need_writable(folder)
-    positions = _positions(cells, slide, frame, reading or {}, folder / CELLS, lambda: models.load(how))
-    job = _Job(name or name_of(slide.image), slide, positions, models, taken, organ, abstain_below, max_off_slide, how)
-    facts = _finish(job, folder, started)
-    sheet = Path(classes) if classes is not None else own_file("resources/classes.tsv")
-    write_outputs(folder, formats, store=folder / STORE, classes=sheet)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+    found = _positions(cells, slide, frame, reading or {}, folder / CELLS, lambda: models.load(how))
+    job = _Job(name or name_of(slide.image), slide, found, models, taken, organ, abstain_below, max_off_slide, how)
+    with alone_in(folder, LOCK, "Another process types cells into this folder", "wait for it, or give another --out"):
+        facts = _finish(job, folder, started)
+        sheet = Path(classes) if classes is not None else own_file("resources/classes.tsv")
+        write_outputs(folder, formats, store=folder / STORE, classes=sheet)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
     for hint in facts["hints"]:
         level = logging.WARNING if hint["level"] == "warn" else logging.INFO
         _log.log(level, "%s: %s %s", hint["kind"], hint["text"], hint["fix"])
@@ -195,6 +198,7 @@ def _positions(
             frame=frame,
             mpp_he=slide.mpp,
             mpp_file=slide.embedded_mpp,
+            aspect_file=slide.embedded_aspect,
             he_shape=slide.shape,
             bounds=slide.bounds,
             image=slide.image,
@@ -436,6 +440,7 @@ def _hints(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> list[Hin
         *hints.organ_hints(job.organ_told, job.organ, models.organs, models.trained_unknown),
         *hints.seen_hints(job.name, models.trained_on),
         *hints.mpp_hints(slide.mpp, slide.embedded_mpp, slide.mpp_source == GIVEN, models.mpp),
+        *hints.alignment_hints(slide.mpp, job.positions.mpp_aligned),
         *hints.area_hints(job.positions.outlines, slide.mpp),
         *hints.place_hints(len(table), int((~predicted).sum())),
         *hints.stain_hints(stain, models.stain),

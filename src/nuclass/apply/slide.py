@@ -14,15 +14,13 @@ import nuclass
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, write_json
 from nuclass.core.log import get_logger
-from nuclass.core.own_cells import CROP, IMAGE
+from nuclass.core.own_cells import CROP, IMAGE, LARGEST_MPP
 from nuclass.slides.geometry import Frames
 from nuclass.slides.source import Bounds
 
 _log = get_logger(__name__)
 STORE, STATE = "he.ome.zarr", ".he.json"
 GIVEN, FILE = "given", "file"
-LARGEST_MPP = 4.0
-"""Micrometres per px above which an image shows no cells; a magnification given by mistake is above it too."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,8 @@ class OwnSlide:
         From H&E px to those of the store; its frame ``um`` is H&E px times ``mpp``.
     bounds
         The scanned part, H&E px, None where it begins in the corner of the image.
+    embedded_aspect
+        Height of a px over its width, as the file says.
     """
 
     image: Path
@@ -54,6 +54,7 @@ class OwnSlide:
     embedded_mpp: float | None
     frames: Frames
     bounds: Bounds | None = None
+    embedded_aspect: float = 1.0
 
     @property
     def store_shape(self) -> tuple[int, int]:
@@ -102,10 +103,10 @@ def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSli
 
     file = Path(image)
     with open_source(file) as source:
-        shape, embedded, bounds = source.shape, source.embedded_mpp, source.bounds
+        shape, embedded, bounds, aspect = source.shape, source.embedded_mpp, source.bounds, source.embedded_aspect
     scale, told_by = _scale(file, mpp, embedded)
     frames = Frames(np.eye(3), scale, mpp_model, he_shape=shape)
-    return OwnSlide(file, shape, scale, told_by, embedded, frames, bounds)
+    return OwnSlide(file, shape, scale, told_by, embedded, frames, bounds, aspect)
 
 
 def _scale(file: Path, mpp: float | None, embedded: float | None) -> tuple[float, str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nuclass.apply.positions_found import CELLS, FARTHEST, NEVER_CELLS, REGIONS, Found, counted, unique_ids
 from nuclass.core.bundle_source import he_stem
 from nuclass.core.errors import UserError
+from nuclass.core.log import get_logger
 from nuclass.core.own_cells import Given, opened
 from nuclass.core.own_tables import Chosen, choose, header_of, unreadable
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     # Gives the pieces of a table with the columns of these numbers, by their numbers.
     Pieces = Callable[[list[int]], Iterator[pa.Table]]
 
+_log = get_logger(__name__)
 _BLOCK = 1 << 22
 _ROWS = 1 << 16
 _MISSING = ("", "na", "n/a", "nan", "null", "none")
@@ -74,6 +76,10 @@ def read_table(
     if len(rows.images) > 1:
         mine = _of_image(f"{file}, column '{names[chosen.image or 0]}'", rows, image)
         notes.append(f"{counted(int((~mine).sum()), 'row')} of other images left out")
+    elif rows.images and image is not None and not _named_like(next(iter(rows.images)), image):
+        note = f"column '{names[chosen.image or 0]}' names '{next(iter(rows.images))[:60]}', taken to be this slide"
+        _log.warning("%s: %s; the slide's file is %s", file, note, Path(image).name)
+        notes.append(note)
     without = mine & np.isnan(rows.xy).any(axis=1)
     if without.any():
         notes.append(f"{counted(int(without.sum()), 'row')} without a position left out")
@@ -89,6 +95,9 @@ def read_table(
         )
     kept_ids = None if rows.ids is None else [name for name, kept in zip(rows.ids, keep.tolist(), strict=True) if kept]
     names_of_cells = _ids(file, names, chosen, kept_ids, notes)
+    if names_of_cells is None:
+        names_of_cells = np.array([str(row + 1) for row in np.flatnonzero(keep).tolist()], dtype=object)
+        notes.append("cells numbered by their rows")
     what = f"{counted(int(keep.sum()), 'position')} of columns '{names[chosen.x]}' and '{names[chosen.y]}'"
     return Found(rows.xy[keep], names_of_cells, what, chosen.frame, None, notes)
 
@@ -114,6 +123,12 @@ class _Rows:
     kinds: list[str] | None
     images: dict[str, int] = field(default_factory=dict)
     image: array[int] = field(default_factory=lambda: array("q"))
+
+
+def _named_like(known: str, image: str | Path) -> bool:
+    """Whether the name of an image may be that of the slide's file: programs add series, or drop endings."""
+    stem, mine = he_stem(known).casefold(), he_stem(Path(image).name).casefold()
+    return stem.startswith(mine) or mine.startswith(stem)
 
 
 def _of_image(where: str, rows: _Rows, image: str | Path | None) -> NDArray[np.bool_]:

@@ -35,6 +35,10 @@ FRAMES_TOLD = (
 # Corners that positions on a slide of which only a part was scanned count from.
 CROP, IMAGE = "crop", "image"
 ORIGINS = (CROP, IMAGE)
+LARGEST_MPP = 4.0
+"""Micrometres per px above which an image shows no cells; a magnification given by mistake is above it too."""
+MISSPELT = 0.8
+"""How near a name must be to an organ of the model to count as misspelt: skin is no kidney, ear no heart."""
 
 _HEAD = 1 << 12
 _GZIP = b"\x1f\x8b"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nuclass.core.bundle_source import GRID, find_alignment, locate_bundle, parse_matrix, source_folders
-from nuclass.core.errors import UserError
+from nuclass.core.errors import UserError, closest
 from nuclass.core.own_cells import (
     CELLPOSE,
     DETECT,
+    LARGEST_MPP,
+    MISSPELT,
     Given,
     Kind,
     finds_nuclei,
@@ -31,7 +33,9 @@ SCHEMA = "own.schema.yaml"
 T = TypeVar("T")
 
 
-def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str, dict[str, Any]]:
+def read_own(
+    path: str, schemas: str | Path, root: str | Path = ".", organs: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Read the sheet and check every row; no sheet is no slides.
 
     Parameters
@@ -42,6 +46,8 @@ def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str
         Folder of ``own.schema.yaml``.
     root
         The folder that paths start from.
+    organs
+        Those that the models will know: a name that is nearly one of them is misspelt.
 
     Returns
     -------
@@ -58,7 +64,7 @@ def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str
     schema = read_yaml(Path(schemas) / SCHEMA)
     rows, faults = read_sheet(Path(root) / path, list(schema["properties"]), list(schema["required"]))
     for row in rows:
-        faults += _faults(path, row, schema, Path(root))
+        faults += _faults(path, row, schema, Path(root), organs)
     counts = Counter(row.values["slide"] for row in rows)
     faults += [
         UserError("a slide stands in several rows", where=path, found=f"{name}, {n} times", fix="name each differently")
@@ -69,14 +75,22 @@ def read_own(path: str, schemas: str | Path, root: str | Path = ".") -> dict[str
     return {row.values["slide"]: _values(row) for row in rows}
 
 
-def own_inputs(row: dict[str, Any]) -> dict[str, str]:
-    """Return the files that a slide is typed from, by what they are."""
+def own_inputs(row: dict[str, Any], root: str | Path = ".") -> dict[str, str]:
+    """Return the files that a slide is typed from, by what they are, as paths from the folder ``root``."""
     files = {"image": str(row["image"])}
     if not finds_nuclei(row["cells"]):
         files["cells"] = str(row["cells"])
-    if row["alignment"] and Path(row["alignment"]).is_file():
-        files["alignment"] = str(row["alignment"])
+    alignment = Path(root) / row["alignment"] if row["alignment"] else _beside(Path(root) / str(row["cells"]))
+    if alignment is not None and alignment.is_file():
+        files["alignment"] = str(alignment.relative_to(root) if alignment.is_relative_to(root) else alignment)
     return files
+
+
+def _beside(cells: Path) -> Path | None:
+    """Return the alignment that lies beside a Xenium run, None where there is none or the cells are of no run."""
+    if not cells.exists() or kind_of(cells) != "bundle":
+        return None
+    return find_alignment(None, *source_folders(locate_bundle(cells), cells))
 
 
 def _values(row: Row) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def _values(row: Row) -> dict[str, Any]:
     return told | {"mpp": float(told["mpp"]) if told["mpp"] else None}
 
 
-def _faults(path: str, row: Row, schema: dict[str, Any], root: Path) -> list[UserError]:
+def _faults(path: str, row: Row, schema: dict[str, Any], root: Path, organs: Sequence[str]) -> list[UserError]:
     where = f"{path}, line {row.line} (slide '{row.values['slide']}')"
     _, found = check_settings(row.values, schema, lambda _: where)
     found = [
@@ -97,6 +111,8 @@ def _faults(path: str, row: Row, schema: dict[str, Any], root: Path) -> list[Use
         )
         for fault in found
     ]
+    if not found:
+        found += [fault for fault in (_organ_fault(row, where, organs), _mpp_fault(row, where)) if fault]
     files = {"image": row.values["image"], "cells": row.values["cells"]}
     if finds_nuclei(files["cells"]):
         del files["cells"]
@@ -109,6 +125,27 @@ def _faults(path: str, row: Row, schema: dict[str, Any], root: Path) -> list[Use
         faults = _reading_faults(row.values, root, there="cells" not in missing)
         found += [_in_words_of_the_sheet(fault, where) for fault in faults]
     return found
+
+
+def _organ_fault(row: Row, where: str, organs: Sequence[str]) -> UserError | None:
+    organ = row.values["organ"].strip().casefold()
+    near = closest(organ, list(organs), MISSPELT) if organ and organ not in organs else ""
+    if not near:
+        return None
+    return UserError("an organ is misspelt", where=f"{where}, column organ", found=f"'{organ}'", fix=near.strip())
+
+
+def _mpp_fault(row: Row, where: str) -> UserError | None:
+    told = row.values["mpp"]
+    if not told or 0 < float(told) <= LARGEST_MPP:
+        return None
+    return UserError(
+        "the scale of the H&E cannot be right",
+        where=f"{where}, column mpp",
+        found=f"{told} um/px",
+        expected=f"above 0 and at most {LARGEST_MPP:g}",
+        fix="write micrometres per px at full resolution: about 0.25 at 40x, 0.5 at 20x; or leave it empty",
+    )
 
 
 def _reading_faults(values: dict[str, str], root: Path, there: bool) -> list[UserError]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
+from nuclass.slides.pixel_size import told_size
 from nuclass.slides.tiles import Image, SourceLevel, over_white
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def open_slide(file: Path) -> Iterator[Source]:
                 zip(slide.level_dimensions, slide.level_downsamples, strict=True)
             )
         )
-        yield Source(file, levels, _mpp(slide.properties), reader="openslide", bounds=bounds)
+        mpp, aspect = told_size(file, *(_mpp(slide.properties, axis) for axis in "xy"))
+        yield Source(file, levels, mpp, reader="openslide", bounds=bounds, embedded_aspect=aspect)
 
 
 class _Blocks:
@@ -111,12 +113,11 @@ def _whole(factor: float) -> float:
     return float(round(factor)) if abs(factor - round(factor)) < 0.01 * factor else float(factor)
 
 
-def _mpp(properties: Any) -> float | None:
+def _mpp(properties: Any, axis: str) -> float | None:
     try:
-        value = float(properties.get("openslide.mpp-x", "nan"))
+        return float(properties.get(f"openslide.mpp-{axis}", "nan"))
     except ValueError:
         return None
-    return value if 0 < value < float("inf") else None
 
 
 def _bounds(properties: Any, size: tuple[int, int]) -> Bounds | None:

@@ -33,9 +33,10 @@ class Bounds(NamedTuple):
 class Source:
     """An open H&E image.
 
-    ``embedded_mpp`` is what the file says of its pixel size in micrometres, for a cross-check only. ``reader``
-    names the library that decodes. ``bounds`` is the scanned part where it begins elsewhere than in the corner of
-    the plane: programs that show this part alone, as QuPath does, count from there.
+    ``embedded_mpp`` is what the file says of the width of a px in micrometres, for a cross-check only, and
+    ``embedded_aspect`` of its height over its width. ``reader`` names the library that decodes. ``bounds`` is the
+    scanned part where it begins elsewhere than in the corner of the plane: programs that show this part alone, as
+    QuPath does, count from there.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Source:
     embedded_mpp: float | None
     reader: str = "tifffile"
     bounds: Bounds | None = None
+    embedded_aspect: float = 1.0
     cache: BlockCache = field(default_factory=lambda: BlockCache(_CACHE_BYTES), repr=False)
 
     @property

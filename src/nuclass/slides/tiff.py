@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.slides import openslide_file
-from nuclass.slides.tiff_tags import bits_rule, check_pixels, embedded_mpp, flat_levels, size_of, to_8_bits
+from nuclass.slides.pixel_size import told_size
+from nuclass.slides.tiff_tags import bits_rule, check_pixels, embedded_sizes, flat_levels, size_of, to_8_bits
 from nuclass.slides.tiles import WHITE, Image, SourceLevel, level_factor, over_white
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def open_tiff(file: Path) -> Iterator[Source]:
         check_pixels(file, series)
         _check_whole(file, tiff)
         handles = stack.enter_context(_Handles())
-        yield Source(file, _levels(file, tiff, series, handles), embedded_mpp(tiff, series.keyframe))
+        mpp, aspect = told_size(file, *embedded_sizes(tiff, series.keyframe))
+        yield Source(file, _levels(file, tiff, series, handles), mpp, embedded_aspect=aspect)
 
 
 def _levels(file: Path, tiff: tifffile.TiffFile, series: Any, handles: _Handles) -> tuple[SourceLevel, ...]:

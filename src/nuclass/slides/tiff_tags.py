@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -119,31 +118,35 @@ def to_8_bits(bits: int) -> Image:
     return ((values * 255 + top // 2) // top).astype(np.uint8)
 
 
-def embedded_mpp(tiff: tifffile.TiffFile, page: Any) -> float | None:
-    """Return the pixel size the file states in micrometres: OME, else Aperio's MPP, else resolution tags.
+def embedded_sizes(tiff: tifffile.TiffFile, page: Any) -> tuple[float | None, float | None]:
+    """Return width and height of a px in micrometres as the file states them, None for what it does not.
 
-    Resolution tags count only with a unit and within 0.05 to 20 um/px.
+    By OME, else Aperio's MPP, else the resolution tags, which count only with a unit and within 0.05 to 20 um/px.
     """
     pixels = _ome_pixels(tiff)
-    size = re.search(r'\bPhysicalSizeX="([^"]+)"', pixels)
-    if size:
-        unit = re.search(r'\bPhysicalSizeXUnit="([^"]+)"', pixels)
-        factor = _UNITS.get(unit.group(1) if unit else "µm")
-        return _positive(float(size.group(1)) * factor) if factor else None
+    if re.search(r'\bPhysicalSizeX="', pixels):
+        return _ome_size(pixels, "X"), _ome_size(pixels, "Y")
     match = re.search(r"\bMPP\s*=\s*([0-9.]+)", str(page.description or ""))
     if match:
-        return _positive(float(match.group(1)))
+        return float(match.group(1)), None
     unit_um = _RESOLUTION_UNITS.get(int(page.tags.valueof(296, default=2)) if 296 in page.tags else 0)
-    resolution = page.tags.valueof(282)
+    return _by_resolution(page, 282, unit_um), _by_resolution(page, 283, unit_um)
+
+
+def _ome_size(pixels: str, axis: str) -> float | None:
+    size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', pixels)
+    unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', pixels)
+    factor = _UNITS.get(unit.group(1) if unit else "µm")
+    return float(size.group(1)) * factor if size and factor else None
+
+
+def _by_resolution(page: Any, tag: int, unit_um: float | None) -> float | None:
+    resolution = page.tags.valueof(tag)
     if unit_um is None or not resolution:
         return None
     numerator, denominator = resolution if isinstance(resolution, tuple) else (resolution, 1)
     mpp = unit_um * denominator / numerator if numerator else 0.0
     return mpp if _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1] else None
-
-
-def _positive(value: float) -> float | None:
-    return value if math.isfinite(value) and value > 0 else None
 
 
 def _ome_pixels(tiff: tifffile.TiffFile) -> str:

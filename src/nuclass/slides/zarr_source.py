@@ -14,6 +14,7 @@ import numpy as np
 
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
+from nuclass.slides.pixel_size import told_size
 from nuclass.slides.tiff_tags import to_8_bits
 from nuclass.slides.tiles import Image, SourceLevel, level_factor, over_white
 
@@ -72,7 +73,7 @@ def open_zarr(file: Path) -> Iterator[Source]:
         group = zarr.open_group(str(place), mode="r")
         arrays = [group[str(dataset["path"])] for dataset in multiscale["datasets"]]
         levels = _levels(place, arrays, axes, attributes)
-        mpp = _mpp(multiscale, axes, units, place)
+        mpp, aspect = told_size(place, *(_px_size(multiscale, axes, units, name) for name in "xy"))
     except _BROKEN as error:
         raise UserError(
             "The H&E image cannot be read",
@@ -81,7 +82,7 @@ def open_zarr(file: Path) -> Iterator[Source]:
             expected=_FORM,
             fix="copy the whole folder again, or convert the image to a tiled OME-TIFF",
         ) from error
-    yield Source(place, levels, mpp, reader="zarr")
+    yield Source(place, levels, mpp, reader="zarr", embedded_aspect=aspect)
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
@@ -201,22 +202,13 @@ def _bits(attributes: Mapping[str, Any]) -> int:
     return min(int(top).bit_length(), 16) if top >= 255 else 16
 
 
-def _mpp(multiscale: Mapping[str, Any], axes: tuple[str, ...], units: Mapping[str, str], place: Path) -> float | None:
-    """Return micrometres per px of the first level, or None where the metadata do not tell it with a unit."""
-    sides = []
-    for name in ("y", "x"):
-        factor = _UNITS.get(units.get(name, ""))
-        scales = [_scale(multiscale["datasets"][0], axes, name), _scale(multiscale, axes, name)]
-        if factor is None or scales[0] is None:
-            return None
-        sides.append(math.prod(scale for scale in scales if scale is not None) * factor)
-    high, wide = sides
-    if not all(math.isfinite(side) and side > 0 for side in sides):
+def _px_size(multiscale: Mapping[str, Any], axes: tuple[str, ...], units: Mapping[str, str], name: str) -> float | None:
+    """Return micrometres per px of the first level along an axis, None where no unit is stated."""
+    factor = _UNITS.get(units.get(name, ""))
+    scales = [_scale(multiscale["datasets"][0], axes, name), _scale(multiscale, axes, name)]
+    if factor is None or scales[0] is None:
         return None
-    if abs(high / wide - 1) > 0.01:
-        _log.warning("%s: pixels of %g x %g um, which are not square; the size is not used", place, wide, high)
-        return None
-    return wide
+    return math.prod(scale for scale in scales if scale is not None) * factor
 
 
 def _scale(holder: Mapping[str, Any], axes: tuple[str, ...], name: str) -> float | None:

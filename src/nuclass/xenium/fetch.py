@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nuclass.core.alone import alone_in
 from nuclass.core.bundle_source import ALIGNMENT_CHOICES, EXPERIMENT, GRID, bundle_in_zip, parse_matrix
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path
@@ -16,7 +17,6 @@ from nuclass.xenium.download import FileChangedError, download, drop_part, first
 from nuclass.xenium.fetch_given import CELL_GROUPS, bring_given, lacks_given
 from nuclass.xenium.inventory import given_name, write_inventory
 from nuclass.xenium.members import Choice, choose, require
-from nuclass.xenium.record import alone_in
 from nuclass.xenium.registry import Dataset, RemoteFile, read_registry
 from nuclass.xenium.remote import ForbiddenError, HttpSettings, NotFoundError
 from nuclass.xenium.remote_zip import extract, fetch_member, open_ranges, open_zip
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 REGISTRY = "resources/datasets.tsv"
 BUNDLES = "resources/bundles"
+LOCK = ".fetch.lock"
 IN_SHEET = "matrix in the slide sheet"
 _WHOLE_ZIP = ".outs.zip"
 _log = get_logger(__name__)
@@ -86,7 +87,8 @@ def fetch_slide(
     place = open_folder(row, folder, registry, image)
     http = settings or HttpSettings()
     align = place.row["align"] or align
-    with alone_in(place.out):
+    held = "Another process is filling the folder of a slide"
+    with alone_in(place.out, LOCK, held, fix="wait until it has ended, or end it"):
         place.record.drop_stale()
         if offline:
             raise_missing(missing_of(place, align))

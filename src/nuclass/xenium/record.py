@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,42 +13,8 @@ from nuclass.core.log import get_logger
 from nuclass.xenium.members import names_in
 
 RECORD = ".fetched.json"
-LOCK = ".fetch.lock"
 STALE = "stale"
 _log = get_logger(__name__)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes from filling it; one that does so already is a :class:`UserError`.
-
-    The lock goes with the process, also where that is killed. File systems without locks give none.
-    """
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            "The folder for a slide's files cannot be made or written to",
-            where=folder,
-            found=error.strerror,
-            fix="give another folder, or the right to write there",
-        ) from error
-    with lock as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                "Another process is filling the folder of a slide",
-                where=folder,
-                expected="one at a time",
-                fix="wait until it has ended, or end it",
-            ) from error
-        except OSError as error:
-            _log.debug("%s: no lock (%s)", folder, error)
-        yield
 
 
 @dataclass(frozen=True)
