@@ -25,7 +25,7 @@ from nuclass.data.training_cells import load_training_cells
 from nuclass.models.backbones import Backbone, build_backbone, count_parameters
 from nuclass.training.config import Context, Pretrain, parse_models, to_plain
 from nuclass.training.inputs import data_hash
-from nuclass.training.optim import make_optimizer, parameter_groups, warmup_factor
+from nuclass.training.optim import ClipsByNorm, make_optimizer, parameter_groups, warmup_factor
 from nuclass.training.ranks import gather
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def soft_cross_entropy(logits: Tensor, counts: Tensor, class_weights: Tensor) ->
     return -(shares * logits.log_softmax(1)).sum() / shares.sum().clamp_min(1e-6)
 
 
-class CompositionModule(pl.LightningModule):
+class CompositionModule(ClipsByNorm, pl.LightningModule):
     """Training of :class:`CompositionModel`."""
 
     class_weights: Tensor
@@ -121,7 +121,7 @@ class CompositionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW with the schedule of the settings."""
         settings = self.settings.optimizer
-        optimizer = make_optimizer(parameter_groups(self.model, settings))
+        optimizer = make_optimizer(parameter_groups(self.model, settings), fused=self.trainer.precision != "16-mixed")
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_factor(step, settings, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -15,7 +15,7 @@ from nuclass.models.gate_losses import batch_pos_weight, gate_loss, gate_targets
 from nuclass.models.losses import EPSILON
 from nuclass.training.config import Gate, Optimizer
 from nuclass.training.gate_cells import MICRO_BATCH
-from nuclass.training.optim import decays, make_optimizer, warmup_factor
+from nuclass.training.optim import ClipsByNorm, decays, make_optimizer, warmup_factor
 
 MONITOR = "val_log_loss"
 _BATCH = 8192
@@ -39,7 +39,7 @@ class Fused(NamedTuple):
     p_b: Tensor
 
 
-class GateModule(pl.LightningModule):
+class GateModule(ClipsByNorm, pl.LightningModule):
     """The gate's loss on cached outputs; validation by the log loss of the mixture.
 
     Parameters

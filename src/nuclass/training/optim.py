@@ -96,6 +96,21 @@ def warmup_factor(step: int, settings: Optimizer, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
+class ClipsByNorm:
+    """What a Lightning module needs to clip gradients beside the fused kernels of :func:`make_optimizer`."""
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients; Lightning would refuse with fused kernels, though bf16 scales nothing."""
+        if gradient_clip_val:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+
 def make_optimizer(groups: Iterable[dict[str, Any]], *, fused: bool = True) -> torch.optim.AdamW:
     """Return AdamW over parameter groups.
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from nuclass.data.augment import Augment, augment_images, to_unit
 from nuclass.training.config import Optimizer
 from nuclass.training.metrics import macro_f1
-from nuclass.training.optim import make_optimizer, parameter_groups, warmup_factor
+from nuclass.training.optim import ClipsByNorm, make_optimizer, parameter_groups, warmup_factor
 from nuclass.training.ranks import gather
 
 MONITOR = "val_f1_macro"
 
 
-class Skeleton(pl.LightningModule):
+class Skeleton(ClipsByNorm, pl.LightningModule):
     """What all trained models share: optimizer, schedule, seeding by batch, validation by macro-F1.
 
     A subclass gives :meth:`loss` and :meth:`logits`. Nothing random depends on what ran before: augmentation is seeded
@@ -76,17 +76,6 @@ class Skeleton(pl.LightningModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what the optimizer trains: groups of parameters, each with its learning rate and decay."""
         return parameter_groups(self.model, self.optimizer_settings)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by the norm of all gradients; Lightning would refuse with fused kernels, though bf16 scales nothing."""
-        if gradient_clip_val:
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW in few groups with warm-up by optimizer step."""
