@@ -133,6 +133,9 @@ def test_the_key_knows_what_weights_do_not_show(tmp_path):
     one, two = network(MAP), network({**MAP, "kwargs": {"drop_path_rate": 0.1}})
     assert state_hash(one) == state_hash(two)
     assert network_hash(one) != network_hash(two)
+    pooled = network({**TOKENS, "pool": "mean"})
+    assert state_hash(pooled) == state_hash(plain)
+    assert network_hash(pooled) != network_hash(plain) == network_hash(network({**TOKENS, "pool": "native"}))
 
 
 def test_the_file_is_in_tile_order(slide, tmp_path):

@@ -16,11 +16,11 @@ import test_context
 from nuclass.core import jobs
 from nuclass.data.study import Study
 from nuclass.evaluation import holdout_cells
-from nuclass.training import embedding, fit, predict, row_store, train
+from nuclass.training import composition, embedding, fit, launch, predict, row_store, train
 from nuclass.training.branches import Branches
 from nuclass.training.gate import train_gate
 from nuclass.training.predictor import Predictor
-from nuclass.training.state import fingerprint
+from nuclass.training.state import fingerprint, why_another
 from own_slide_example import files
 from own_slide_example import predict as predict_own
 from test_context import slide, small_parts
@@ -181,3 +181,23 @@ def test_a_slide_of_ones_own_by_other_code_is_typed_anew(files, trained, tmp_pat
         assert batches.of(run) == 4
     assert embedded == [1, 1]
     assert "it is of other code" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["context", "local"])
+def test_a_state_of_another_number_of_processes_is_another_run(study, tmp_path, monkeypatch, what):
+    """With ``devices: auto`` the machine decides how many there are, and so what an epoch's batches are."""
+    asked = []
+
+    def noted(*_: object, identity: Any, **__: object) -> None:
+        asked.append(identity)
+        raise KilledError
+
+    monkeypatch.setattr(fit, "fit", noted)
+    trained_by = {"context": composition.pretrain_context, "local": train.train_local}[what]
+    for processes in (1, 2, 2):
+        place = launch.Place("cpu", processes, processes, 1, "us", [])
+        monkeypatch.setattr(launch, "find_place", lambda *_, place=place: place)
+        with pytest.raises(KilledError):
+            trained_by(MODELS, study, tmp_path / "out", tmp_path / "work", 1)
+    assert asked[0] != asked[1] == asked[2]
+    assert why_another(asked[0].parts, asked[1]) == "it is of another run; processes: it was 1, it is 2"

@@ -178,7 +178,8 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     ``config.json``, ``model.safetensors`` (``save_pretrained``) and ``metrics.json`` to ``folder`` at once.
     """
     from nuclass.data import balanced_weights
-    from nuclass.training.fit import clear_work, fingerprint, fit
+    from nuclass.training.fit import choose_accelerator, clear_work, fingerprint, fit
+    from nuclass.training.launch import find_place
 
     context = parse_models(models).context
     settings = context.pretrain
@@ -196,12 +197,14 @@ def pretrain_context(models: dict[str, Any], study: Study, folder: Path, work: P
     train_set = composition_set(train, study, context, backbone, vocabulary)
     val_set = composition_set(val, study, context, backbone, vocabulary, drawn)
     draw = WeightedDraw(balanced_weights(train_set.label, 0.5), settings.samples_per_epoch, seed)
+    place = find_place(settings.trainer, choose_accelerator(settings.trainer.accelerator))
+    parts = ("context", to_plain(context), data_hash(study, train, val), vocabulary.to_dict(), seed)
     result = fit(
         CompositionModule(model, settings, root_weights(train_set.label, len(vocabulary.classes)), seed),
         DrawnData(train_set, val_set, draw, settings.trainer.batch_size),
         settings.trainer,
         work=work,
-        identity=fingerprint("context", to_plain(context), data_hash(study, train, val), vocabulary.to_dict(), seed),
+        identity=fingerprint(*parts, processes=place.per_node * place.nodes),
         description="context backbone",
         monitor=MONITOR,
         mode="min",

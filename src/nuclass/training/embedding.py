@@ -170,6 +170,9 @@ def network_hash(backbone: Backbone) -> str:
         rest: dict[str, Any] = {name: getattr(config, name, None) for name in _UNSEEN}
     else:
         rest = {name: backbone.settings.get(name) for name in ("name", "kwargs")}
+    if (pool := backbone.settings.get("pool") or "native") != "native":
+        # The same weights give other features.
+        rest["pool"] = pool
     return hashlib.sha256(f"{state_hash(backbone)} {json.dumps(rest, sort_keys=True)}".encode()).hexdigest()
 
 

@@ -210,12 +210,14 @@ def fit_and_write(
     from nuclass.training.launch import find_place
     from nuclass.training.modules import MONITOR
 
+    place = find_place(run, choose_accelerator(run.accelerator))
+    processes = place.per_node * place.nodes
     result = fit(
         module,
         data,
         run,
         work=work,
-        identity=fingerprint(**parts),
+        identity=fingerprint(**parts, processes=processes),
         description=f"{payload['model']} model",
         monitor=MONITOR,
         grad_clip=module.optimizer_settings.grad_clip,
@@ -223,8 +225,7 @@ def fit_and_write(
     if not result.is_main:
         return {}
     model = module.model
-    place = find_place(run, choose_accelerator(run.accelerator))
-    cost = cost_report(result.history, run, len(data.train), place.per_node * place.nodes)
+    cost = cost_report(result.history, run, len(data.train), processes)
     with leaving(work):
         logits = predict_logits(module, data.whole_val_dataloader(), run.precision)
     if payload["model"] == GLOBAL:
