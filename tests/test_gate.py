@@ -23,6 +23,7 @@ from nuclass.training.checkpoint import load_checkpoint
 from nuclass.training.config import Gate, Trainer, from_plain, parse_models
 from nuclass.training.fit import fit
 from nuclass.training.gate import auroc, positive_weight, select_blocks, train_gate
+from nuclass.training.gate_cells import GateCells, shared_pixels
 from nuclass.training.gate_module import MONITOR, GateModule
 from nuclass.training.predict import Predictor, predict_slide
 from toy_study import MODELS, one_slide, toy
@@ -112,6 +113,16 @@ def test_blocks_are_cut_by_place_and_by_slide():
     assert not np.array_equal(chosen, select_blocks(frame, 0.3, 100, 8))
     with pytest.raises(UserError, match="cannot be cut"):
         select_blocks(frame, 0.3, 10_000, 7)
+
+
+def test_cells_that_share_pixels_with_those_they_are_judged_against_are_counted() -> None:
+    def cells(*rows: tuple[str, float, float]) -> pd.DataFrame:
+        return pd.DataFrame(rows, columns=["slide", "x_px", "y_px"])
+
+    fitting = cells(("a", 0, 0), ("a", 500, 0), ("b", 100, 100))
+    # A window's side away in x or in y shares nothing; another slide's cell counts not at all.
+    selecting = cells(("a", 31.5, 31.5), ("a", 32, 0), ("a", 0, -127), ("a", 100, 200), ("c", 0, 0))
+    assert shared_pixels(GateCells(fitting, selecting), {"local": 32, "global": 128}) == {"local": 0.2, "global": 0.6}
 
 
 def test_auroc_by_hand():

@@ -23,7 +23,7 @@ from nuclass.models.losses import EPSILON
 from nuclass.training.branches import Branches, feature_attributes, state_hash
 from nuclass.training.config import Gate, Models, Trainer, parse_models, to_plain
 from nuclass.training.fit import FitResult, clear_work, fingerprint, fit
-from nuclass.training.gate_cells import GateCells, gate_cells, select_blocks
+from nuclass.training.gate_cells import GateCells, gate_cells, select_blocks, shared_pixels
 from nuclass.training.gate_inputs import GateInputs, gate_inputs
 from nuclass.training.gate_module import MONITOR, Fused, GateModule
 from nuclass.training.inputs import cells_by_slide
@@ -94,6 +94,7 @@ def train_gate(
     extra = {
         "n_fit": len(cells.fitting),
         "n_select": len(cells.selecting),
+        "select_shares_pixels": shared_pixels(cells, study.windows),
         "select": compare(chosen.fused, inputs.selecting["label"], branches.vocabulary),
         **({"joint": chosen.report} if joint is not None else {}),
     }

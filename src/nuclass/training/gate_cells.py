@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -82,7 +83,8 @@ def select_blocks(frame: pd.DataFrame, share: float, block_px: float, seed: int)
     """Mark the cells of randomly chosen square blocks until each slide's share is reached.
 
     Neighbours share windows, so the two parts are cut by place (``x_px y_px``, blocks of ``block_px``), not cell
-    by cell. Every slide keeps at least one block on either side where it has two.
+    by cell. There is no gap between blocks: windows at their edges, and all those wider than a block, do share pixels,
+    see :func:`shared_pixels`. Every slide keeps at least one block on either side where it has two.
     """
     chosen = np.zeros(len(frame), bool)
     slides = frame["slide"].to_numpy()
@@ -102,6 +104,20 @@ def select_blocks(frame: pd.DataFrame, share: float, block_px: float, seed: int)
             fix="use smaller blocks",
         )
     return chosen
+
+
+def shared_pixels(cells: GateCells, windows: Mapping[str, int]) -> dict[str, float]:
+    """Return by window (side in px) the share of selecting cells whose window overlaps that of a fitting cell."""
+    from scipy.spatial import cKDTree
+
+    distance = np.full(len(cells.selecting), np.inf)
+    slides = cells.selecting["slide"].to_numpy()
+    for slide, fitting in cells.fitting.groupby("slide", observed=True):
+        rows = np.flatnonzero(slides == slide)
+        if len(rows) and len(fitting):
+            tree = cKDTree(fitting[["x_px", "y_px"]].to_numpy(float))
+            distance[rows], _ = tree.query(cells.selecting.iloc[rows][["x_px", "y_px"]].to_numpy(float), p=np.inf)
+    return {name: round(float((distance < side).mean()), 4) for name, side in windows.items()}
 
 
 def first_cells(frame: pd.DataFrame) -> pd.DataFrame:
