@@ -180,7 +180,7 @@ rule tabulate_film_vs_concat:
         md="results/tables/film_vs_concat.md",
         tex="results/tables/film_vs_concat.tex",
     params:
-        told={key: TOLD[key] for key in ("synthetic", "flaws")},
+        told=TOLD,
         code=code_hash("tabulate_film_vs_concat"),
     log:
         "logs/tabulate_film_vs_concat/all.log",

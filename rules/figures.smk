@@ -164,6 +164,7 @@ rule draw_alignment:
     params:
         slides=BUNDLE_SLIDES,
         synthetic=SYNTHETIC,
+        mpp=CONFIG["mpp"],
         code=code_hash("draw_alignment"),
     log:
         "logs/draw_alignment/all.log",

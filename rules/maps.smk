@@ -139,6 +139,7 @@ rule draw_film_vs_concat:
         csv="results/figures/film_vs_concat.csv",
     params:
         synthetic=SYNTHETIC,
+        short=TOLD["short"],
         code=code_hash("draw_film_vs_concat"),
     log:
         "logs/draw_film_vs_concat/all.log",

@@ -18,7 +18,7 @@ rule draw_pipeline:
         labels=f"results/labels/{SHOWN_SLIDE}/labels.parquet",
         counts="results/evaluation/composition.csv",
     output:
-        pictures=drawn("pipeline", "Method", "Workflow and stages"),
+        pictures=drawn("pipeline", "Methods", "Workflow and stages"),
         csv="results/figures/pipeline.csv",
     params:
         shown=slide_row(SHOWN_SLIDE, "slide", "organ"),

@@ -22,7 +22,7 @@ rule write_methods:
     output:
         report(
             "results/provenance/methods.html",
-            category="Method",
+            category="Methods",
             labels={"figure": "Methods in words"},
             caption="../workflow/report/methods.rst",
         ),

@@ -14,6 +14,7 @@ rule tabulate_holdout_comparison:
         flaws=FLAWS,
         closed_set=PROTOCOL.closed_set,
         stand_ins=STAND_INS,
+        min_support=CONFIG["evaluation"]["min_support"],
         code=code_hash("tabulate_holdout_comparison"),
     log:
         "logs/tabulate_holdout_comparison/all.log",

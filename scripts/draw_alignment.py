@@ -18,4 +18,5 @@ with snakemake_job(snakemake):
         snakemake.output.csv,
         style=snakemake.input.style,
         synthetic=snakemake.params.synthetic,
+        mpp=snakemake.params.mpp,
     )

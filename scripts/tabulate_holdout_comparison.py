@@ -11,6 +11,7 @@ with snakemake_job(snakemake):
         classes=snakemake.input.classes,
         closed_set=snakemake.params.closed_set,
         stand_ins=snakemake.params.stand_ins,
+        min_support=snakemake.params.min_support,
     )
     made = snakemake.output
     save_table(table, made.csv, made.md, made.tex, synthetic=snakemake.params.synthetic, flaws=snakemake.params.flaws)

@@ -73,10 +73,12 @@ def draw_alignment(
     *,
     style: str | Path,
     synthetic: bool,
+    mpp: float,
 ) -> None:
     """Draw a field of every slide, the residual offsets between nuclei and picture, and the scales.
 
-    ``alignments`` and ``fields`` map a slide to what ``alignment.json`` holds and to its :class:`Field`.
+    ``alignments`` and ``fields`` map a slide to what ``alignment.json`` holds and to its :class:`Field`; ``mpp`` is
+    that of the study's windows, um per px.
     """
     slides = list(alignments)
     facts = pd.DataFrame([{"slide": s, **{key: alignments[s].get(key) for key in _KEYS}} for s in slides])
@@ -87,7 +89,7 @@ def draw_alignment(
     for place, slide in enumerate(slides):
         _field(fig.add_subplot(grid[place // _COLUMNS, place % _COLUMNS]), fields[slide], facts.iloc[place])
     first = fig.add_subplot(grid[rows, :2])
-    _residuals(first, facts)
+    _residuals(first, facts, mpp)
     _scales(fig.add_subplot(grid[rows, 2:], sharey=first), facts)
     save_figure(fig, outputs, csv, facts, synthetic=synthetic)
 
@@ -99,13 +101,14 @@ def draw_alignment_of(
     *,
     style: str | Path,
     synthetic: bool,
+    mpp: float,
 ) -> None:
     """Read the fields of all slides and draw; ``paths`` is slide -> ``alignment transform bundle``."""
     alignments = {slide: read_json(files["alignment"]) for slide, files in paths.items()}
     fields = {
         slide: read_field(files["bundle"], files["transform"], alignments[slide]) for slide, files in paths.items()
     }
-    draw_alignment(alignments, fields, outputs, csv, style=style, synthetic=synthetic)
+    draw_alignment(alignments, fields, outputs, csv, style=style, synthetic=synthetic, mpp=mpp)
 
 
 def _field(ax: Axes, field: Field, facts: pd.Series) -> None:
@@ -131,10 +134,10 @@ def _field(ax: Axes, field: Field, facts: pd.Series) -> None:
     ax.set_title(f"{turn}{mirror}", loc="right", fontsize=5.5, weight="normal", color="#666666", pad=2.5)
 
 
-def _residuals(ax: Axes, facts: pd.DataFrame) -> None:
+def _residuals(ax: Axes, facts: pd.DataFrame, mpp: float) -> None:
     places = np.arange(len(facts))
     x, y, sem = (pd.to_numeric(facts[f"residual_{k}_um"]).to_numpy(float) for k in ("x", "y", "sem"))
-    ax.axvspan(-0.25, 0.25, color="#F1F1F1", lw=0, zorder=0, label="±1 px (0.25 µm)")
+    ax.axvspan(-mpp, mpp, color="#F1F1F1", lw=0, zorder=0, label=f"±1 px ({mpp:g} µm)")
     ax.axvline(0, color="#CCCCCC", lw=0.5, zorder=1)
     for values, name, branch, shift in ((x, "along x", "global", -0.14), (y, "along y", "fused", 0.14)):
         colour = BRANCH_COLOURS[branch]
@@ -144,7 +147,7 @@ def _residuals(ax: Axes, facts: pd.DataFrame) -> None:
         ax.annotate(str(facts["verdict"].iloc[place]), (0.99, place), xycoords=("axes fraction", "data"), ha="right",
                     va="center", fontsize=5.5, color=BRANCH_COLOURS["fused"])  # fmt: skip
     reach = float(np.nanmax(np.abs([x, y]) + 1.96 * sem)) if np.isfinite(x).any() else 0.0
-    reach = max(0.35, 1.15 * reach)
+    reach = max(1.4 * mpp, 1.15 * reach)
     ax.set_yticks(places, [slide.replace("_", " ") for slide in facts["slide"]])
     ax.set(xlim=(-reach, reach), ylim=(len(facts) - 0.5, -0.5), xlabel="Residual offset of the nuclei (µm, 95 %)")
     ax.tick_params(axis="y", length=0)

@@ -87,7 +87,7 @@ def _lead(ax: Axes, rows: pd.DataFrame) -> None:
     place = np.arange(len(rows))
     value, low, high, p = (100 * rows[c].to_numpy(float) for c in ("difference", "low", "high", "p_holm"))
     ax.axvline(0, color="#888888", lw=0.6, zorder=1)
-    colours = np.where(value >= 0, BRANCH_COLOURS["global"], BRANCH_COLOURS["local"])
+    colours = np.select([value > 0, value < 0], [BRANCH_COLOURS["global"], BRANCH_COLOURS["local"]], GREY)
     ax.hlines(place, low, high, color=colours, lw=0.9, zorder=2)
     sure = p < 100 * LEVEL
     for chosen, label in ((sure, "McNemar, corrected: p < 0.05"), (~sure, "not so")):

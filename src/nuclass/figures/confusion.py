@@ -56,11 +56,7 @@ def draw_confusion(
         ax.set_title(f"{cohort_name(name)}  (n = {int(table['cells'].sum()):,})")
     for ax in axes.flat[len(data) :]:
         ax.set_visible(False)
-    outer_dots(axes, names, sheet)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("Label")
-    for ax in axes[-1]:
-        ax.set_xlabel("Predicted class")
+    outer_labels(axes, names, sheet)
     if image is not None:
         bar = fig.colorbar(image, ax=axes, shrink=0.35, aspect=25, pad=0.015)
         bar.set_label("Share of the class's cells")
@@ -81,9 +77,9 @@ def draw_one_confusion(
     axes = fig.subplots(1, 1, squeeze=False)
     ax, names = axes[0, 0], used_classes([data], sheet)
     confusion_panel(ax, data, names, sheet)
-    outer_dots(axes, names, sheet)
+    outer_labels(axes, names, sheet)
     title = f"{MODEL_NAMES.get(model, model)}, {cohort_name(cohort)}"
-    ax.set(title=f"{title}  (n = {int(data['cells'].sum()):,})", xlabel="Predicted class", ylabel="Label")
+    ax.set(title=f"{title}  (n = {int(data['cells'].sum()):,})")
     with atomic_path(png) as temporary:
         fig.savefig(temporary, format="png")
     plt.close(fig)
@@ -124,9 +120,16 @@ def confusion_panel(ax: Axes, table: pd.DataFrame, names: Sequence[str], sheet: 
     return image
 
 
-def outer_dots(axes: Any, names: Sequence[str], sheet: Classes) -> None:
-    """Draw the classes' colours left of the first column and below the last row of axes (rows, columns)."""
+def outer_labels(axes: Any, names: Sequence[str], sheet: Classes) -> None:
+    """Name the axes of a grid (rows, columns), with the classes' colours: left of each row, below each column.
+
+    Where the last row is not full, a column is named below its lowest panel that is shown.
+    """
     for ax in axes[:, 0]:
         class_dots(ax, sheet, names, axis="y", offset=-0.022)
-    for ax in axes[-1]:
-        class_dots(ax, sheet, names, axis="x", offset=-0.022)
+        ax.set_ylabel("Label")
+    for column in axes.T:
+        lowest = [ax for ax in column if ax.get_visible()][-1]
+        lowest.tick_params(axis="x", labelbottom=True)
+        class_dots(lowest, sheet, names, axis="x", offset=-0.022)
+        lowest.set_xlabel("Predicted class")

@@ -186,9 +186,9 @@ def _write_marks(ax: Axes, cells: pd.DataFrame, way: Colouring) -> None:
             y -= _MARK[1] / 2
         taken.append((x, y))
         left, bottom = low + span * (x, y)
-        ax.text(
-            left, bottom, way.marks[name], fontsize=4.5, ha="center", va="center", path_effects=halo, color="#111111"
-        )
+        # A word at the edge begins, or ends, there.
+        side = "left" if x < _MARK[0] / 2 else "right" if x > 1 - _MARK[0] / 2 else "center"
+        ax.text(left, bottom, way.marks[name], fontsize=4.5, ha=side, va="center", path_effects=halo, color="#111111")
 
 
 def share_wrong(ax: Axes, cells: pd.DataFrame) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 from nuclass.core.class_names import ALL, ORGAN_USES
 from nuclass.core.files import read_json
 from nuclass.core.readings import EMBEDDING_METRICS, HIGHER
-from nuclass.figures.confusion import confusion_panel, outer_dots, used_classes
+from nuclass.figures.confusion import confusion_panel, outer_labels, used_classes
 from nuclass.figures.embedding_map import Colouring, by_class, by_organ, draw_legend, legend_mm, map_panel
 from nuclass.figures.pages import FOOT_MM, axes_mm, mm_figure, save_pages, text_mm
 from nuclass.figures.style import DOUBLE_MM, GREY, LIGHT, Classes, empty_panel, new_figure
@@ -287,11 +287,7 @@ def _confusion(found: Comparison, sheet: Classes, style: str | Path) -> Figure:
             ax.set_title(f"{_title(first)} minus {_title(others[0]).lower()}")
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
-    outer_dots(axes, names, sheet)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("Label")
-    for ax in axes[-1]:
-        ax.set_xlabel("Predicted class")
+    outer_labels(axes, names, sheet)
     for drawn, label in ((image, "Share of the class's cells"), (change, "Difference of the shares")):
         if drawn is not None:
             bar = fig.colorbar(drawn, ax=axes[0 if drawn is image else -1].tolist(), shrink=0.6, aspect=22, pad=0.015)

@@ -187,7 +187,10 @@ def _maps(fig: SubFigure, squares: pd.DataFrame, columns: int, rows: int) -> Non
         ax = fig.add_subplot(grid[place // columns, place % columns])
         _map(ax, part, colours, scale)
         ax.set_title(f"{cohort_name(str(slide))}: open for {100 * _open(part):.0f} %")
-    bar = fig.colorbar(ScalarMappable(scale, colours), cax=fig.add_subplot(grid[:, columns]))
+    beyond = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    values = squares["gate"]
+    extend = beyond.get((bool((values < scale.vmin).any()), bool((values > scale.vmax).any())), "neither")
+    bar = fig.colorbar(ScalarMappable(scale, colours), cax=fig.add_subplot(grid[:, columns]), extend=extend)
     bar.set_label("Mean gate (local to global)")
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
 

@@ -93,10 +93,14 @@ def verdict(table: pd.DataFrame) -> str:
         cells = f"{len(known)} cell" + "s" * (len(known) != 1)
         text = f"Mean share in the cell over {cells}: {own:.1f} × chance with learned weights, "
         text += f"{random:.1f} × with random ones. {_drawn(known['in_cell_cam'] - known['in_cell_random'])} "
-    mean = float(table["spearman_whole"].mean())
+    alike = table["spearman_whole"].dropna()
+    mean = float(alike.mean()) if len(alike) else np.nan
     if not np.isfinite(mean):
         return text + "Rank correlation with random weights: not known."
-    if mean >= SAME:
+    error = float(alike.std(ddof=1)) / len(alike) ** 0.5 if len(alike) > 1 else np.inf
+    if mean < ALIKE <= mean + 2 * error:
+        meaning = f"too few cells to say that it is below {ALIKE:g}, and that the maps tell of what was learned"
+    elif mean >= SAME:
         meaning = "the maps hardly change with the weights, so they tell of the picture, not of the model"
     elif mean >= ALIKE:
         meaning = "the maps keep some likeness when the weights go, so they tell of the picture as well"

@@ -218,7 +218,8 @@ _AUDIT_NOTES = (
     "`seed_noise` of the CSV); the difference is that on the cells of the column *expected*. *no change* is as "
     "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set, as "
     "the original reads them, and it is judged on the cohorts and on val.",
-    "*changes nothing*: the reason stands below. `test_as_val` acts where training slides have test cells "
+    "*changes nothing*: the reason stands under *What theory expects*. "
+    "`test_as_val` acts where training slides have test cells "
     "(`splits.test` above 0), `unguarded_class_weights` only together with it, in `released`, where a class then has "
     "test cells and no train cells.",
 )

@@ -12,8 +12,9 @@ from nuclass.core.class_names import WAYS, class_groups, class_order, class_titl
 from nuclass.core.files import read_json
 from nuclass.core.names import FUSED, ORACLE, title
 from nuclass.core.readings import ALL_CLASSES, BETTER, EMBEDDING_METRICS, HIGHER
+from nuclass.tables.ablation import SHORT
 from nuclass.tables.layout import Cell, Table, difference, grid, mark_best, number, share, to_best
-from nuclass.tables.study import INTERVALS, cells_of, lower, paired_ends, read_comparison
+from nuclass.tables.study import INTERVALS, cells_of, lower, macro_note, paired_ends, read_comparison
 
 ALL = "all"
 _SCORES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "log_loss": "Log loss", "ece": "Calibration error"}
@@ -58,6 +59,7 @@ def gate_ablation(fusion_json: str | Path, fusion_csv: str | Path) -> Table:
         f"val cells of {len(fitted['val_slides'])} training slides, the cells that the gate was fitted to and chosen "
         "by; the mean's log loss and calibration error are therefore not those of the table of models, which has no "
         "temperature of its own. The penalty of the stacking is chosen by cross-validation over squares of val tissue.",
+        *macro_note(results["options"]["min_support"]),
     ]
     return Table("The gate against other ways to fuse", data, grids, notes)
 
@@ -207,9 +209,9 @@ def gate(
         "that exactly one branch has right: how well the gate tells which, and how far it is off as the probability "
         "that it is the global one. Behind a mean: the number of cells.",
     ]
-    data = pd.concat(
-        [truths.rename(columns={"truth": "group"}), kinds.rename(columns={"class": "group"})], ignore_index=True
-    )
+    overall = pd.DataFrame([{"cohort": name, "group": "overall", **found} for name, found in cohorts.items()])
+    parts = [overall, truths.rename(columns={"truth": "group"}), kinds.rename(columns={"class": "group"})]
+    data = pd.concat(parts, ignore_index=True)
     return Table("What the gate does", data, grids, notes)
 
 
@@ -222,10 +224,12 @@ def film_vs_concat(
     *,
     titles: Mapping[str, str] | None = None,
     heading: str = "FiLM against concatenation",
+    short: str = "",
 ) -> Table:
     """Lay out :func:`nuclass.evaluation.embedding_space.compare_embeddings`: every model, and the first minus each.
 
-    ``result`` is what it returns, or a JSON file of it; ``titles`` maps a model's name to what it is called.
+    ``result`` is what it returns, or a JSON file of it; ``titles`` maps a model's name to what it is called; ``short``
+    is the models' file, where its section ``ablations`` makes the runs shorter than the study.
     """
     found = result if isinstance(result, Mapping) else read_json(result)
     called = {name: (titles or {}).get(name, title(name)) for name in found["models"]}
@@ -256,6 +260,7 @@ def film_vs_concat(
         "classes that occur, as in the original. All models saw every organ of these cells in training: what they tell "
         "of organs does not say how they do on an organ that is new, which the table `left_out` does.",
         *found["notes"],
+        *([SHORT.format(short)] if short else []),
     ]
     grids = [grid(rows), *([grid(gaps, heading="Differences")] if others else [])]
     return Table(heading, pd.DataFrame(records), grids, notes)

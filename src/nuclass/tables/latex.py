@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from nuclass.tables.layout import EMPTY, Cell, Column, Grid, Table
@@ -13,6 +13,22 @@ MAX_LINES = 45
 """Lines of one float; a longer grid goes on in the next."""
 _SIZES = ((70, r"\small"), (80, r"\footnotesize"))
 _LARGEST = 88
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi "
+    "chi psi omega"
+)
+_LATIN = {"alpha": "A", "beta": "B", "epsilon": "E", "zeta": "Z", "eta": "H", "iota": "I", "kappa": "K", "mu": "M",
+          "nu": "N", "o": "O", "rho": "P", "tau": "T", "chi": "X"}  # fmt: skip
+
+
+def _greek() -> Iterator[tuple[str, str]]:
+    r"""Yield each Greek letter with its LaTeX in math; capitals that look like Latin ones are these."""
+    for place, name in enumerate(_GREEK.split()):
+        yield chr(0x3B1 + place), "o" if name == "o" else rf"\{name}"
+        if name != "varsigma":
+            yield chr(0x391 + place), rf"\mathrm{{{_LATIN[name]}}}" if name in _LATIN else rf"\{name.capitalize()}"
+
+
 _CHARACTERS = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -37,14 +53,16 @@ _CHARACTERS = {
     "≥": r"$\ge$",
     "√": r"$\surd$",
     "→": r"$\rightarrow$",
-    "γ": r"$\gamma$",
-    "α": r"$\alpha$",
     "µ": r"$\mu$",
-    "μ": r"$\mu$",
     "°": r"$^{\circ}$",
     "†": r"$^{\dagger}$",
     "‡": r"$^{\ddagger}$",
-    "²": r"$^{2}$",
+    "≈": r"$\approx$",
+    **{sign: f"$^{{{n}}}$" for n, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{sign: f"$_{{{n}}}$" for n, sign in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    "⁺": r"$^{+}$",
+    "⁻": r"$^{-}$",
+    **{letter: f"${name}$" for letter, name in _greek()},
     "\u2212": r"$-$",
     "\u00a0": "~",
     "\n": " ",

@@ -22,6 +22,8 @@ _STAGES = (
 )
 _TRAININGS = (
     "Trainings: time with validation, interrupted runs included; time an epoch and cells a second without validation. "
+    "An epoch of the context backbone draws a number of windows from its cells, one of the gate sees each cell in "
+    "several views. "
     "Memory is what the training recorded itself: of tensors on the GPU where it ran on one, else of the whole process "
     "(1 GB = 10^9 bytes)."
 )

@@ -60,6 +60,7 @@ def holdout_comparison(
     classes: str | Path | None = None,
     closed_set: bool = False,
     stand_ins: Sequence[str] = (),
+    min_support: int = 1,
 ) -> Table:
     """Lay out macro-F1, accuracy and log loss of each model on each cohort, the best in bold, and F1 by class.
 
@@ -75,6 +76,8 @@ def holdout_comparison(
         Whether predictions were forced into the classes that occur, which a note then says.
     stand_ins
         Baselines with a small network in the place of the published one, which a note then says.
+    min_support
+        Cells that a class needs in a cohort to count in macro-F1.
     """
     data = read_comparison(comparison)
     data = data[data["metric"].isin([*_METRICS, "f1"]) & (data["name"] != ORACLE)].reset_index(drop=True)
@@ -93,6 +96,7 @@ def holdout_comparison(
         f"{INTERVALS}Bold: best of the column (log loss: the least); by class, best of all models. Differences are "
         "paired; bold where the interval leaves out 0. " + READINGS[CLOSED if closed_set else OPEN],
         _WHAT_INTERVALS_HOLD,
+        *macro_note(min_support),
         *_same_priors(data),
     ]
     if stand_ins:
@@ -106,8 +110,19 @@ def holdout_comparison(
 _WHAT_INTERVALS_HOLD = (
     "Each cohort is one slide: the intervals hold what other tissue of these slides would change, not what other "
     "patients would, or another seed of the training (table `seeds`). Macro-F1 of all cohorts can exceed that of each: "
-    "a class with few cells in a cohort counts there as much as any, and has a low F1 from few false alarms."
+    "a class with few cells in a cohort counts there as much as any, if it counts, and has a low F1 from few false "
+    "alarms."
 )
+
+
+def macro_note(min_support: int) -> list[str]:
+    """Return the note on classes too rare to count in macro averages, nothing where all count."""
+    if min_support <= 1:
+        return []
+    return [
+        f"Macro-F1 is the mean over the classes with at least {min_support} cells in the cohort; cohorts differ in "
+        "these classes, and tables by class show the rarer ones too."
+    ]
 
 
 def _same_priors(data: pd.DataFrame) -> list[str]:
@@ -174,6 +189,9 @@ def branches(comparison: str | Path) -> Table:
     for cohort, result in cohorts.items():
         found = result["branches"]
         flat = {f"{metric}_{name}": value for name, s in found["scores"].items() for metric, value in s.items()}
+        ends = {name: _ends(result["models"][name]["accuracy"]) for name in _BRANCHES}
+        for name, (_, low, high) in ends.items():
+            flat |= {f"accuracy_{name}_low": low, f"accuracy_{name}_high": high}
         records.append({"cohort": cohort, **{k: v for k, v in found.items() if k != "scores"}, **flat})
         rows.append(
             {
@@ -183,7 +201,6 @@ def branches(comparison: str | Path) -> Table:
                 "gate AUROC": found["gate_auroc"],
             }
         )
-        ends = {name: _ends(result["models"][name]["accuracy"]) for name in _BRANCHES}
         cells = {name: Cell(found["scores"][name]["accuracy"], *ends[name][1:]) for name in _BRANCHES}
         real = {name: cells[name] for name in _BRANCHES if name != ORACLE}
         real = mark_best(real, BETTER["accuracy"], to_best(result["behind"], "accuracy"))
