@@ -13,6 +13,7 @@ WITH_POLICY = SWITCHES_ASKED == "all" or "policy_on_test" in SWITCHES_ASKED
 
 
 TOLD = {"short": STUDY.models["ablations"] and CONFIG["models"], "synthetic": SYNTHETIC, "flaws": FLAWS}
+TOLD["min_support"] = CONFIG["evaluation"]["min_support"]
 
 
 def run_tables(name, cohorts=COHORTS, val=TRAIN_SLIDES):

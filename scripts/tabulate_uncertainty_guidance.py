@@ -4,7 +4,8 @@ from nuclass.core.jobs import snakemake_job
 
 with snakemake_job(snakemake):
     from nuclass.tables.ablation import GUIDANCE, runs_table
-    from nuclass.tables.layout import save_table
+    from nuclass.tables.layout import noted, save_table
+    from nuclass.tables.study import macro_note
 
     table = runs_table(
         snakemake.input.csv,
@@ -15,4 +16,5 @@ with snakemake_job(snakemake):
         short=snakemake.params.told["short"],
     )
     made, told = snakemake.output, snakemake.params.told
+    table = noted(table, macro_note(told["min_support"]))
     save_table(table, made.csv, made.md, made.tex, synthetic=told["synthetic"], flaws=told["flaws"])

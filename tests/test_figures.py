@@ -332,7 +332,7 @@ def test_gradcam_controls(tmp_path: Path, whose: str) -> None:
     assert ("No network here" in text) == (whose == "none")
     assert text.count(">stage 3 of 5, 3 × 3<") == 2
     assert "over 1 cell: 1.3 × chance with learned weights, 1.3 × with random ones" in text
-    assert "Mean rank correlation with random weights \N{MINUS SIGN}0.25: too few cells to say that it is below" in text
+    assert "Mean rank correlation with random weights \N{MINUS SIGN}0.25: too few cells to say whether the maps" in text
     assert "No cell fits" in (tmp_path / "none.svg").read_text(encoding="utf-8")
 
 

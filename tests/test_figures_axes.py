@@ -12,6 +12,7 @@ from nuclass.figures.confusion import outer_labels
 from nuclass.figures.gradcam_controls import verdict
 from nuclass.figures.style import Classes
 from nuclass.tables.latex import escape
+from nuclass.tables.layout import Table, noted
 from nuclass.tables.study import macro_note
 
 SHEET = Path(__file__).parent.parent / "resources/classes.tsv"
@@ -41,6 +42,7 @@ def test_every_column_of_confusion_matrices_is_named_below(panels):
         ([0.05, -0.05, 0.02, -0.02], "tell of what was learned"),
         ([0.9, 0.95, 0.92], "hardly change"),
         ([0.3, 0.4, 0.35], "keep some likeness"),
+        ([0.9, -0.4, 0.5, -0.1, 0.6, -0.2], "too few cells"),
     ],
 )
 def test_a_verdict_on_likeness_needs_enough_cells(correlations, told):
@@ -57,3 +59,9 @@ def test_latex_of_greek_and_raised_digits():
 def test_macro_averages_say_which_classes_count():
     assert macro_note(1) == []
     assert "at least 20 cells in the cohort" in macro_note(20)[0]
+
+
+def test_further_notes_stand_below_a_table():
+    table = Table("A", pd.DataFrame(), [], ("one",))
+    assert list(noted(table, macro_note(20)).notes) == ["one", *macro_note(20)]
+    assert table.notes == ("one",)

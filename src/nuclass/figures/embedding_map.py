@@ -182,12 +182,13 @@ def _write_marks(ax: Axes, cells: pd.DataFrame, way: Colouring) -> None:
         square = np.minimum((own * _SQUARES).astype(int), _SQUARES - 1)
         code = square[:, 0] * _SQUARES + square[:, 1]
         x, y = map(float, own[code == np.bincount(code).argmax()].mean(axis=0))
-        while any(abs(x - a) < _MARK[0] and abs(y - b) < _MARK[1] for a, b in taken):
-            y -= _MARK[1] / 2
-        taken.append((x, y))
-        left, bottom = low + span * (x, y)
         # A word at the edge begins, or ends, there.
         side = "left" if x < _MARK[0] / 2 else "right" if x > 1 - _MARK[0] / 2 else "center"
+        middle = x + {"left": 0.5, "right": -0.5, "center": 0.0}[side] * _MARK[0]
+        while any(abs(middle - a) < _MARK[0] and abs(y - b) < _MARK[1] for a, b in taken):
+            y -= _MARK[1] / 2
+        taken.append((middle, y))
+        left, bottom = low + span * (x, y)
         ax.text(left, bottom, way.marks[name], fontsize=4.5, ha=side, va="center", path_effects=halo, color="#111111")
 
 

@@ -84,7 +84,8 @@ def verdict(table: pd.DataFrame) -> str:
     """Return in words what the controls of all cells together say, one row a cell.
 
     Training draws maps to the cell, or away from it, where the mean difference of both shares over the cells is more
-    than twice its standard error. For the rank correlation the limits are :data:`SAME` and :data:`ALIKE`.
+    than twice its standard error. The mean rank correlation is above or below the limits, :data:`SAME` and
+    :data:`ALIKE`, where twice its standard error says so too.
     """
     known = table[["in_cell_cam", "in_cell_random"]].dropna()
     text = ""
@@ -98,14 +99,14 @@ def verdict(table: pd.DataFrame) -> str:
     if not np.isfinite(mean):
         return text + "Rank correlation with random weights: not known."
     error = float(alike.std(ddof=1)) / len(alike) ** 0.5 if len(alike) > 1 else np.inf
-    if mean < ALIKE <= mean + 2 * error:
-        meaning = f"too few cells to say that it is below {ALIKE:g}, and that the maps tell of what was learned"
-    elif mean >= SAME:
+    if mean - 2 * error >= SAME:
         meaning = "the maps hardly change with the weights, so they tell of the picture, not of the model"
-    elif mean >= ALIKE:
+    elif mean - 2 * error >= ALIKE:
         meaning = "the maps keep some likeness when the weights go, so they tell of the picture as well"
-    else:
+    elif mean + 2 * error < ALIKE:
         meaning = "the maps change with the weights, so they tell of what was learned"
+    else:
+        meaning = "too few cells to say whether the maps change with the weights"
     return text + f"Mean rank correlation with random weights {_number(mean, '{:.2f}')}: {meaning}."
 
 

@@ -280,6 +280,11 @@ class Table:
         return [text for text in (flaws, self.lead) if text], below
 
 
+def noted(table: Table, notes: Sequence[str]) -> Table:
+    """Return a table with further notes."""
+    return replace(table, notes=[*table.notes, *notes])
+
+
 def save_table(
     table: Table, csv: str | Path, md: str | Path, tex: str | Path, *, synthetic: bool = False, flaws: str = ""
 ) -> None:

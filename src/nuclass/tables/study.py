@@ -120,8 +120,8 @@ def macro_note(min_support: int) -> list[str]:
     if min_support <= 1:
         return []
     return [
-        f"Macro-F1 is the mean over the classes with at least {min_support} cells in the cohort; cohorts differ in "
-        "these classes, and tables by class show the rarer ones too."
+        f"Macro-F1 is the mean over the classes with at least {min_support} cells in the cohort, which are not the "
+        "same in every cohort; F1 by class shows the rarer ones too."
     ]
 
 
