@@ -394,3 +394,15 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "s"):
         with pytest.raises(UserError, match="cannot be made or written to"), alone_in(place, *ALONE):
             pass
+
+
+def test_an_empty_folder_does_not_stay(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "new", *ALONE):
+        raise ZeroDivisionError
+    assert not (tmp_path / "new").exists()
+    with alone_in(tmp_path / "new", *ALONE):
+        (tmp_path / "new" / "result").touch()
+    (tmp_path / "there").mkdir()
+    with alone_in(tmp_path / "there", *ALONE):
+        pass
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["new", "result", "there"]

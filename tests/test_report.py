@@ -69,7 +69,7 @@ def test_it_opens_and_holds_every_figure_and_table(report: tuple[Path, list[str]
         assert not [name for name in shown if name.endswith(".png")]
         categories: dict[str, dict[str, list[str]]] = json.loads(page.run("JSON.stringify(categories)"))
         filed = {name: category for category, parts in categories.items() for names in parts.values() for name in names}
-        assert filed["results/figures/pipeline.jpg"] == "Method"
+        assert filed["results/figures/pipeline.jpg"] == "Methods"
         assert "Other" not in categories
         problems = []
         for category, parts in [*categories.items(), ("Workflow", {})]:

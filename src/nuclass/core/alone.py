@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +26,7 @@ def alone_in(folder: Path, lock: str, what: str, fix: str) -> Iterator[None]:
     folder
         Where the work is done.
     lock
-        Name of the lock's file in it, which is removed at the end.
+        Name of the lock's file in it, which is removed at the end; so is a folder that was made and stayed empty.
     what, fix
         Said where the folder is taken: what is wrong, and what to do.
 
@@ -36,6 +36,7 @@ def alone_in(folder: Path, lock: str, what: str, fix: str) -> Iterator[None]:
         Another process holds the lock, or the folder cannot be made or written to.
     """
     path = folder / lock
+    made = not folder.exists()
     stream = _opened(path)
     try:
         while not _locked(stream, path, what, fix):
@@ -45,6 +46,10 @@ def alone_in(folder: Path, lock: str, what: str, fix: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if made:
+                # Work that failed at once leaves no empty folder.
+                with suppress(OSError):
+                    folder.rmdir()
     finally:
         stream.close()
 
