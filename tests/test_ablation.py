@@ -39,6 +39,7 @@ from nuclass.evaluation.audit import (
     closed,
     idle_by_cells,
     policy_optimism,
+    seed_noise,
     verdict,
 )
 from nuclass.evaluation.predictions import read_predictions
@@ -459,3 +460,13 @@ def test_the_policys_optimism_comes_from_the_fusion_file():
         "differences": {"safe_on_reported-safe_on_val": {"accuracy": gap}},
     }
     assert policy_optimism({"cohorts": {"all": result}}) == {"n_cells": 7, "tuned_on_test": interval, "difference": gap}
+
+
+def test_few_seeds_tell_little_of_what_seeds_do():
+    """Two more runs differ by more than the limit in 5 of 100 studies, with three seeds as with many."""
+    rng = np.random.default_rng(0)
+    for runs in (3, 10):
+        draws = rng.normal(size=(20_000, runs + 2))
+        limit = np.array([seed_noise(sd, runs) for sd in draws[:, 2:].std(axis=1, ddof=1)])
+        assert (np.abs(draws[:, 0] - draws[:, 1]) > limit).mean() == pytest.approx(0.05, abs=0.006)
+    assert np.isnan(seed_noise(0.1, 1))

@@ -12,6 +12,7 @@ from nuclass.core.class_names import ORGAN_USES
 from nuclass.core.files import read_json
 from nuclass.core.names import title as title_of
 from nuclass.core.readings import BETTER
+from nuclass.evaluation.audit import seed_noise
 from nuclass.tables.layout import Cell, Table, difference, grid, mark_best, to_best
 
 _METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss", "ece": "ECE"}
@@ -114,10 +115,16 @@ def seeds(comparison: str | Path, *, short: str) -> Table:
             row["runs"] = Cell(int(found["runs"]))
             row[name] = Cell(found["mean"], found["min"], found["max"], spread=found["sd"])
         rows.append(row)
+    runs = int(cohorts["runs"].max())
     notes = [
         "Mean ± standard deviation of runs that differ in the seeds of training alone, on the same cohorts; in "
-        "brackets the least and the most. The context features are shared. Two settings that differ by less than about "
-        "three standard deviations cannot be told apart by one run each.",
+        "brackets the least and the most. The context features are shared."
+        + (
+            f" Two settings that differ by less than about {seed_noise(1.0, runs):.1f} standard deviations (√2 times "
+            f"Student's t of {runs} seeds) cannot be told apart by one run each."
+            if runs > 1
+            else ""
+        ),
         *([SHORT.format(short)] if short else []),
     ]
     return Table("What the seed changes", data, [grid(rows)], notes)
@@ -204,6 +211,7 @@ def audit(source: str | Path, *, short: str) -> Table:
 
 
 _AUDIT_NOTES = (
+    f"{_INTERVALS} This holds for *flatters by* too, which is not compared with what seeds differ by.",
     "Macro-F1 of the fused model (for `policy_on_test` the accuracy of the safety policy of the study's own models). "
     "*cohorts*: slides that nothing was trained or chosen on; the original's headline is of such slides. *minus "
     "corrected*: paired difference to the reference there. *val*: the cells that chose the models; the original's "
@@ -214,8 +222,9 @@ _AUDIT_NOTES = (
     "approximation, for val and cohorts are other slides. `closed_set` and `policy_on_test` change how the cohorts are "
     "read, and flatter by their difference there.",
     "A flaw is *seen* where the interval of its difference leaves out 0 and the difference is larger than two runs "
-    "that differ in the seed alone would show in 95 of 100 cases (1.96 √2 standard deviations of the seeds; column "
-    "`seed_noise` of the CSV); the difference is that on the cells of the column *expected*. *no change* is as "
+    "that differ in the seed alone would show in 95 of 100 cases (√2 standard deviations of the seeds times Student's "
+    "t, 4.30 with three seeds; column `seed_noise` of the CSV); the difference is that on the cells "
+    "of the column *expected*. *no change* is as "
     "expected also where the study is too small to show one. For `released` the cohorts are read as a closed set, as "
     "the original reads them, and it is judged on the cohorts and on val.",
     "*changes nothing*: the reason stands under *What theory expects*. "
