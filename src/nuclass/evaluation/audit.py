@@ -23,6 +23,7 @@ from nuclass.evaluation.ablation import (
 from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.metrics import closed_set
 from nuclass.evaluation.predictions import Predictions, read_predictions
+from nuclass.evaluation.seed_noise import seed_noise
 
 CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
 FEWER, MORE, SAME = "lower", "higher", "no change"
@@ -87,17 +88,6 @@ def verdict(expected: str, difference: Mapping[str, float], noise: float) -> str
     if expected == SAME:
         return AGAINST
     return AS_EXPECTED if (value > 0) == (expected == MORE) else AGAINST
-
-
-def seed_noise(deviation: float, runs: int) -> float:
-    """Return by how much two runs that differ in the seed alone differ at the most in 95 of 100 cases.
-
-    The standard deviation times sqrt(2) times the 0.975 quantile of Student's t with ``runs`` - 1 degrees of freedom,
-    for the deviation itself is known from so few runs: 4.30 with three seeds, where many would give 1.96. NaN with one.
-    """
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, runs - 1)) * math.sqrt(2) * deviation if runs > 1 else math.nan
 
 
 def audit(
