@@ -40,12 +40,8 @@ def compared(group):
     return [run_tables(of_variants.REFERENCE), *(run_tables(run.name) for run in VARIANTS.group(group))]
 
 
-def organ_slides(organ):
-    """Return the slides of an organ, cohorts first."""
-    return [slide for slide in [*COHORTS, *TRAIN_SLIDES] if SLIDES.loc[slide, "organ"] == organ]
-
-
 def without(organ):
     """Return the runs that an organ was left out of, with that organ's cells."""
     names = [run.name for run in VARIANTS.group(of_variants.LEAVE_OUT) if run.value.split()[0] == organ]
-    return [run_tables(name, organ_slides(organ), []) for name in names]
+    slides = {slide: dict(SLIDES.loc[slide, ["organ", "patient"]]) for slide in [*COHORTS, *TRAIN_SLIDES]}
+    return [run_tables(name, of_variants.organ_slides(organ, slides, TRAIN_SLIDES), []) for name in names]

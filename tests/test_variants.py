@@ -25,6 +25,7 @@ from nuclass.core.variants import (
     SEEDS,
     Variants,
     build_variants,
+    organ_slides,
     unshared,
 )
 from test_workflow import REPOSITORY
@@ -261,3 +262,13 @@ def test_sections_that_share_an_anchor_change_apart(tmp_path):
     copied = unshared({"local": {"augment": both}, "global": {"augment": both}})
     copied["global"]["augment"]["strength"] = 2
     assert copied["local"]["augment"]["strength"] == 1
+
+
+def test_no_patient_is_judged_who_was_trained_on_with_another_organ() -> None:
+    rows = {"ovary_h": ("ovary", "p3"), "ovary_1": ("ovary", "p1"), "ovary_2": ("ovary", ""), "lung_1": ("lung", "p1"),
+            "lung_2": ("lung", "")}  # fmt: skip
+    slides = {slide: {"organ": organ, "patient": patient} for slide, (organ, patient) in rows.items()}
+    training = ["ovary_1", "ovary_2", "lung_1", "lung_2"]
+    assert organ_slides("ovary", slides, training) == ["ovary_h", "ovary_2"]
+    with pytest.raises(UserError, match="No slide tells how models without an organ"):
+        organ_slides("ovary", {s: slides[s] for s in ("ovary_1", "lung_1")}, ["ovary_1", "lung_1"])

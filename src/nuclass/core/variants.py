@@ -327,3 +327,34 @@ def idle(switch: str, models: Mapping[str, Any], test: float, cut: bool) -> str:
     if switch == "undetached_weight" and not models[GLOBAL]["loss"]["gamma"]:
         return "no cell is weighted (global.loss.gamma is 0)"
     return ""
+
+
+def organ_slides(organ: str, slides: Mapping[str, Mapping[str, str]], training: Sequence[str]) -> list[str]:
+    """Return the slides that models without an organ are judged on: those of the organ, in their order.
+
+    A training slide of a patient of whom another organ was trained on is left out: what a model learnt of a patient is
+    no test of it. Patients that the sheet does not name are taken as different ones.
+
+    Parameters
+    ----------
+    slides
+        Slide -> its ``organ`` and ``patient``.
+    training
+        The slides of the study's training.
+
+    Raises
+    ------
+    UserError
+        No slide is left.
+    """
+    known = {slides[slide]["patient"] for slide in training if slides[slide]["organ"] != organ} - {""}
+    own = [slide for slide in slides if slides[slide]["organ"] == organ]
+    apart = [slide for slide in own if slides[slide]["patient"] not in known]
+    if own and not apart:
+        raise UserError(
+            "No slide tells how models without an organ do on it",
+            where=f"ablations.leave_out: {organ}",
+            found=f"{', '.join(own)}, of patients of whom other organs were trained on",
+            fix="leave another organ out",
+        )
+    return apart
