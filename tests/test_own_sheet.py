@@ -154,7 +154,7 @@ def test_an_organ_that_is_misspelt_and_a_scale_that_cannot_be(folder, values, to
     assert all(words in str(caught.value) for words in told), str(caught.value)
 
 
-@pytest.mark.parametrize("organ", ["", "ovary", "Ovary", "unknown", "skin"])
+@pytest.mark.parametrize("organ", ["", "ovary", "Ovary", "unknown", "skin", "ovary 1", "Lung, left"])
 def test_organs_that_the_models_know_or_never_saw(folder, organ):
     (folder / "own.tsv").write_text(f"slide\timage\tcells\torgan\tmpp\ns1\ta.tif\tdetect\t{organ}\t0.25\n")
     assert read_own("own.tsv", SCHEMAS, folder, organs=["lung", "ovary"])["s1"]["organ"] == (organ or None)

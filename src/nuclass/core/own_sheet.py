@@ -26,6 +26,7 @@ from nuclass.core.own_cells import (
     use_faults,
 )
 from nuclass.core.own_tables import choose, header_of, parse_columns, unreadable
+from nuclass.core.patch_rows import organ_in
 from nuclass.core.schema import check_settings, raise_faults, read_yaml
 from nuclass.core.sheets import Row, read_sheet
 
@@ -129,7 +130,7 @@ def _faults(path: str, row: Row, schema: dict[str, Any], root: Path, organs: Seq
 
 def _organ_fault(row: Row, where: str, organs: Sequence[str]) -> UserError | None:
     organ = row.values["organ"].strip().casefold()
-    near = closest(organ, list(organs), MISSPELT) if organ and organ not in organs else ""
+    near = "" if organ in organs or organ_in(organ) else closest(organ, list(organs), MISSPELT)
     if not near:
         return None
     return UserError("an organ is misspelt", where=f"{where}, column organ", found=f"'{organ}'", fix=near.strip())
