@@ -42,7 +42,7 @@ from nuclass.evaluation.audit import (
     verdict,
 )
 from nuclass.evaluation.predictions import read_predictions
-from nuclass.evaluation.seed_noise import seed_noise
+from nuclass.core.seed_noise import seed_noise
 from nuclass.training import gate_cells
 
 OPTIONS = Options(mpp=0.25, block_um=60.0, draws=200, seed=1, min_support=5, bins=15)

@@ -23,7 +23,7 @@ from nuclass.evaluation.ablation import (
 from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.metrics import closed_set
 from nuclass.evaluation.predictions import Predictions, read_predictions
-from nuclass.evaluation.seed_noise import seed_noise
+from nuclass.core.seed_noise import seed_noise
 
 CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
 FEWER, MORE, SAME = "lower", "higher", "no change"

@@ -12,7 +12,7 @@ from nuclass.core.class_names import ORGAN_USES
 from nuclass.core.files import read_json
 from nuclass.core.names import title as title_of
 from nuclass.core.readings import BETTER
-from nuclass.evaluation.seed_noise import seed_noise
+from nuclass.core.seed_noise import seed_noise
 from nuclass.tables.layout import Cell, Table, difference, grid, mark_best, to_best
 
 _METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "log_loss": "log loss", "ece": "ECE"}
