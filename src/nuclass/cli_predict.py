@@ -24,7 +24,8 @@ SLIDE   the H&E: TIFF, OME-TIFF, SVS, NDPI, MRXS and what else openslide reads, 
 --origin which corner he, um and px@ of a file count from, where a scanner's file holds only a part of its plane (MRXS,
         SCN): crop (of that part, as QuPath counts) or image (of the plane). Without effect on all other slides
 --ckpt  best.ckpt of a gate (its local and global model lie beside it, or are named), of a local or of a global model
---mpp   micrometres per px of SLIDE at full resolution. What files say of themselves is often wrong
+--mpp   micrometres per px of SLIDE at full resolution. What files say of themselves is often wrong; where a file says
+        nothing, the alignment of a Xenium run is believed
 
 Writes to DIR: predictions.parquet (one row a cell: places, status, class, confidence, calibrated probabilities),
 run.json (how it was made, and hints), he.ome.zarr (the slide as the model sees it), and the outputs of --formats:
@@ -53,7 +54,10 @@ def add_predict(commands: argparse._SubParsersAction[Any]) -> None:
         "--organ", metavar="NAME", help="what the section is of: an organ of the model, or unknown (default: unknown)"
     )
     parser.add_argument(
-        "--mpp", type=float, metavar="UM", help="micrometres per px of SLIDE (default: what the file says)"
+        "--mpp",
+        type=float,
+        metavar="UM",
+        help="micrometres per px of SLIDE (default: what the file says, else the alignment)",
     )
     parser.add_argument("--name", help="name of the slide (default: that of the file)")
     _add_positions(parser)

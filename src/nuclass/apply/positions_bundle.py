@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nuclass.apply.positions_found import Found, Outlines, counted, offsets_of, unique_ids
-from nuclass.apply.positions_frames import aligned_frames
+from nuclass.apply.positions_frames import aligned_frames, aligned_scale
 from nuclass.core.bundle_source import EXPERIMENT, NEEDED, BundleSource, find_alignment, locate_bundle, source_folders
 from nuclass.core.errors import UserError
 from nuclass.core.own_cells import XENIUM_UM
@@ -51,8 +51,7 @@ def read_run(
     source = locate_bundle(path)
     notes: list[str] = []
     if alignment is None:
-        folders, stem = source_folders(source, path)
-        alignment = find_alignment(None, folders, stem)
+        alignment = _beside(source, path)
         if alignment is not None:
             notes.append(f"alignment {alignment.name} found beside the run")
     with _tables(source) as folder:
@@ -74,16 +73,47 @@ def read_run(
     return Found(xy, ids, what, XENIUM_UM, outlines, notes), frames
 
 
+def scale_of_run(path: Path, *, alignment: Path | str | None, he_shape: tuple[int, int]) -> float | None:
+    """Return micrometres per H&E px by the alignment of a Xenium run; None, with a warning, where it does not tell.
+
+    Parameters
+    ----------
+    path, alignment
+        See :func:`read_run`; of the run only experiment.xenium is read, which has the size of a morphology px.
+    he_shape
+        Of the H&E: (height, width) in px.
+
+    Raises
+    ------
+    UserError
+        The run or its alignment is missing or damaged.
+    """
+    from nuclass.xenium.reader import read_bundle
+
+    source = locate_bundle(path)
+    if alignment is None:
+        alignment = _beside(source, path)
+    with _tables(source, ()) as folder:
+        pixel_size = read_bundle(folder).pixel_size
+    return aligned_scale(alignment, he_shape=he_shape, pixel_size=pixel_size, where=path)
+
+
+def _beside(source: BundleSource, path: Path) -> Path | None:
+    """Return the alignment that lies beside a run, None where there is none."""
+    folders, stem = source_folders(source, path)
+    return find_alignment(None, folders, stem)
+
+
 @contextmanager
-def _tables(source: BundleSource) -> Iterator[Path]:
-    """Give the folder of a run, or one with what is needed of a zip."""
+def _tables(source: BundleSource, groups: Sequence[tuple[str, ...]] = _TABLES) -> Iterator[Path]:
+    """Give the folder of a run, or one with what is needed of a zip: experiment.xenium, and one file of each group."""
     if not source.is_zip:
         yield source.path
         return
     from nuclass.xenium.remote_zip import extract, open_zip
 
     with TemporaryDirectory(prefix="nuclass-") as folder, open_zip(source.path) as archive:
-        present = [next((name for name in group if name in source.names), None) for group in _TABLES]
+        present = [next((name for name in group if name in source.names), None) for group in groups]
         for name in (EXPERIMENT, *(name for name in present if name is not None)):
             try:
                 extract(archive, source.prefix + name, Path(folder) / name, source.path)

@@ -13,7 +13,7 @@ from nuclass.core.bundle_source import GRID, parse_matrix
 from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.own_cells import HE, MORPH_UM, PX, UM, Given, no_alignment
-from nuclass.slides.geometry import Frames
+from nuclass.slides.geometry import MAX_ANISOTROPY, Frames
 
 _log = get_logger(__name__)
 
@@ -49,29 +49,65 @@ def aligned_frames(
     UserError
         There is no alignment, or it cannot be read.
     """
-    from nuclass.xenium.alignment import read_alignment
-
-    if alignment is None:
-        raise no_alignment(where)
     notes = []
-    text = str(alignment)
-    typed = None if Path(text).is_file() else parse_matrix(text)
-    if text == GRID:
-        matrix = np.eye(3)
-    elif typed is not None:
-        matrix = np.array(typed)
-    else:
-        read = read_alignment(alignment, pixel_size=pixel_size)
-        matrix = read.matrix
-        if read.unit == "unsettled":
-            matrix, note = _settled(matrix, pixel_size, mpp_he)
-            notes.append(note)
+    matrix, settled = _matrix(alignment, pixel_size, where)
+    if not settled:
+        matrix, note = _settled(matrix, pixel_size, mpp_he)
+        notes.append(note)
     frames = Frames(matrix, pixel_size, he_shape=he_shape)
     if abs(frames.mpp_he / mpp_he - 1) > _MPP_APART:
         note = f"by the alignment a px of the H&E is {frames.mpp_he:.4g} um, taken is {mpp_he:.4g} um"
         _log.warning("%s: %s", alignment, note)
         notes.append(note)
     return frames, notes
+
+
+def aligned_scale(
+    alignment: Path | str | None, *, he_shape: tuple[int, int], pixel_size: float = MORPH_UM, where: object = None
+) -> float | None:
+    """Return micrometres per H&E px by an alignment; None, with a warning, where it does not tell them.
+
+    Parameters
+    ----------
+    alignment, pixel_size, where
+        See :func:`aligned_frames`.
+    he_shape
+        (height, width) of the H&E in px: a homography has its scale at the centre.
+
+    Raises
+    ------
+    UserError
+        There is no alignment, or it cannot be read.
+    """
+    matrix, settled = _matrix(alignment, pixel_size, where)
+    if not settled:
+        _log.warning("%s: it may lead to morphology px or to um, so it tells no scale of the H&E", alignment)
+        return None
+    frames = Frames(matrix, pixel_size, he_shape=he_shape)
+    if frames.anisotropy > MAX_ANISOTROPY:
+        _log.warning(
+            "%s: it stretches one axis %.4g times as much as the other, so it tells no scale of the H&E",
+            alignment, frames.anisotropy,
+        )  # fmt: skip
+        return None
+    _log.info("%s: by this alignment a px of the H&E is %.4g um", alignment, frames.mpp_he)
+    return frames.mpp_he
+
+
+def _matrix(alignment: Path | str | None, pixel_size: float, where: object) -> tuple[NDArray[np.float64], bool]:
+    """Return the matrix (3, 3) from H&E px, and whether it is known to lead to morphology px, not perhaps to um."""
+    from nuclass.xenium.alignment import read_alignment
+
+    if alignment is None:
+        raise no_alignment(where)
+    text = str(alignment)
+    typed = None if Path(text).is_file() else parse_matrix(text)
+    if text == GRID:
+        return np.eye(3), True
+    if typed is not None:
+        return np.array(typed), True
+    read = read_alignment(alignment, pixel_size=pixel_size)
+    return read.matrix, read.unit != "unsettled"
 
 
 def _settled(matrix: NDArray[np.float64], pixel_size: float, mpp_he: float) -> tuple[NDArray[np.float64], str]:

@@ -21,7 +21,7 @@ import nuclass
 from nuclass.apply.engine import Models, Options, cells_frame, predict_cells
 from nuclass.apply.out_read import FACTS, LEFT_OUT, OUTLINES, TABLE, TYPED
 from nuclass.apply.outputs import DEFAULT, NAMES, check_formats, write_outputs
-from nuclass.apply.slide import GIVEN, STORE, OwnSlide, build_store, name_of, open_slide
+from nuclass.apply.slide import FILE, STORE, OwnSlide, build_store, name_of, open_slide
 from nuclass.core.alone import alone_in
 from nuclass.core.errors import UserError
 from nuclass.core.files import atomic_path, read_json, write_json, write_parquet
@@ -29,7 +29,7 @@ from nuclass.core.jobs import code_of_job
 from nuclass.core.leftovers import remove, temporary_name
 from nuclass.core.log import get_logger
 from nuclass.core.names import ABSTAINED, CELL_ID, GATE, GLOBAL, LOCAL, probability_columns
-from nuclass.core.own_cells import DETECT, check_reading
+from nuclass.core.own_cells import DETECT, Given, Kind, check_reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,8 @@ def predict_own(
     organ
         What the section is of; None, ``unknown`` or an organ that the model does not know is taken as unknown.
     mpp
-        Micrometres per px of the H&E at full resolution; None believes the file, which is often wrong.
+        Micrometres per px of the H&E at full resolution; None believes the file, which is often wrong, and where that
+        says nothing the alignment of positions of a Xenium run.
     frame
         Frame of the positions: ``he``, ``um``, ``px@0.25``, ``morph`` or ``xenium_um``; None as the file says.
     reading
@@ -152,14 +153,15 @@ def predict_own(
     check_formats(formats)
     for what, share in (("--abstain-below", abstain_below), ("--max-off-slide", max_off_slide)):
         _check_share(what, share)
-    check_reading(cells if cells is not None else DETECT, frame, reading or {}, (reading or {}).get("mpp"))
+    reading = reading or {}
+    kind, given = check_reading(cells if cells is not None else DETECT, frame, reading, reading.get("mpp"))
     models = Models(checkpoint, branches)
     taken = models.organ(organ)
     models.check_backbone()
-    slide = open_slide(image, mpp, models.mpp)
+    slide = open_slide(image, mpp, models.mpp, lambda shape: _aligned(cells, kind, given, reading, shape))
     folder, how = Path(out), options or Options()
     need_writable(folder)
-    found = _positions(cells, slide, frame, reading or {}, folder / CELLS, lambda: models.load(how))
+    found = _positions(cells, slide, frame, reading, folder / CELLS, lambda: models.load(how))
     job = _Job(name or name_of(slide.image), slide, found, models, taken, organ, abstain_below, max_off_slide, how)
     with alone_in(folder, LOCK, "Another process types cells into this folder", "wait for it, or give another --out"):
         facts = _finish(job, folder, started)
@@ -175,6 +177,21 @@ def predict_own(
 def _check_share(what: str, share: float) -> None:
     if not (math.isfinite(share) and 0 <= share <= 1):
         raise UserError("A share is out of range", where=what, found=share, expected="0 to 1")
+
+
+def _aligned(
+    cells: str | Path | None, kind: Kind, given: Given | None, reading: Mapping[str, Any], he_shape: tuple[int, int]
+) -> float | None:
+    """Return um per px of the H&E by the alignment that its positions need; None where they need none."""
+    from nuclass.apply.positions_bundle import scale_of_run
+    from nuclass.apply.positions_frames import aligned_scale
+
+    alignment = reading.get("alignment")
+    if kind == "bundle" and cells is not None:
+        return scale_of_run(Path(cells), alignment=alignment, he_shape=he_shape)
+    if alignment is None and not (given and given.needs_alignment):
+        return None
+    return aligned_scale(alignment, he_shape=he_shape, where=f"--frame {given}")
 
 
 def _positions(
@@ -439,7 +456,7 @@ def _hints(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> list[Hin
     found = [
         *hints.organ_hints(job.organ_told, job.organ, models.organs, models.trained_unknown),
         *hints.seen_hints(job.name, models.trained_on),
-        *hints.mpp_hints(slide.mpp, slide.embedded_mpp, slide.mpp_source == GIVEN, models.mpp),
+        *hints.mpp_hints(slide.mpp, slide.embedded_mpp, slide.mpp_source != FILE, models.mpp),
         *hints.alignment_hints(slide.mpp, job.positions.mpp_aligned),
         *hints.area_hints(job.positions.outlines, slide.mpp),
         *hints.place_hints(len(table), int((~predicted).sum())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from nuclass.slides.source import Bounds
 
 _log = get_logger(__name__)
 STORE, STATE = "he.ome.zarr", ".he.json"
-GIVEN, FILE = "given", "file"
+GIVEN, FILE, ALIGNMENT = "given", "file", "alignment"
+
+_BY = {GIVEN: "", FILE: ", as the file says", ALIGNMENT: ", by the alignment"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class OwnSlide:
     mpp
         Micrometres per H&E px.
     mpp_source
-        ``given`` by the user, or what the ``file`` says.
+        ``given`` by the user, what the ``file`` says, or by the ``alignment`` of a Xenium run.
     embedded_mpp
         What the file says of itself, None where it says nothing.
     frames
@@ -82,8 +85,13 @@ class OwnSlide:
         return {**self.bounds._asdict(), "positions": origin, "predictions.geojson": CROP, "others": IMAGE}
 
 
-def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSlide:
-    """Look at an H&E image: its size, and its scale as given, else as the file says.
+def open_slide(
+    image: str | Path,
+    mpp: float | None,
+    mpp_model: float,
+    aligned: Callable[[tuple[int, int]], float | None] = lambda _: None,
+) -> OwnSlide:
+    """Look at an H&E image: its size, and its scale as given, else as the file says, else by an alignment.
 
     Parameters
     ----------
@@ -93,6 +101,9 @@ def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSli
         Micrometres per px at full resolution, None where the file is to be believed.
     mpp_model
         Micrometres per px of the model's windows.
+    aligned
+        Returns micrometres per px by the alignment that the positions need, None where it does not tell or there is
+        none, from (height, width) of the image, px. Asked only where neither the user nor the file says it.
 
     Raises
     ------
@@ -104,13 +115,16 @@ def open_slide(image: str | Path, mpp: float | None, mpp_model: float) -> OwnSli
     file = Path(image)
     with open_source(file) as source:
         shape, embedded, bounds, aspect = source.shape, source.embedded_mpp, source.bounds, source.embedded_aspect
-    scale, told_by = _scale(file, mpp, embedded)
+    by_alignment = aligned(shape) if mpp is None and embedded is None else None
+    scale, told_by = _scale(file, mpp, embedded, by_alignment)
     frames = Frames(np.eye(3), scale, mpp_model, he_shape=shape)
     return OwnSlide(file, shape, scale, told_by, embedded, frames, bounds, aspect)
 
 
-def _scale(file: Path, mpp: float | None, embedded: float | None) -> tuple[float, str]:
-    value = embedded if mpp is None else mpp
+def _scale(file: Path, mpp: float | None, embedded: float | None, aligned: float | None) -> tuple[float, str]:
+    """Return micrometres per px, by the user, else the file, else the alignment; and which of them told it."""
+    told = ((mpp, GIVEN), (embedded, FILE), (aligned, ALIGNMENT))
+    value, told_by = next(((value, name) for value, name in told if value is not None), (None, ""))
     if value is None:
         raise UserError(
             "The scale of the H&E is not known",
@@ -122,17 +136,19 @@ def _scale(file: Path, mpp: float | None, embedded: float | None) -> tuple[float
     if not (math.isfinite(value) and 0 < value <= LARGEST_MPP):
         raise UserError(
             "The scale of the H&E cannot be right",
-            where=f"--mpp for {file}" if mpp is not None else file,
-            found=f"{value:g} um/px" + ("" if mpp is not None else ", as the file says"),
+            where=f"--mpp for {file}" if told_by == GIVEN else file,
+            found=f"{value:g} um/px{_BY[told_by]}",
             expected=f"micrometres per px at full resolution, above 0 and at most {LARGEST_MPP:g}",
             fix="give --mpp: scans at 40x have about 0.25, at 20x about 0.5",
         )
-    if mpp is None:
+    if told_by == FILE:
         _log.warning(
             "%s: a px is taken as %g um, as the file says. Files are often wrong; give --mpp where you know better",
             file, value,
         )  # fmt: skip
-    return float(value), FILE if mpp is None else GIVEN
+    if told_by == ALIGNMENT:
+        _log.info("%s: a px is taken as %.4g um, by the alignment; the file says nothing of it", file, value)
+    return float(value), told_by
 
 
 def file_states(image: Path) -> dict[str, list[int]]:
