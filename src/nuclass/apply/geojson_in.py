@@ -10,7 +10,17 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclass.apply.geojson_in_events import CELL_RINGS, EMPTY, HOLES, NO_SHAPE, OTHER, SPLIT, TILES, CellEvents
+from nuclass.apply.geojson_in_events import (
+    BY_PROPERTIES,
+    CELL_RINGS,
+    EMPTY,
+    HOLES,
+    NO_SHAPE,
+    OTHER,
+    SPLIT,
+    TILES,
+    CellEvents,
+)
 from nuclass.apply.positions_found import Found, Outlines, counted, kept_only, offsets_of, unique_ids
 from nuclass.core.errors import UserError
 from nuclass.core.own_cells import opened
@@ -70,6 +80,8 @@ def read_geojson(file: Path, unit_um: float) -> Found:
         outlines = Outlines(rows, offsets_of(np.where(flat, 0, lengths)[keep]))
         _judge_size(float(np.median(area[with_area])) * unit_um**2, notes)
     ids = _names(cells, keep)
+    if ids is not None and cells.counts[BY_PROPERTIES]:
+        notes.append("cells named by the properties of their features")
     n_points = int((points & keep).sum())
     kinds = [counted(n, word) for n, word in ((int(keep.sum()) - n_points, "outline"), (n_points, "point")) if n]
     return Found(xy[keep], ids, f"{' and '.join(kinds)} of a GeoJSON", None, outlines, notes)
@@ -78,6 +90,8 @@ def read_geojson(file: Path, unit_um: float) -> Found:
 def _names(cells: CellEvents, keep: NDArray[np.bool_]) -> NDArray[np.object_] | None:
     """Return the name of each cell to keep (N,), None where there are none, or not one for each.
 
+    A feature is named by its ``id``, else by ``cell_id`` or ``id`` of its properties; never by QuPath's ``name``, which
+    is for the eye and may be that of many.
     Cells that share a feature have its name and their number in it: ``a-1``, ``a-2``. Where most cells do, features
     are classes and no cells, and their names no use.
     """

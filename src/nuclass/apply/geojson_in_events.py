@@ -25,7 +25,7 @@ _KNOWN = "Polygon, MultiPolygon, Point or MultiPoint"
 _OPEN, _CLOSE = ("start_map", "start_array"), ("end_map", "end_array")
 # Notes by what is counted.
 EMPTY, HOLES, NO_SHAPE, OTHER, TILES, CELL_RINGS = "empty", "holes", "no_shape", "other", "tiles", "cell_rings"
-SPLIT = "split"
+SPLIT, BY_PROPERTIES = "split", "by_properties"
 # An edit or the border of a tile leaves a cell in a few parts; more are many cells packed as one object.
 _MOST_PARTS = 8
 
@@ -45,7 +45,7 @@ class _Open:
     """A JSON object or list that is being read.
 
     ``kind`` is ``list`` (of features), ``named`` (features by name), ``feature`` (perhaps a collection),
-    ``geometry`` or ``properties``.
+    ``geometry`` or ``properties``. ``property_id`` is the ``cell_id`` of a feature's properties, else their ``id``.
     """
 
     kind: str
@@ -53,6 +53,8 @@ class _Open:
     key: str = ""
     type: str = ""
     id: str | None = None
+    cell_id: str | None = None
+    property_id: str | None = None
     object_type: str = ""
     collection: bool = False
     has_shape_key: bool = False
@@ -71,7 +73,7 @@ class CellEvents:
     regions
         1 for each cell that is an annotation of QuPath.
     ids
-        The name of each cell's feature, None where it has none.
+        The name of each cell's feature: its ``id``, else ``cell_id`` or ``id`` of its properties, else None.
     parts
         1, 2, ... for the cells of a feature that holds several, 0 for one that is a cell.
     counts
@@ -190,6 +192,10 @@ class CellEvents:
                 top.type = value.lower()
         elif event == "string" and key in ("objectType", "object_type"):
             top.object_type = value.lower()
+        elif event in ("string", "number") and key == "cell_id":
+            top.cell_id = str(value)
+        elif event in ("string", "number") and key == "id":
+            top.id = str(value)
         if event in _OPEN:
             self._skipping = 1
 
@@ -243,6 +249,7 @@ class CellEvents:
                 self.fail("A geometry is of no known type", repr(ended.type), _KNOWN)
         elif ended.kind == "properties":
             self._stack[-1].object_type = ended.object_type
+            self._stack[-1].property_id = ended.cell_id or ended.id
         elif ended.kind == "feature" and not ended.collection:
             self._finish(ended)
 
@@ -263,7 +270,8 @@ class CellEvents:
         if feature.type in _DEPTHS:
             for shape in shapes:
                 self._check(feature.type, shape)
-        kind = feature.object_type or _old_type(feature.id)
+        old_type = _old_type(feature.id)
+        kind = feature.object_type or old_type
         reason = ""
         if kind in NEVER_CELLS:
             reason = TILES
@@ -297,7 +305,11 @@ class CellEvents:
         n = len(rings.rings)
         self.points.extend(bytes([is_point]) * n)
         self.regions.extend(bytes([kind in REGIONS]) * n)
-        self.ids.extend([feature.id] * n)
+        name = None if old_type else feature.id
+        if not name and feature.property_id:
+            name = feature.property_id
+            self.counts[BY_PROPERTIES] += n
+        self.ids.extend([name] * n)
         self.parts.extend(range(1, n + 1) if n > 1 else (0,))
 
     def _keep_only(self, shapes: list[_Shape], chosen: int) -> None:
