@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo full test longtest slurmtest lint format bench docs lock pins schemas dag clean
+.PHONY: help setup demo full test longtest slurmtest gputest lint format bench docs lock pins schemas dag clean
 
 # Cores for the demo and the tests: make demo CORES=8
 CORES ?= 2
@@ -50,6 +50,9 @@ longtest: $(STAMP)  ## run those of whole runs: killed again and again, in conda
 
 slurmtest: $(STAMP)  ## test the workflow on a Slurm cluster of this machine (root, Debian's Slurm)
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/test_slurm.py
+
+gputest: $(STAMP)  ## test what only a GPU shows (skipped where there is none)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -rs tests/test_gpu.py tests/test_augment.py
 
 lint: $(STAMP)  ## check style, types and the workflow's form
 	@$(BIN)/ruff check .

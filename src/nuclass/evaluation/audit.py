@@ -11,6 +11,7 @@ import pandas as pd
 
 from nuclass.core.names import FUSED, GATE
 from nuclass.core.protocol import RELEASED
+from nuclass.core.seed_noise import seed_noise
 from nuclass.evaluation.ablation import (
     COHORT_CELLS,
     VAL_CELLS,
@@ -23,7 +24,6 @@ from nuclass.evaluation.ablation import (
 from nuclass.evaluation.compare import ALL
 from nuclass.evaluation.metrics import closed_set
 from nuclass.evaluation.predictions import Predictions, read_predictions
-from nuclass.core.seed_noise import seed_noise
 
 CLOSED_SET, POLICY_ON_TEST = "closed_set", "policy_on_test"
 FEWER, MORE, SAME = "lower", "higher", "no change"

@@ -293,5 +293,6 @@ def _quiet() -> None:
         ".*sync_dist=True.*",
         ".*in eval mode at the start of training.*",
         ".*find_unused_parameters=True was specified.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message=message)
