@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +158,7 @@ def _predict(options: argparse.Namespace) -> None:
     from nuclass.apply.run import Options, predict_own
 
     formats = DEFAULT if options.formats is None else [name for name in options.formats.split(",") if name]
-    try:
+    with _stopping():
         facts = predict_own(
             options.slide,
             options.cells,
@@ -173,9 +175,42 @@ def _predict(options: argparse.Namespace) -> None:
             max_off_slide=options.max_off_slide,
             options=Options(options.device, options.batch, options.precision, options.workers),
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Stopped; the same command goes on from what is there.") from None
     sys.stdout.write(told(facts, options.out))
+
+
+class _Asked(KeyboardInterrupt):
+    """A signal asked the command to leave; nothing that catches errors keeps it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Leave in words, with 128 and its number as the status, when a signal such as a time limit's SIGTERM asks to.
+
+    Ctrl-C is a ``KeyboardInterrupt`` as ever. What is asked again while the state is saved does not disturb it.
+    """
+    from nuclass.training.interruption import Signals, signal_name
+
+    asked = False
+
+    def leave(number: int) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise _Asked(number)
+
+    try:
+        with Signals(leave):
+            yield
+    except KeyboardInterrupt as stopped:
+        number = getattr(stopped, "number", signal.SIGINT)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt("Stopped; the same command goes on from what is there.") from None
+        sys.stderr.write(f"Stopped by {signal_name(number)}; the same command goes on from what is there.\n")
+        sys.exit(128 + number)
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:

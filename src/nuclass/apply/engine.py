@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256 as new_sha256
 from pathlib import Path
@@ -109,7 +110,8 @@ class Models:
         from nuclass.training.predictor import Predictor
 
         if self._predictor is None:
-            self._predictor = Predictor(options.sections, self.paths)
+            with _memory_told(None):
+                self._predictor = Predictor(options.sections, self.paths)
         return self._predictor
 
     @property
@@ -249,21 +251,24 @@ def predict_cells(
     from nuclass.training.row_store import RowStore
 
     _clear_other(work, _key(models, frame, study, options))
-    if GLOBAL in models.paths:
-        study = with_context(
-            study,
-            work,
-            models.paths,
-            models.data,
-            accelerator=options.accelerator,
-            batch_size=options.batch,
-            precision=None if options.precision == "auto" else options.precision,
-            workers=options.workers,
-            frame=frame,
-        )
     predictor = models.load(options)
+    if GLOBAL in models.paths:
+        usual = int(models.data[GLOBAL]["context"]["batch_size"])
+        with _memory_told(min(usual, options.batch or usual)):
+            study = with_context(
+                study,
+                work,
+                models.paths,
+                models.data,
+                accelerator=options.accelerator,
+                batch_size=options.batch,
+                precision=None if options.precision == "auto" else options.precision,
+                workers=options.workers,
+                frame=frame,
+            )
     predictor.check(frame, study, unseen=False)
-    with RowStore(work / "rows", predictor.identity(frame, study), len(frame)) as store:
+    told = _memory_told(predictor.settings.batch_size)
+    with told, RowStore(work / "rows", predictor.identity(frame, study), len(frame)) as store:
         if not store.done:
             for columns in predictor.stream(frame, study, store.rows):
                 # Nobody asks for embeddings, and they would take most of the disk.
@@ -278,6 +283,31 @@ def predict_cells(
         }
         for name, one in found.items()
     }
+
+
+@contextmanager
+def _memory_told(batch: int | None) -> Iterator[None]:
+    """Tell an error of too little memory as the user's, with what to do.
+
+    Parameters
+    ----------
+    batch
+        Cells at once; None where the networks themselves are loaded.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from nuclass.training.fit import out_of_memory
+
+        if not out_of_memory(error) and "ALLOC_FAILED" not in str(error):
+            raise
+        smaller = f"try --batch {batch // 2}, " if batch is not None and batch > 1 else ""
+        raise UserError(
+            "The memory of the device is not enough",
+            where="the networks themselves" if batch is None else f"{batch} cells at once",
+            found=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix=f"{smaller}end other programs on the device (nvidia-smi shows those on a GPU), or take --device cpu",
+        ) from error
 
 
 def _key(models: Models, frame: pd.DataFrame, study: Study, options: Options) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,21 @@ CLASS_COLUMNS = ("class", "prediction", "local_prediction", "global_prediction")
 
 
 def write_anndata(run: Run, path: str | Path) -> None:
-    """Write ``cells.h5ad``; see :func:`cells_table`."""
+    """Write ``cells.h5ad``; see :func:`cells_table`.
+
+    The file is made in memory: HDF5 ends the whole process where the disk under an open file is full.
+    """
+    import h5py
+    from anndata.io import write_elem
+
+    table, content = cells_table(run), io.BytesIO()
+    table.strings_to_categoricals()
+    with h5py.File(content, "w") as file:
+        write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
+        # An element without a value, which readers before anndata 0.12 do not know.
+        file.pop("raw", None)
     with atomic_path(path) as temporary:
-        cells_table(run).write_h5ad(temporary, compression="gzip")
+        temporary.write_bytes(content.getbuffer())
 
 
 def cells_table(run: Run) -> AnnData:

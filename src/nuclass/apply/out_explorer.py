@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +41,7 @@ def write_explorer(run: Run, store: str | Path, folder: str | Path) -> None:
     frames, main = _frames(run)
     asked = run.facts.get("windows")
     windows = {**_WINDOWS, **(asked if isinstance(asked, dict) else {})}
-    with atomic_path(folder) as root:
+    with atomic_path(folder) as root, _full_disk_told():
         here = root / "slides" / name
         write_frames(
             name,
@@ -61,6 +66,18 @@ def write_explorer(run: Run, store: str | Path, folder: str | Path) -> None:
             mpp=float(run.facts["mpp"]),
             synthetic=False,
         )
+
+
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    """Give a full disk its number again where a folder was copied: such an error has none, and lists all files."""
+    try:
+        yield
+    except shutil.Error as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"[Errno {number}]" in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
 
 
 def folder_name(slide: str) -> str:

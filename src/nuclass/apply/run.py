@@ -161,9 +161,10 @@ def predict_own(
     slide = open_slide(image, mpp, models.mpp, lambda shape: _aligned(cells, kind, given, reading, shape))
     folder, how = Path(out), options or Options()
     need_writable(folder)
-    found = _positions(cells, slide, frame, reading, folder / CELLS, lambda: models.load(how))
-    job = _Job(name or name_of(slide.image), slide, found, models, taken, organ, abstain_below, max_off_slide, how)
+    called = name or name_of(slide.image)
     with alone_in(folder, LOCK, "Another process types cells into this folder", "wait for it, or give another --out"):
+        found = _positions(cells, slide, frame, reading, folder / CELLS, lambda: models.load(how))
+        job = _Job(called, slide, found, models, taken, organ, abstain_below, max_off_slide, how)
         facts = _finish(job, folder, started)
         sheet = Path(classes) if classes is not None else own_file("resources/classes.tsv")
         write_outputs(folder, formats, store=folder / STORE, classes=sheet)
