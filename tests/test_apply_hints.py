@@ -64,6 +64,22 @@ def test_many_cells_off_the_slide_are_told():
     assert hint.text == "3 of 10 cells lie off the slide."
 
 
+def test_cells_in_the_corner_alone_are_told():
+    rng = np.random.default_rng(1)
+    shape, size = (6000, 3000), np.array([3000.0, 6000.0])
+    tissue = rng.uniform((0.05, 0.1), (0.95, 0.9), (500, 2)) * size
+    assert hints.corner_hints(tissue, shape) == []
+    (hint,) = hints.corner_hints(tissue * 0.25, shape)
+    assert (hint.kind, hint.level) == ("positions", "warn")
+    assert hint.text.startswith("Nearly all cells lie in the upper left corner: up to x 7")
+    assert "of 3000, y 13" in hint.text
+    assert "--frame" in hint.fix
+    assert hints.corner_hints(tissue * 0.25 + size * 0.5, shape) == [], "a field elsewhere"
+    assert hints.corner_hints(tissue * 0.1 + size * 0.2, shape) == [], "a field off the corner"
+    assert hints.corner_hints(tissue * (0.3, 0.02), shape) == [], "a strip"
+    assert hints.corner_hints(tissue[:10] * 0.25, shape) == []
+
+
 # Scale
 
 

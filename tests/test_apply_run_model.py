@@ -209,6 +209,8 @@ def test_a_device_that_is_not_there_is_told_before_the_slide_is_read(trained, fi
     with pytest.raises(UserError) as caught:
         predict(files, trained["local"], tmp_path / "out", options=Options("cuda"))
     assert caught.value.what == "No GPU was found"
+    assert caught.value.where == "--device cuda"
+    assert "--device auto" in str(caught.value.fix)
     assert not (tmp_path / "out").exists()
 
 

@@ -142,3 +142,15 @@ def test_a_scale_that_cannot_be_is_told_of_the_alignment(files):
         slide.open_slide(files[0], None, 0.25, lambda _: 40.0)
     assert caught.value.what == "The scale of the H&E cannot be right"
     assert caught.value.found == "40 um/px, by the alignment"
+
+
+def test_numbers_in_too_small_a_unit_are_told(files, trained, tmp_path):
+    cells = pd.read_csv(files[1])
+    for name, part in (("right", 1.0), ("small", 0.25)):
+        cells.assign(x=cells["x_he"] * part, y=cells["y_he"] * part).to_csv(tmp_path / f"{name}.csv", index=False)
+        own = (files[0], tmp_path / f"{name}.csv")
+        facts = predict(own, trained["local"], tmp_path / name, frame="he", reading={"columns": "x=x,y=y"})
+        told = [hint["text"] for hint in facts["hints"] if hint["kind"] == "positions"]
+        assert [text.partition(":")[0] for text in told] == (
+            ["Nearly all cells lie in the upper left corner"] if name == "small" else []
+        )

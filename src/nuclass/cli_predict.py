@@ -103,7 +103,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
             help=f"of a gate: best.ckpt of the {name} model (default: ../{name}/best.ckpt beside the gate's folder)",
         )
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    group.add_argument("--batch", type=count, metavar="N", help="cells at once (default: 256)")
+    group.add_argument(
+        "--batch",
+        type=count,
+        metavar="N",
+        help="cells at once (default: 256; of neighbourhoods at most as many as in training)",
+    )
     group.add_argument(
         "--precision",
         choices=("auto", "32-true", "bf16-mixed"),

@@ -110,6 +110,7 @@ class Models:
         from nuclass.training.predictor import Predictor
 
         if self._predictor is None:
+            _check_device(options.device)
             with _memory_told(None):
                 self._predictor = Predictor(options.sections, self.paths)
         return self._predictor
@@ -283,6 +284,21 @@ def predict_cells(
         }
         for name, one in found.items()
     }
+
+
+def _check_device(device: str) -> None:
+    """Raise where a GPU is asked for and there is none, in the words of the command."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "No GPU was found",
+            where=f"--device {device}",
+            found="none that PyTorch sees on this machine",
+            expected="a CUDA device",
+            fix="start it on a node that has one (Slurm: --gres=gpu:1), or take --device auto; "
+            "nuclass doctor --only gpu says what is missing",
+        )
 
 
 @contextmanager

@@ -31,6 +31,9 @@ NUCLEUS_UM2 = (15.0, 150.0)
 comes, for nuclei of 10 to 400 um2; the middle one of many lies well inside. A scale that is wrong by a factor of two
 changes areas by four, and mostly leaves this range."""
 OFF_SHARE = 0.2
+CORNER = 0.5
+"""Share of both sides of a slide that its cells must pass; below, and near its corner, their unit may be too small."""
+_FROM_CORNER, _ALIKE = 0.35, 1.5
 UNSURE_SHARE = 0.5
 LESS_SURE = 0.1
 """How far the mean confidence may lie below the share of val cells that the model types right."""
@@ -164,6 +167,34 @@ def place_hints(total: int, off_slide: int) -> list[Hint]:
         return []
     fix = "Check that the positions are of this image, and their frame and scale (--frame)."
     return [Hint("positions", WARN, f"{off_slide} of {total} cells lie off the slide.", fix)]
+
+
+def corner_hints(xy: NDArray[np.float64], shape: tuple[int, int]) -> list[Hint]:
+    """Return a hint where cells lie as those of a whole slide do, but in its upper left corner alone.
+
+    Numbers in too small a unit, such as micrometres taken as px, are drawn together towards that corner, along both
+    sides alike. Fields that were chosen elsewhere on a slide are not.
+
+    Parameters
+    ----------
+    xy
+        (N, 2) positions that a file states in the slide's own frame, H&E px.
+    shape
+        (height, width) of the slide, px.
+    """
+    if len(xy) < _FEWEST:
+        return []
+    side = np.array(shape[::-1], np.float64)
+    low, high = (np.quantile(xy, share, axis=0) / side for share in (0.01, 0.99))
+    alike = high.min() > 0 and high.max() / high.min() < _ALIKE
+    if not alike or high.max() >= CORNER or (low > _FROM_CORNER * high).any():
+        return []
+    (x, y), (width, height) = high * side, side
+    text = (
+        f"Nearly all cells lie in the upper left corner: up to x {x:.0f} of {width:.0f}, y {y:.0f} of {height:.0f} px."
+    )
+    fix = "If there is tissue beyond, their unit is another: give it by --frame, such as um or px@0.5."
+    return [Hint("positions", WARN, text, fix)]
 
 
 def stain_hints(found: Mapping[str, Any], training: Mapping[str, Mapping[str, Any]]) -> list[Hint]:

@@ -266,7 +266,7 @@ def _made(
     ids = found.ids
     if ids is None:
         ids = np.array([str(i + 1) for i in range(len(xy))], dtype=object)
-        notes.append("cells numbered in the order of the file")
+        notes.append("cells numbered in the order " + ("of their places" if kind == "detected" else "of the file"))
     source = "; ".join([f"{path.name}: {found.what}, frame {given}", *notes])
     _log.info("%s", source)
     return Positions(ids, xy, outlines, source, kind, origin, mpp_aligned)

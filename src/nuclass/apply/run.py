@@ -461,6 +461,7 @@ def _hints(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> list[Hin
         *hints.alignment_hints(slide.mpp, job.positions.mpp_aligned),
         *hints.area_hints(job.positions.outlines, slide.mpp),
         *hints.place_hints(len(table), int((~predicted).sum())),
+        *(hints.corner_hints(job.positions.xy, slide.shape) if _by_unit_alone(job) else []),
         *hints.stain_hints(stain, models.stain),
         *hints.confidence_hints(
             table.loc[predicted, "confidence"].to_numpy(np.float64),
@@ -469,6 +470,12 @@ def _hints(job: _Job, table: pd.DataFrame, stain: Mapping[str, Any]) -> list[Hin
         ),
     ]
     return sorted(found, key=lambda hint: hint.level != hints.WARN)
+
+
+def _by_unit_alone(job: _Job) -> bool:
+    """Return whether the unit of a file's numbers alone decides where on the slide its cells lie."""
+    where = job.positions
+    return where.kind in ("geojson", "table") and where.mpp_aligned is None and job.slide.bounds is None
 
 
 def _val_accuracy(models: Models) -> float | None:
