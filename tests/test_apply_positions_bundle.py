@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,19 @@ def test_a_zip_of_a_run(drawn, output, tmp_path):
     with pytest.raises(UserError) as caught:
         read_positions(tmp_path / "x_outs.zip", mpp_he=MPP, he_shape=SHAPE)
     assert caught.value.what == "a file is no zip, or is cut off"
+
+
+def test_a_zip_for_which_there_is_no_room(drawn, output, tmp_path, monkeypatch):
+    shutil.make_archive(str(tmp_path / "x_outs"), "zip", output / "outs")
+    shutil.copy(output / "x_he_imagealignment.csv", tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2000))
+    with pytest.raises(UserError) as caught:
+        read_positions(tmp_path / "x_outs.zip", mpp_he=MPP, he_shape=SHAPE)
+    assert caught.value.what == "There is no room to unpack the tables of a zip"
+    assert str(caught.value.where) == tempfile.gettempdir()
+    assert "0.0 MB are free" in str(caught.value.found)
+    assert "TMPDIR" in str(caught.value.fix)
 
 
 def test_what_is_wrong_with_a_run(drawn, output, tmp_path):

@@ -20,6 +20,7 @@ import torch
 from apply_example import SHEET, table_of, write_tables
 from nuclass.apply.outputs import write_outputs
 from nuclass.cli import main
+from nuclass.data.datasets import WindowDataset
 from nuclass.evaluation import holdout_cells
 from nuclass.training.predictor import Predictor
 from own_slide_example import done, files, trained
@@ -204,6 +205,24 @@ def test_other_errors_stay_what_they_are(trained, files, tmp_path, capsys, monke
     monkeypatch.setattr(Predictor, "_rows", out_of(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
     assert predict(files, trained["local"], tmp_path) == 1
     assert "This is a fault of the program" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_killed_is_no_fault_of_the_program(trained, files, tmp_path, capsys, monkeypatch):
+    """As the system kills it where a job's memory is spent."""
+    here, real = os.getpid(), WindowDataset.__getitem__
+
+    def spent(self: WindowDataset, index: Any) -> Any:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, index)
+
+    monkeypatch.setattr(WindowDataset, "__getitem__", spent)
+    assert predict(files, trained["local"], tmp_path, "--workers", "1") == 1
+    told = capsys.readouterr().err
+    assert "A process that cuts windows was ended from outside\n  where:      --workers\n" in told
+    assert "DataLoader worker" in told
+    assert "or take fewer --workers" in told
+    assert "Traceback" not in told
 
 
 # Disk

@@ -303,7 +303,7 @@ def _check_device(device: str) -> None:
 
 @contextmanager
 def _memory_told(batch: int | None) -> Iterator[None]:
-    """Tell an error of too little memory as the user's, with what to do.
+    """Tell an error of too little memory as the user's, with what to do; also of the processes that cut windows.
 
     Parameters
     ----------
@@ -315,7 +315,17 @@ def _memory_told(batch: int | None) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         from nuclass.training.fit import out_of_memory
 
-        if not out_of_memory(error) and "ALLOC_FAILED" not in str(error):
+        text = " ".join(str(error).split())
+        if "DataLoader worker" in text:
+            raise UserError(
+                "A process that cuts windows was ended from outside",
+                where="--workers",
+                found=text[:200],
+                expected="memory for each of them",
+                fix="give the job more memory (Slurm: --mem; a container: --shm-size too), or take fewer --workers: "
+                "with 0 the command cuts them itself",
+            ) from error
+        if not out_of_memory(error) and "ALLOC_FAILED" not in text:
             raise
         smaller = f"try --batch {batch // 2}, " if batch is not None and batch > 1 else ""
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,12 +115,26 @@ def _tables(source: BundleSource, groups: Sequence[tuple[str, ...]] = _TABLES) -
 
     with TemporaryDirectory(prefix="nuclass-") as folder, open_zip(source.path) as archive:
         present = [next((name for name in group if name in source.names), None) for group in groups]
-        for name in (EXPERIMENT, *(name for name in present if name is not None)):
+        wanted = (EXPERIMENT, *(name for name in present if name is not None))
+        _check_room(Path(folder), sum(archive.getinfo(source.prefix + name).file_size for name in wanted), source.path)
+        for name in wanted:
             try:
                 extract(archive, source.prefix + name, Path(folder) / name, source.path)
             except OSError as error:
                 raise UserError("A zip cannot be unpacked", where=source.path, found=str(error)) from error
         yield Path(folder)
+
+
+def _check_room(folder: Path, need: int, file: Path) -> None:
+    """Raise where a folder has less room than ``need`` bytes, those of a zip's tables."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            "There is no room to unpack the tables of a zip",
+            where=folder.parent,
+            found=f"{need / 1e6:,.1f} MB are needed of {file}, {free / 1e6:,.1f} MB are free",
+            fix="set TMPDIR to a folder with more room, or unpack the zip yourself and give its folder",
+        )
 
 
 def _outlines(vertices: pd.DataFrame, cell_id: pd.Series[str]) -> Outlines | None:
