@@ -17,5 +17,6 @@ with snakemake_job(snakemake):
         Options(**snakemake.params.options),
         idle=snakemake.params.idle,
         policy=policy_optimism(read_json(snakemake.input.policy[0])) if snakemake.input.policy else None,
+        selecting=read_json(reference.gate_metrics)["n_select"],
     )
     write_csv(snakemake.output.csv, table)

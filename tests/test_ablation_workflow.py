@@ -78,3 +78,31 @@ def test_test_cells_make_the_flaw_act_that_needs_them(copy: Path) -> None:
     # The reference, two more seeds, the flaw, and all of them; a class without train cells is part of the last.
     for model in ("local", "global", "gate"):
         assert jobs[f"train_{model}_variant"] == 1 + 2 + 1 + 1
+
+
+def test_an_organ_that_nothing_tells_of_is_named_without_a_traceback(copy: Path) -> None:
+    """Colon has one slide, and its patient was trained on with another organ."""
+    sheet = copy / "config/slides.tsv"
+    text = sheet.read_text(encoding="utf-8")
+    sheet.write_text(text.replace("colon_donor_1", "lung_donor_1"), encoding="utf-8")
+    done = snakemake("-n", "--config", "ablations={leave_out: [colon]}", "--", "ablations", folder=copy)
+    told = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "No slide tells how models without an organ do on it" in told
+    assert "ablations.leave_out: colon" in told
+    assert "leave another organ out" in told
+    assert "Traceback" not in told
+    assert ".smk" not in told
+    done = snakemake("-n", "--config", "ablations={leave_out: [lung]}", "--", "ablations", folder=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = "results/evaluation/ablations/without_lung.json"
+    done = snakemake("-n", "--config", "ablations={leave_out: [lung]}", "--", asked, folder=copy)
+    assert "lung_h" in done.stdout
+
+
+def test_the_audit_reads_what_the_reference_gate_was_chosen_by(copy: Path) -> None:
+    asked = ("--config", "ablations={switches: [gate_first_cells]}")
+    done = snakemake("-n", *asked, "--", "results/evaluation/audit.csv", folder=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = done.stdout.split("Audit: what each flaw")[1].split("\n\n")[0]
+    assert "results/variants/reference/models/gate/metrics.json" in job

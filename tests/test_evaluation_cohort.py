@@ -70,6 +70,8 @@ def test_the_files_of_a_cohort_agree(evaluated: Path) -> None:
     table = pd.read_csv(evaluated / "per_class.csv")
     assert table["support"].sum() == 900
     assert ((table["f1_low"] <= table["f1"]) & (table["f1"] <= table["f1_high"])).all()
+    assert ((table["blocks"] >= 1) & (table["blocks"] <= table["support"])).all()
+    assert table["blocks"].max() <= told["intervals"]["blocks"]
     saved = pd.read_csv(evaluated / "confusion.csv")
     pd.testing.assert_frame_equal(saved, confusion(arrays["labels"], arrays["preds"], CLASSES))
     for name in (

@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import (
 
 from nuclass.core.errors import UserError
 from nuclass.evaluation import ece, metrics, paired_bootstrap, per_class, reliability, spatial_blocks
+from nuclass.evaluation.bootstrap import blocks_of_classes
 from nuclass.evaluation.metrics import check_probabilities, closed_set, equal_width_bin
 from nuclass.evaluation.priors import frequencies, majority, organ_prior, read_composition
 from nuclass.evaluation.regions import by_region
@@ -112,7 +113,44 @@ def test_calibration_error_agrees_with_torchmetrics(case, bins):
         filled = table[table["cells"] > 0]
         assert (filled["low"] - 1e-12 <= filled["confidence"]).all()
         assert (filled["confidence"] <= filled["high"] + 1e-12).all()
-    assert table["cells"].max() - table["cells"].min() <= 1
+    # Beyond one, bins of equal mass differ by ties, which stay in one bin.
+    most = np.unique(np.round(p.max(1), 12), return_counts=True)[1].max()
+    assert table["cells"].max() - table["cells"].min() <= 1 + 2 * (most - 1)
+
+
+@quick
+@given(cases(), st.integers(2, 20), st.integers(0, 1000))
+def test_bins_of_equal_mass_do_not_hang_on_the_order_of_the_cells(case, bins, seed):
+    y, p, _ = case
+    p = p.round(1)
+    p[:, 0] += 1 - p.sum(1)
+    order = np.random.default_rng(seed).permutation(len(y))
+    one, other = (reliability(y[rows], p[rows], bins=bins, equal_mass=True) for rows in (slice(None), order))
+    pd.testing.assert_frame_equal(one, other)
+    assert ece(y, p, bins=bins, equal_mass=True) == pytest.approx(ece(y[order], p[order], bins=bins, equal_mass=True))
+
+
+def test_blocks_that_hold_cells_of_each_class_by_hand():
+    """Squares of 100 um on two slides: class 0 in three of them, class 1 in one, class 2 nowhere."""
+    slide = ["a", "a", "a", "a", "b", "b"]
+    x, y = np.array([10.0, 90, 110, 20, 10, 20]), np.array([10.0, 20, 10, 30, 10, 90])
+    blocks = spatial_blocks(slide, x, y, 100)
+    assert blocks.n == 3
+    assert blocks_of_classes(np.array([0, 0, 0, 1, 0, 0]), blocks, 3).tolist() == [3, 1, 0]
+
+
+def test_cells_of_the_same_confidence_share_a_bin():
+    """Ranks 0 to 5; the three at 0.7 have the middle rank 2, the third of three bins starts at rank 4."""
+    top = np.array([0.7, 0.9, 0.7, 0.6, 0.7, 0.8])
+    p = np.stack([top, 1 - top], axis=1)
+    table = reliability(np.array([0, 0, 1, 0, 0, 1]), p, bins=3, equal_mass=True)
+    assert table["cells"].tolist() == [1, 3, 2]
+    assert table["low"].tolist() == [0.6, 0.7, 0.8]
+    assert table["high"].tolist() == [0.6, 0.7, 0.9]
+    np.testing.assert_allclose(table["confidence"], [0.6, 0.7, 0.85])
+    np.testing.assert_allclose(table["accuracy"], [1, 2 / 3, 1 / 2])
+    expected = (1 * 0.4 + 3 * (0.7 - 2 / 3) + 2 * 0.35) / 6
+    assert ece(np.array([0, 0, 1, 0, 0, 1]), p, bins=3, equal_mass=True) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bins", [10, 15])

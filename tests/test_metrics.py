@@ -96,7 +96,9 @@ def test_ece_by_hand_and_on_calibrated_data() -> None:
     y = np.array([0, 0, 1, 1])
     p = np.array([[0.9, 0.1]] * 4)
     assert ece(y, p) == pytest.approx(0.4)
-    assert ece(y, p, equal_mass=True, bins=2) == pytest.approx(0.5 * 0.1 + 0.5 * 0.9)
+    assert ece(y, p, equal_mass=True, bins=2) == pytest.approx(0.4), "equally sure cells stay together"
+    q = np.array([[0.8, 0.2], [0.8, 0.2], [0.9, 0.1], [0.9, 0.1]])
+    assert ece(y, q, equal_mass=True, bins=2) == pytest.approx(0.5 * 0.2 + 0.5 * 0.9)
     rng = np.random.default_rng(0)
     q = rng.dirichlet(np.ones(4), 60_000)
     drawn = (q.cumsum(1) > rng.random((60_000, 1))).argmax(1)

@@ -8,10 +8,13 @@ import pytest
 from fake_study import slide_sheet, write_predictions, write_slides, write_truth
 from nuclass.core.files import read_json, write_json
 from nuclass.evaluation import compare_cohorts, count_cells
+from nuclass.evaluation.audit import COLUMNS as AUDIT_COLUMNS
 from nuclass.evaluation.truth import score_study
 from nuclass.figures.style import Classes
 from nuclass.tables import study as tables
+from nuclass.tables.ablation import audit
 from nuclass.tables.layout import EMPTY, NEAR, SYNTHETIC_NOTE, UNKNOWN, Cell, number
+from nuclass.tables.runtime import runtime
 from table_example import follows_the_sheet, lay_out, rows
 
 CLASSES = Path(__file__).parent.parent / "resources/classes.tsv"
@@ -101,6 +104,69 @@ def test_f1_by_class_of_every_cohort_in_the_order_and_names_of_the_figures(study
         values = part.set_index("class")["value"]
         shown = [row[4].replace("*", "").split(" ")[0] for row in cells]
         assert shown == [f"{values[name]:.3f}" for name in sheet.ordered(part["class"])]
+
+
+def test_a_class_too_rare_for_macro_f1_is_marked(tmp_path: Path) -> None:
+    """In the cohort where it is rare, and in the CSV; by the support that macro-F1 goes by."""
+    base = tmp_path / "t"
+    options = {"mpp": 0.25, "block_um": 150, "draws": 20, "seed": 1, "min_support": 12}
+    paths = write_predictions(tmp_path / "p", n=300)
+    results = compare_cohorts(paths, tmp_path / "c.json", tmp_path / "c.csv", **options)
+    text = lay_out(tables.holdout_comparison(tmp_path / "c.csv", min_support=12), base)
+    support = pd.read_parquet(paths["gate"]["pancreas_h"])["label"].value_counts()
+    data = pd.read_csv(base.with_suffix(".csv"))
+    of_class = data[(data["metric"] == "f1") & (data["name"] == "fused")]
+    rare = {}
+    for heading, cohort in (("all cohorts", "all"), ("ovary h", "ovary_h"), ("pancreas h", "pancreas_h")):
+        part = of_class[of_class["cohort"] == cohort].set_index("class")
+        assert set(part.index[part["in_macro"].astype(bool)]) == set(results[cohort]["macro_classes"])
+        rare[cohort] = {tables.class_title(name) for name in part.index[~part["in_macro"].astype(bool)]}
+        body = text.split(f"## F1 by class, {heading}\n\n")[1].split("\n\n")[0].splitlines()[2:]
+        names = [line.strip("|").split("|")[0].strip() for line in body]
+        assert {name.removesuffix(" *") for name in names if name.endswith(" *")} == rare[cohort]
+    assert rare["pancreas_h"] == {tables.class_title(name) for name in support.index[support < 12]}
+    assert rare["pancreas_h"]
+    assert not rare["all"]
+    assert data.loc[data["metric"] != "f1", "in_macro"].isna().all()
+    told = "*: a class with too few cells to count in macro-F1"
+    assert told in text
+    assert "at least 12 cells in the cohort" in text
+    tex = base.with_suffix(".tex").read_text()
+    assert r"\rlap{*} &" in tex
+    assert told in tex
+    every = pd.read_csv(tmp_path / "c.csv", keep_default_na=False).replace({"in_macro": {"False": "True"}})
+    every.to_csv(tmp_path / "every.csv", index=False)
+    assert told not in lay_out(tables.holdout_comparison(tmp_path / "every.csv"), tmp_path / "e")
+
+
+def test_the_notes_of_the_audit_say_what_its_words_mean(tmp_path: Path) -> None:
+    table = pd.DataFrame([dict.fromkeys(AUDIT_COLUMNS) | {"switch": "reference", "estimate": 0.7}])
+    table.to_csv(tmp_path / "in.csv", index=False)
+    text = lay_out(audit(tmp_path / "in.csv", short=""), tmp_path / "a")
+    for words in (
+        "it holds what other cells would change, not what another seed would",
+        "This holds for *flatters by* too, which is not compared with what seeds differ by.",
+        "*cohorts*: slides that nothing was trained or chosen on",
+        "*val*: the cells that chose the models",
+        "*optimism*: val minus cohorts.",
+        "*val minus corrected* less *minus corrected*, its interval by the normal approximation",
+        "A flaw is *seen* where the interval of its difference leaves out 0 and the difference is larger than two runs",
+        "*no change* is as expected also where the study is too small to show one.",
+        "*changes nothing*: the reason stands under *What theory expects*.",
+    ):
+        assert words in text
+
+
+def test_the_table_on_time_says_what_the_trainings_count(tmp_path: Path) -> None:
+    numbers = "jobs seconds longest_seconds sampled cpu_seconds cores peak_mib".split()
+    stage = {"stage": "total", **dict.fromkeys(numbers, 1), "longest_job": "", "peak_job": "", "missing": ""}
+    pd.DataFrame([stage]).to_csv(tmp_path / "stages.csv", index=False)
+    history = [{"epoch": 0, "seconds": 9.0, "train_seconds": 5.0, "train_cells": 100, "memory_mb": 1500.0}]
+    write_json(tmp_path / "gate.json", {"parameters": 12, "n_train": 60, "history": history})
+    text = lay_out(runtime(tmp_path / "stages.csv", {"gate": tmp_path / "gate.json"}, {}), tmp_path / "t")
+    assert "| Gate | 12 |" in text
+    assert "An epoch of the context backbone draws a number of windows from its cells" in text
+    assert "one of the gate sees each cell in several views" in text
 
 
 @pytest.mark.parametrize("alike", [True, False])

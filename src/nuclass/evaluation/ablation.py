@@ -39,6 +39,8 @@ class Run:
         Model (``local``, ``global``, ``gate``) -> prediction tables, of the cohorts and of the training slides.
     test_as_val
         Whether test cells chose its models, see :func:`read_val`.
+    gate_metrics
+        The gate's ``metrics.json``; empty for a run without a gate.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Run:
     cohorts: Mapping[str, Sequence[str]]
     val: Mapping[str, Sequence[str]]
     test_as_val: bool = False
+    gate_metrics: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ def spatial_blocks(slide: Sequence[str], x_um: np.ndarray, y_um: np.ndarray, blo
     return Blocks(of_cell.ravel(), slides[keys[:, 0]])
 
 
+def blocks_of_classes(y: np.ndarray, blocks: Blocks, n_classes: int) -> np.ndarray:
+    """Return how many blocks hold cells of each class (C,); ``y`` (N,) are the true classes of the blocks' cells."""
+    return np.asarray((_by_block(blocks, y, n_classes) > 0).sum(axis=0), dtype=np.int64)
+
+
 def block_weights(blocks: Blocks, draws: int, seed: int) -> np.ndarray:
     """Return how often each block is drawn (draws, B), resampling with replacement within each slide."""
     return np.concatenate(list(_weights(blocks, draws, seed, max(draws, 1))))
@@ -112,6 +117,7 @@ def paired_bootstrap(
         ``models`` and ``differences``: name -> ``accuracy macro_f1 weighted_f1 balanced_accuracy``, with probabilities
         also ``top2_accuracy log_loss brier ece mean_confidence``, ``f1`` (by class) and ``groups``, each ``{value, low,
         high}`` (see :func:`_interval`). A class that is absent from a draw is left out of that draw's means.
+        ``macro_classes``: those that ``macro_f1`` is the mean of.
         ``behind``: model of ``ranked`` -> the same statistics, each ``{best, value, low, high}``: the model with the
         best point value, and this one minus that, paired.
     """
@@ -128,6 +134,7 @@ def paired_bootstrap(
     true_drawn = weighted.pop(None)["true"]
     statistics = {name: _statistics(true_drawn, found, chosen, present, members) for name, found in weighted.items()}
     out: dict[str, Any] = {"models": {}, "differences": {}, "draws": draws, "blocks": blocks.n, "n_cells": len(y)}
+    out["macro_classes"] = [classes[i] for i in chosen]
     for name, values in statistics.items():
         out["models"][str(name)] = _not_negative(_summary(values, classes, present))
     for first, second in pairs:

@@ -15,7 +15,7 @@ from nuclass.core.files import atomic_path, write_csv, write_json
 from nuclass.core.log import get_logger
 from nuclass.core.names import CELL_ID
 from nuclass.core.readings import CLOSED, MAJORITY, OPEN, ORGAN_PRIOR
-from nuclass.evaluation.bootstrap import paired_bootstrap, spatial_blocks
+from nuclass.evaluation.bootstrap import Blocks, blocks_of_classes, paired_bootstrap, spatial_blocks
 from nuclass.evaluation.leak import Seen, check_classes, check_no_overlap, check_study, read_seen
 from nuclass.evaluation.metrics import (
     confusion,
@@ -179,7 +179,8 @@ def _judge(
         regions, told = by_region(found.table, y, p, mpp=mpp, region_um=rules.region_um, bins=rules.bins)
         f1 = intervals["models"][summary["set"]]["f1"]
         table = table.assign(
-            **{f"f1_{end}": [f1.get(c, {}).get(end, np.nan) for c in classes] for end in ("low", "high")}
+            **{f"f1_{end}": [f1.get(c, {}).get(end, np.nan) for c in classes] for end in ("low", "high")},
+            blocks=blocks_of_classes(y, _blocks(found, rules, mpp), len(classes)),
         )
         summary |= {"intervals": _told(intervals, summary["set"]), "regions": told}
         write_csv(folder / ORGANS, organs)
@@ -203,15 +204,19 @@ def _before(found: Predictions, folder: Path, rules: Rules) -> dict[str, float]:
     return {name: numbers[name] for name in ("ece", "ece_equal_mass", "log_loss", "brier")}
 
 
+def _blocks(found: Predictions, rules: Rules, mpp: float) -> Blocks:
+    x, y = (found.table[name].to_numpy(np.float64) * mpp for name in ("x_px", "y_px"))
+    return spatial_blocks(found.table["slide"], x, y, rules.block_um)
+
+
 def _intervals(found: Predictions, rules: Rules, mpp: float) -> tuple[dict[str, Any], pd.DataFrame]:
     """Return the bootstrap of both readings and their difference, and the numbers of each organ."""
 
     def bootstrap(part: Predictions, readings: Mapping[str, bool]) -> dict[str, Any]:
-        x, y = (part.table[name].to_numpy(np.float64) * mpp for name in ("x_px", "y_px"))
         return paired_bootstrap(
             part.y,
             {name: read_as(part.y, part.probs, closed=closed) for name, closed in readings.items()},
-            spatial_blocks(part.table["slide"], x, y, rules.block_um),
+            _blocks(part, rules, mpp),
             part.classes,
             pairs=[(CLOSED, OPEN)] if len(readings) == 2 else [],
             draws=rules.draws,

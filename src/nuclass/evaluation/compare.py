@@ -21,7 +21,7 @@ from nuclass.evaluation.predictions import Predictions, read_models
 from nuclass.evaluation.priors import majority, organ_prior, read_composition
 
 ALL = "all"
-COLUMNS = "cohort name metric class value low high best behind behind_low behind_high".split()
+COLUMNS = "cohort name metric class value low high best behind behind_low behind_high in_macro".split()
 
 
 def compare(
@@ -97,8 +97,9 @@ def compare_cohorts(
     ``paths`` is model -> cohort -> prediction table, all models on the same cells. The flat table has the columns
     ``cohort``, ``name`` (a row of :func:`compare`, or ``fused-local`` for a difference), ``metric``, ``class`` (for F1
     by class), ``value``, ``low`` and ``high``, and for a model the paired difference to the best of its row (``best
-    behind behind_low behind_high``; the oracle is not among these). ``out_organs``, if given, has ``organ`` for
-    ``cohort``. Returns results by cohort.
+    behind behind_low behind_high``; the oracle is not among these). ``in_macro`` of F1 by class: whether the class has
+    the ``min_support`` cells here to count in macro-F1. ``out_organs``, if given, has ``organ`` for ``cohort``.
+    Returns results by cohort.
     """
     cohorts = list(paths[GATE])
     rules: dict[str, Any] = {"mpp": mpp, "block_um": block_um, "draws": draws, "seed": seed}
@@ -153,7 +154,7 @@ def flatten(results: Mapping[str, Any]) -> pd.DataFrame:
     """Return the comparison as a long table, one row a number, with the columns :data:`COLUMNS`."""
     rows: list[dict[str, Any]] = []
     for cohort, result in results.items():
-        behind = result["behind"]
+        behind, counted = result["behind"], set(result["macro_classes"])
         for name, values in {**result["models"], **result["differences"]}.items():
             mine = behind.get(name, {})
             for metric, value in values.items():
@@ -161,7 +162,7 @@ def flatten(results: Mapping[str, Any]) -> pd.DataFrame:
                 if metric == "f1":
                     apart = mine.get("f1", {})
                     rows += [
-                        {**told, "class": label, **interval, **_to_best(apart.get(label))}
+                        {**told, "class": label, **interval, **_to_best(apart.get(label)), "in_macro": label in counted}
                         for label, interval in value.items()
                     ]
                 elif metric != "groups":

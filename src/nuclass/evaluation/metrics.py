@@ -236,15 +236,15 @@ def confusion(y: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> p
 def reliability(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass: bool = False) -> pd.DataFrame:
     """Return confidence against accuracy in bins of the top probability.
 
-    Bins are of equal width on [0, 1], or hold equally many cells. Columns: ``low``, ``high``,
-    ``cells``, ``confidence`` and ``accuracy`` (means within the bin, NaN where it is empty).
+    Bins are of equal width on [0, 1], or hold equally many cells, as far as cells of the same confidence (within
+    1e-12) stay in one bin, that of their middle rank: the numbers must not hang on the order of the cells, and
+    scikit-learn's ``calibration_curve`` keeps ties together too. Columns: ``low``, ``high``, ``cells``, ``confidence``
+    and ``accuracy`` (means within the bin, NaN where it is empty).
     """
     confidence = np.asarray(probs, dtype=np.float64).max(axis=1)
     right = (np.asarray(probs).argmax(axis=1) == y).astype(np.float64)
     if equal_mass:
-        order = np.argsort(confidence, kind="stable")
-        bin_of = np.empty(len(y), dtype=np.int64)
-        bin_of[order] = np.arange(len(y)) * bins // len(y)
+        bin_of = _equal_mass_bin(confidence, bins)
         low = np.array([confidence[bin_of == b].min() if (bin_of == b).any() else np.nan for b in range(bins)])
         high = np.array([confidence[bin_of == b].max() if (bin_of == b).any() else np.nan for b in range(bins)])
     else:
@@ -258,6 +258,14 @@ def reliability(y: np.ndarray, probs: np.ndarray, *, bins: int = 15, equal_mass:
     empty = cells == 0
     mean_confidence[empty], accuracy[empty] = np.nan, np.nan
     return pd.DataFrame({"low": low, "high": high, "cells": cells, "confidence": mean_confidence, "accuracy": accuracy})
+
+
+def _equal_mass_bin(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return the bin (N,) of each confidence, by the middle of the ranks that cells of the same confidence take."""
+    _, tied, cells = np.unique(np.round(confidence, 12), return_inverse=True, return_counts=True)
+    # Twice the middle rank, counted from 0, so that it is whole: of a confidence that occurs once, twice its rank.
+    twice = 2 * (np.cumsum(cells) - cells) + cells - 1
+    return np.asarray((twice * bins // (2 * len(confidence)))[tied.ravel()], dtype=np.int64)
 
 
 def equal_width_bin(confidence: np.ndarray, bins: int) -> np.ndarray:

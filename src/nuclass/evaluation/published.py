@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,8 @@ METRICS = (
     *"window_local window_global mpp label_tau raw_cells features raw_label_cells".split(),
 )
 SCORES = ("accuracy", "macro_f1", "f1", "best_f1", "f1_lowest", "f1_highest")
+EXTREMES = ("best_f1", "f1_lowest", "f1_highest")
+"""Of the classes of cohorts that count in macro-F1: the F1 of a few cells is the best or the worst by chance."""
 SHARES = ("cell_share", "organ_share", "class_cells", "cells")
 TRAINING = "train:"
 COHORTS = ("study", "demo", "all", "any", TRAINING + "all", *ORGANS, *(TRAINING + organ for organ in ORGANS))
@@ -97,7 +99,7 @@ def compare_published(
     published
         From :func:`read_published`.
     comparison
-        ``results/evaluation/comparison.csv``: ``cohort name metric class value``.
+        ``results/evaluation/comparison.csv``: ``cohort name metric class value in_macro``.
     composition
         ``results/evaluation/composition.csv``: ``slide organ role split class cells``.
     facts
@@ -110,21 +112,23 @@ def compare_published(
     Returns
     -------
     DataFrame
-        The published columns, and ``published`` (whether of the grades P, C, F), ``ours_cohort``, ``ours`` and
-        ``difference`` (ours - published; both in the published unit), ``what_differs``. An organ with several cohorts
-        here has a row for each; a value without a counterpart has NaN.
+        The published columns, and ``published`` (whether of the grades P, C, F), ``ours_cohort``, ``ours_class``
+        (where ours was chosen among classes), ``ours`` and ``difference`` (ours - published; both in the published
+        unit), ``what_differs``. The best and the worst F1 are of classes that count in macro-F1 of their cohort. An
+        organ with several cohorts here has a row for each; a value without a counterpart has NaN.
     """
     ours = _Ours(comparison, composition, facts)
     rows: list[dict[str, Any]] = []
     for record in published.to_dict("records"):
-        for cohort, value in ours.find(record):
-            scaled = value * UNITS[record["unit"]]
+        for found in ours.find(record):
+            scaled = found.value * UNITS[record["unit"]]
             known = bool(np.isfinite(scaled))
             rows.append(
                 {
                     **record,
                     "published": record["grade"] in PUBLISHED,
-                    "ours_cohort": cohort if known else "",
+                    "ours_cohort": found.cohort if known else "",
+                    "ours_class": found.label if known else "",
                     "ours": scaled,
                     "difference": scaled - record["value"] if known and not synthetic else float("nan"),
                     "what_differs": _what_differs(record, known, synthetic, closed_set),
@@ -133,11 +137,24 @@ def compare_published(
     return pd.DataFrame(rows)
 
 
+class _Found(NamedTuple):
+    """A number of this study in ones, the cohort it is of, and its class where it was chosen among classes."""
+
+    cohort: str
+    value: float
+    label: str = ""
+
+
+_NONE = _Found("", float("nan"))
+
+
 class _Ours:
     """The study's own numbers, looked up by the words of a published one."""
 
     def __init__(self, comparison: pd.DataFrame, composition: pd.DataFrame, facts: Mapping[str, float]) -> None:
         self.scores = comparison.set_index(["cohort", "name", "metric", "class"])["value"].to_dict()
+        counted = comparison[(comparison["metric"] == "f1") & (comparison["in_macro"].astype(str) == "True")]
+        self.counted = set(zip(counted["cohort"], counted["class"], strict=True))
         self.cells = composition[composition["split"].isin(_USED)]
         self.facts = facts
         sheet = composition.drop_duplicates("slide")
@@ -145,43 +162,48 @@ class _Ours:
         self.cohorts = {organ: list(part["slide"]) for organ, part in cohorts.groupby("organ")}
         self.names = [str(slide) for slide in cohorts["slide"]]
 
-    def find(self, record: Mapping[str, Any]) -> list[tuple[str, float]]:
-        """Return cohort and value of each counterpart, in ones; one NaN where there is none."""
+    def find(self, record: Mapping[str, Any]) -> list[_Found]:
+        """Return each counterpart; one NaN where there is none."""
         metric, cohort = record["metric"], record["cohort"]
         if metric in SCORES and cohort != "demo":
-            return self._scores(record) or [("", float("nan"))]
+            return self._scores(record) or [_NONE]
         if metric in SHARES:
-            return self._counts(record) or [("", float("nan"))]
+            return self._counts(record) or [_NONE]
         if cohort == "study":
             counts = {"organs": self.cells["organ"].nunique(), "classes": self.cells["class"].nunique()}
             values = {**counts, "cohorts": len(self.names), **self.facts}
-            return [("", float(values.get(metric, "nan")))]
-        return [("", float("nan"))]
+            return [_Found("", float(values.get(metric, "nan")))]
+        return [_NONE]
 
-    def _scores(self, record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    def _scores(self, record: Mapping[str, Any]) -> list[_Found]:
         metric, cohort, model = record["metric"], record["cohort"], record["model"]
-        if metric in ("best_f1", "f1_lowest", "f1_highest"):
+        if metric in EXTREMES:
             wanted = record["class"]
             found = [
-                (place, value)
+                _Found(place, value, "" if wanted else label)
                 for (place, name, key, label), value in self.scores.items()
-                if key == "f1" and name == model and place in self.names and wanted in ("", label) and value == value
+                if key == "f1"
+                and name == model
+                and place in self.names
+                and wanted in ("", label)
+                and (place, label) in self.counted
+                and value == value
             ]
             chosen = min if metric == "f1_lowest" else max
-            return [chosen(found, key=lambda pair: pair[1])] if found else []
+            return [chosen(found, key=lambda one: one.value)] if found else []
         places = ["all"] if cohort == "all" else self.cohorts.get(cohort, [])
         keys = [(place, (place, model, metric, record["class"])) for place in places]
-        return [(place, self.scores[key]) for place, key in keys if key in self.scores]
+        return [_Found(place, self.scores[key]) for place, key in keys if key in self.scores]
 
-    def _counts(self, record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    def _counts(self, record: Mapping[str, Any]) -> list[_Found]:
         metric, cohort, label = record["metric"], record["cohort"], record["class"]
         if label and label not in set(self.cells["class"]):
             return []
         training = self.cells[self.cells["role"] == "train"]
         if cohort == "study":
-            return [("", float(self.cells["cells"].sum()))]
+            return [_Found("", float(self.cells["cells"].sum()))]
         if cohort == TRAINING + "all":
-            return [("", float(training.loc[training["class"] == label, "cells"].sum()))]
+            return [_Found("", float(training.loc[training["class"] == label, "cells"].sum()))]
         role = "train" if cohort.startswith(TRAINING) else "cohort"
         whole = self.cells[self.cells["role"] == role]
         here = whole[whole["organ"] == cohort.removeprefix(TRAINING)]
@@ -194,7 +216,7 @@ class _Ours:
             "organ_share": total / float(whole["cells"].sum()),
             "cell_share": float(here.loc[here["class"] == label, "cells"].sum()) / total,
         }
-        return [(slides, values[metric])] if metric in values else []
+        return [_Found(slides, values[metric])] if metric in values else []
 
 
 def _what_differs(record: Mapping[str, Any], known: bool, synthetic: bool, closed_set: bool) -> str:

@@ -40,7 +40,8 @@ def gate_ablation(fusion_json: str | Path, fusion_csv: str | Path) -> Table:
     """Lay out every way to fuse the branches: scores, the gate minus each, and what tuning on test would feign."""
     results = read_json(fusion_json)
     data = read_comparison(fusion_csv)
-    data = data[data["metric"].isin(_SCORES) & (data["class"] == "")].drop(columns="class").reset_index(drop=True)
+    data = data[data["metric"].isin(_SCORES) & (data["class"] == "")].drop(columns=["class", "in_macro"])
+    data = data.reset_index(drop=True)
     cohorts = list(results["cohorts"])
     grids = []
     for metric, label in _SCORES.items():

@@ -15,7 +15,7 @@ from nuclass.core.files import atomic_path, write_csv
 from nuclass.core.readings import HIGHER
 
 EMPTY = "–"
-NEAR, UNKNOWN = "†", "‡"
+NEAR, UNKNOWN, RARE = "†", "‡", "*"
 SYNTHETIC_NOTE = (
     "Synthetic study: these numbers say whether the method works as designed, not how well it does on tissue."
 )
@@ -63,6 +63,8 @@ class Cell:
         The best of the cells it is compared with, or a difference whose interval leaves out 0.
     near, unknown
         Not told apart from the best, or not known whether: see :func:`mark_best`.
+    rare
+        The name of a class with too few cells to count in macro-F1.
     code
         A name as the settings spell it.
     """
@@ -78,6 +80,7 @@ class Cell:
     bold: bool = False
     near: bool = False
     unknown: bool = False
+    rare: bool = False
     code: bool = False
 
     @cached_property
@@ -94,8 +97,8 @@ class Cell:
 
     @property
     def mark(self) -> str:
-        """What stands behind a value that is compared with the best."""
-        return NEAR if self.near else UNKNOWN if self.unknown else ""
+        """What stands behind a value that is compared with the best, or behind the name of a rare class."""
+        return NEAR if self.near else UNKNOWN if self.unknown else RARE if self.rare else ""
 
     @property
     def has_interval(self) -> bool:
@@ -242,11 +245,13 @@ def grid(
 
 
 def _told_marks(marks: Collection[str]) -> list[str]:
-    """Return the note on the marks that are used, none without any."""
+    """Return the notes on the marks that are used, none without any."""
     told = [f"{NEAR}: not told apart from the best, for {_INTERVAL}it includes 0."] if NEAR in marks else []
     if UNKNOWN in marks:
         told.append(f"{UNKNOWN}: {'that interval' if told else f'{_INTERVAL}the best'} is not known.")
-    return [f"{' '.join(told)} Without a mark it leaves out 0."] if told else []
+    compared = [f"{' '.join(told)} Without a mark it leaves out 0."] if told else []
+    rare = f"{RARE}: a class with too few cells to count in macro-F1; chance has a large part in its F1."
+    return [*compared, *([rare] if RARE in marks else [])]
 
 
 @dataclass(frozen=True)

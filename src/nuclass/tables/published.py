@@ -61,7 +61,8 @@ def paper_comparison(
     notes = [
         f"Grades: {words}. Only {', '.join(PUBLISHED[:-1])} and {PUBLISHED[-1]} are published; a value of another "
         "grade is marked with * and is not the paper's own word. The paper's tables could not be read in full. "
-        "Differences are ours minus published, in the published unit. Cohorts are matched by organ.",
+        "Differences are ours minus published, in the published unit. Cohorts are matched by organ. The best and the "
+        "worst F1 here are of classes with enough cells in their cohort to count in macro-F1.",
     ]
     return Table("Published numbers and ours", data, grids, notes, lead=SYNTHETIC if synthetic else "")
 
@@ -81,7 +82,7 @@ def _row(found: Mapping[str, Any]) -> dict[str, str]:
         "" if place in ("study", "any") else f"{place.removeprefix(TRAINING)}" + _role(place),
         title(str(found["model"])) if found["model"] else "",
         class_title(str(found["class"])),
-        f"here {found['ours_cohort']}" if found["ours_cohort"] and found["ours_cohort"] != "all" else "",
+        _here(str(found["ours_cohort"]), str(found["ours_class"])),
     ]
     return {
         "what": str(found["what"]),
@@ -92,6 +93,13 @@ def _row(found: Mapping[str, Any]) -> dict[str, str]:
         "difference": _value(found["difference"], unit, sign="+"),
         "what differs": str(found["what_differs"]) or EMPTY,
     }
+
+
+def _here(cohort: str, label: str) -> str:
+    """Return of which cohort, and of which class of it, this study's number is."""
+    parts = [class_title(label)] if label else []
+    parts += [cohort] if cohort and cohort != "all" else []
+    return f"here {', '.join(parts)}" if parts else ""
 
 
 def _role(place: str) -> str:

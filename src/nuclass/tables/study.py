@@ -69,7 +69,8 @@ def holdout_comparison(
     Parameters
     ----------
     comparison
-        A CSV of :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row.
+        A CSV of :func:`nuclass.evaluation.compare.compare_cohorts`; every model in it is a row. Classes that do not
+        count in macro-F1 (``in_macro``) are marked.
     classes
         The sheet that orders the classes, see :func:`nuclass.core.class_names.class_groups`.
     closed_set
@@ -89,6 +90,7 @@ def holdout_comparison(
         rows = _model_rows(part, models, cohorts, BETTER[metric])
         grids.append(grid(rows, heading=label))
         grids.append(grid(_difference_rows(part, cohorts), caption=f"{label}, paired differences"))
+    data["in_macro"] = data["in_macro"].map({"True": True, "False": False}).astype("boolean")
     learned = [name for name in models if name not in PRIORS]
     groups = class_groups(classes)
     grids += [part for cohort in (cohorts[-1], *cohorts[:-1]) for part in _class_grids(data, learned, cohort, groups)]
@@ -154,6 +156,7 @@ def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str, groups:
     """Yield the F1 of each class for some of the models after another."""
     heading = f"F1 by class, {lower(cohort_title(cohort)) if cohort == ALL else cohort_title(cohort)}"
     part = data[(data["metric"] == "f1") & (data["cohort"] == cohort)]
+    counted = set(part.loc[part["in_macro"], "class"])
     by_class = {}
     for label in class_order(part["class"], groups):
         rows = part[part["class"] == label]
@@ -162,7 +165,10 @@ def _class_grids(data: pd.DataFrame, models: Sequence[str], cohort: str, groups:
     for i in range(0, len(models), _WIDE):
         shown = models[i : i + _WIDE]
         rows = [
-            {"class": Cell(class_title(label)), **{title(name): cells[name] for name in shown}}
+            {
+                "class": Cell(class_title(label), rare=label not in counted),
+                **{title(name): cells[name] for name in shown},
+            }
             for label, cells in by_class.items()
         ]
         caption = f"{heading}: {', '.join(map(title, shown))}" if len(models) > _WIDE else ""
