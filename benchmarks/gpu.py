@@ -140,7 +140,7 @@ def measure_local(options: argparse.Namespace, device: torch.device, peak: float
     for way in options.ways:
         steps = LocalSteps(options.backbone, device, way)
         # A compiled network is made anew for every size of a batch.
-        for size in options.batches[-1:] if way == "compiled" else options.batches:
+        for size in options.batches[:1] if way == "compiled" else options.batches:
             forget_peak(device)
             try:
                 batch = batch_of(size, steps.model.backbone.input_px, device)
@@ -164,7 +164,7 @@ def measure_embedding(options: argparse.Namespace, device: torch.device, peak: f
     for way in [way for way in options.ways if way != "gradient checkpointing"]:
         if way == "compiled":
             net.compile()
-        for size in options.batches[-1:] if way == "compiled" else options.batches:
+        for size in options.batches[:1] if way == "compiled" else options.batches:
             forget_peak(device)
             image = batch_of(size, net.input_px, device)[0]
 
@@ -221,23 +221,26 @@ def paper_models(options: argparse.Namespace) -> dict[str, Any]:
             "memory_mb": 0,
             "gradient_checkpointing": False,
         }
+        models[section]["trainer"]["compile"] = "compiled" in options.ways
         models[section]["optimizer"] |= {"freeze_epochs": 0, "warmup_steps": 10}
-    models["context"] |= {"workers": options.workers, "batch_size": size}
+    models["context"] |= {"workers": options.workers, "batch_size": size, "compile": "compiled" in options.ways}
     models["gate"]["trainer"] |= {"max_epochs": 4}
-    models["predict"] |= {"workers": options.workers, "batch_size": size}
+    models["predict"] |= {"workers": options.workers, "batch_size": size, "compile": "compiled" in options.ways}
     return models
 
 
-def training_rate(settings: dict[str, Any], size: int, device: torch.device, repeats: int) -> float:
+def training_rate(settings: dict[str, Any], way: str, size: int, device: torch.device, repeats: int) -> float:
     """Return the cells a second of training steps, windows in the card's memory."""
-    steps = LocalSteps(settings, device, "plain")
+    steps = LocalSteps(settings, device, way)
     batch = batch_of(size, steps.model.backbone.input_px, device)
     return size / seconds_of(lambda: steps.step(*batch), device, repeats)
 
 
-def forward_rate(settings: dict[str, Any], size: int, device: torch.device, repeats: int) -> float:
+def forward_rate(settings: dict[str, Any], way: str, size: int, device: torch.device, repeats: int) -> float:
     """Return the cells a second of a network's forward passes, windows in the card's memory."""
     net = build_backbone(settings, load_weights=False).to(device).eval()
+    if way == "compiled":
+        net.compile()
     image = batch_of(size, net.input_px, device)[0]
 
     @torch.inference_mode()
@@ -259,9 +262,11 @@ def measure_study(options: argparse.Namespace, device: torch.device) -> list[lis
     from train import SLIDE, Plan, make_study
 
     models, size = paper_models(options), options.batches[0]
-    training = training_rate(options.backbone, size, device, options.repeats)
-    forward = forward_rate(options.backbone, size, device, options.repeats)
-    embedding = forward_rate(options.context, size, device, options.repeats)
+    way = "compiled" if "compiled" in options.ways else "plain"
+    training = training_rate(options.backbone, way, size, device, options.repeats)
+    forward, embedding = (
+        forward_rate(network, way, size, device, options.repeats) for network in (options.backbone, options.context)
+    )
     rows: list[list[str]] = []
 
     def add(what: str, cells: int, seconds: float, alone: float, goal: float | None = None) -> None:

@@ -15,7 +15,7 @@ from nuclass.core.protocol import STAGES
 from nuclass.data.study import Study
 from nuclass.models.backbones import build_backbone
 from nuclass.models.local import LocalModel
-from nuclass.training import train
+from nuclass.training import compiling, train
 from nuclass.training.checkpoint import load_checkpoint, restore_global, restore_local
 from nuclass.training.config import Local, Trainer, from_plain
 from nuclass.training.modules import GlobalModule, LocalModule
@@ -382,11 +382,12 @@ def test_another_process_writes_nothing(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{"compile": True}, {"gradient_checkpointing": True}])
-def test_speed_changes_no_name_of_a_weight(settings):
+def test_speed_changes_no_name_of_a_weight(settings, monkeypatch):
+    monkeypatch.setattr(compiling, "why_not", lambda _: "")
     section = from_plain(Local, MODELS["local"], "there")
     model = LocalModel(build_backbone(section.backbone), 2, 3, organ_dim=4, hidden=8)
     before = list(model.state_dict())
-    train.speed_up(model, Trainer(**settings))
+    train.speed_up(model, Trainer(**settings), 100)
     assert list(model.state_dict()) == before
     assert not any("_orig_mod" in name for name in model.state_dict())
     if "compile" in settings:
@@ -396,6 +397,7 @@ def test_speed_changes_no_name_of_a_weight(settings):
 def test_compiled_training_saves_plain_names(study, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: calls.append(1) or function)
+    monkeypatch.setattr(compiling, "why_not", lambda _: "")
     train_local(quick(local__trainer__compile=True), study, tmp_path / "out", tmp_path / "work", 1)
     assert calls
     data = load_checkpoint(tmp_path / "out" / "best.ckpt", "local")

@@ -124,7 +124,15 @@ def test_features_of_the_card_are_those_of_the_processor(toy: Any, tmp_path: Pat
     assert error < (0.005 if precision == "32-true" else 0.03)
 
 
-class Stopping(TinyModule):
+class Repeatable(TinyModule):
+    """Pools by an operation that gives the same bits each time on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.backbone[2] = torch.nn.AvgPool2d(3)
+
+
+class Stopping(Repeatable):
     """Asks its own process to stop at a training step of this start."""
 
     stop_at = 0
@@ -138,6 +146,9 @@ class Stopping(TinyModule):
 
 
 def told(work: Path, module: Any, result: Any) -> Any:
+    """Return what must not depend on interruptions; see ``outcome``."""
+    state = torch.load(work / "last.ckpt", map_location="cpu", weights_only=False)
+    torch.save(state, work / "last.ckpt")
     return outcome(work, module.cpu(), result)
 
 
@@ -145,13 +156,13 @@ def told(work: Path, module: Any, result: Any) -> Any:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, precision: str, workers: int) -> None:
     settings = dataclasses.replace(ON_THE_CARD, precision=precision, workers=workers, accumulate=2, validate_every=0.5)
-    straight = told(tmp_path / "straight", *run(tmp_path / "straight", settings))
+    straight = told(tmp_path / "straight", *run(tmp_path / "straight", settings, Repeatable()))
     for stop_at in (3, 8, 11):
         module = Stopping()
         module.stop_at = stop_at
         with pytest.raises(StoppedError):
             run(tmp_path / "work", settings, module)
-    assert told(tmp_path / "work", *run(tmp_path / "work", settings)) == straight
+    assert told(tmp_path / "work", *run(tmp_path / "work", settings, Repeatable())) == straight
 
 
 KILLED = """
@@ -169,12 +180,12 @@ run(Path(sys.argv[2]), ON_THE_CARD, Killed())
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    straight = told(tmp_path / "straight", *run(tmp_path / "straight", ON_THE_CARD))
+    straight = told(tmp_path / "straight", *run(tmp_path / "straight", ON_THE_CARD, Repeatable()))
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "work"), "17"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / "work" / "last.ckpt").is_file()
-    assert told(tmp_path / "work", *run(tmp_path / "work", ON_THE_CARD)) == straight
+    assert told(tmp_path / "work", *run(tmp_path / "work", ON_THE_CARD, Repeatable())) == straight
 
 
 def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
@@ -192,7 +203,7 @@ def test_too_little_memory_names_a_smaller_batch(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_cells(tmp_path: Path) -> None:
-    class Broken(TinyModule):
+    class Broken(Repeatable):
         def loss(self, batch: Any, images: Any, generator: Any) -> Any:
             return super().loss(batch, images, generator) * (float("nan") if self.global_step == 2 else 1.0)
 
@@ -207,8 +218,15 @@ def test_devices_that_are_not_there_are_told(tmp_path: Path, given: Any) -> None
         run(tmp_path, dataclasses.replace(ON_THE_CARD, devices=given))
 
 
+def test_an_operation_that_cannot_repeat_itself_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gives other bits each time on this device") as caught:
+        run(tmp_path, ON_THE_CARD)
+    assert caught.value.found == "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation"
+    assert caught.value.fix == "set deterministic: false"
+
+
 def test_memory_of_the_card_is_recorded(tmp_path: Path) -> None:
-    _, result = run(tmp_path, dataclasses.replace(ON_THE_CARD, log_every=1))
+    _, result = run(tmp_path, dataclasses.replace(ON_THE_CARD, log_every=1), Repeatable())
     assert 0 < result.history[-1]["memory_mb"] < 1000
     numbers = pd.read_csv(tmp_path / "log" / "metrics.csv")
     assert (numbers["gpu_memory_mb"].dropna() > 0).all()

@@ -10,6 +10,7 @@ import pytest
 
 LIBRARY = Path(__file__).parent.parent / "src" / "nuclass"
 LAYERS = (
+    ("__main__",),
     ("cli",),
     (
         "cli_backbones",

@@ -168,7 +168,7 @@ def class_activation(
     where = explained(backbone) if layer is None else Layer(layer, "")
     with torch.enable_grad(), _recorded(where.module) as kept:
         logits = forward()
-        chosen = logits.argmax(1) if target is None else target
+        chosen = logits.argmax(1) if target is None else target.to(logits.device)
         activation = kept[-1]
         (gradient,) = torch.autograd.grad((score or log_odds)(logits, chosen).sum(), activation)
     grid, slope = to_grid(activation.detach(), backbone), to_grid(gradient, backbone)

@@ -51,7 +51,7 @@ class Trainer:
     devices: Count | list[Whole] | Literal["auto"] = 1
     num_nodes: Count = 1
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     workers: Whole = 0
     memory_mb: Whole = 2048
     balance: Share = 0.0
@@ -93,6 +93,7 @@ class Context:
     batch_size: Count = 64
     precision: Precision = "auto"
     accelerator: Accelerator = "auto"
+    compile: bool | Literal["auto"] = "auto"
     workers: Whole = 0
     views: Whole = 0
     augment: Augment = field(default_factory=Augment)
@@ -245,6 +246,7 @@ class Predict:
     batch_size: Count = 256
     precision: Precision = "auto"
     accelerator: Accelerator = "auto"
+    compile: bool | Literal["auto"] = "auto"
     workers: Whole = 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from nuclass.data.image_ops import reduce_truncated
 from nuclass.data.training_cells import by_place
 from nuclass.models.backbones import Backbone
 from nuclass.training.branches import autocast, choose_device, computes_in, state_hash
+from nuclass.training.compiling import Compile, compiles, failures_told, filled
 from nuclass.training.inputs import source_digest
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Embedding:
         Windows at once; processes that read while the network computes.
     precision, accelerator
         ``auto`` | ``32-true`` | ``bf16-mixed``; ``auto`` | ``cpu`` | ``gpu``.
+    compile
+        See :func:`nuclass.training.compiling.compiles`.
     views, augment, seed
         Copies under augmentation of the cells chosen for them, their strengths and seed.
     truncated
@@ -65,6 +68,7 @@ class Embedding:
     batch_size: int = 64
     precision: str = "auto"
     accelerator: str = "auto"
+    compile: Compile = False
     workers: int = 0
     views: int = 0
     augment: Augment = field(default_factory=Augment)
@@ -246,6 +250,7 @@ def embed_slide(
             "pixels": source_digest(study.source(slide)),
             "batch size": settings.batch_size,
             **({"code": code} if code else {}),
+            **({"compiled": True} if steps.compiled else {}),
         },
     )
     return key
@@ -266,6 +271,10 @@ class _Pass:
         self.backbone, self.frame, self.study, self.settings = backbone, frame, study, settings
         self.augmented, self.part_cells = augmented, part_cells
         self.generators: list[torch.Generator] = []
+        self.compiled = compiles(settings.compile, backbone.mean.device, backbone, len(frame))
+        self.spatial: Callable[[Tensor], Tensor] = backbone.spatial
+        if self.compiled:
+            self.spatial = torch.compile(backbone.spatial)
 
     def batches(self, start: int) -> Iterator[dict[str, NDArray[Any]]]:
         """Give features, and views where wanted, from cell ``start`` on; ``start`` begins a part."""
@@ -300,7 +309,7 @@ class _Pass:
         plain = self._pooled(to_unit(image))
         result = {"features": plain.numpy()}
         if self.augmented is not None:
-            part = image[torch.from_numpy(self.augmented[row : row + len(image)]).to(image.device)]
+            part = image[torch.tensor(self.augmented[row : row + len(image)]).to(image.device)]
             views = torch.zeros(len(part), len(self.generators), plain.shape[1], dtype=torch.half)
             if len(part):
                 for view, generator in enumerate(self.generators):
@@ -311,6 +320,9 @@ class _Pass:
     def _pooled(self, x: Tensor) -> Tensor:
         if self.settings.truncated:
             x = normalised_in_bf16(self.backbone, x)
-        with autocast(x.device, self.settings.precision):
-            spatial = self.backbone.spatial(x)
+        rows = len(x)
+        if self.compiled and rows < self.settings.batch_size:
+            x = x[filled(rows, self.settings.batch_size).to(x.device)]
+        with failures_told(f"{self.settings.window} features"), autocast(x.device, self.settings.precision):
+            spatial = self.spatial(x)[:rows]
         return pool_spatial(self.backbone, spatial.float(), self.settings.pooling).half().cpu()

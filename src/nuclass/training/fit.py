@@ -18,6 +18,7 @@ from nuclass.core.errors import UserError
 from nuclass.core.log import get_logger
 from nuclass.core.ranks import started_ranks
 from nuclass.training.callbacks import Best, Record, Seeds
+from nuclass.training.compiling import failures_told, is_compiled, run_uncompiled_if_need_be
 from nuclass.training.config import Trainer
 from nuclass.training.interruption import Signals, StoppedError
 from nuclass.training.keeping import AtomicIO, Keep
@@ -115,7 +116,8 @@ def fit(
     main = started_ranks().rank == 0
     state = prepare(work, identity, main=main)
     place = find_place(run, choose_accelerator(run.accelerator))
-    job = _Job(module, data, run, place, work, str(identity), description, monitor, mode, grad_clip, state is not None)
+    compiled, resume = is_compiled(network_of(module)), state is not None
+    job = _Job(module, data, run, place, work, str(identity), description, monitor, mode, grad_clip, resume, compiled)
     if state is not None and kept(state, "Keep").get("finished"):
         _log.info("%s: training was finished before", description)
         outcome = _Outcome(kept(state, "Record")["rows"], kept(state, "Best")["file"])
@@ -158,15 +160,17 @@ class _Job:
     mode: str
     grad_clip: float
     resume: bool
+    compiled: bool = False
 
     def __call__(self, signals: Signals) -> _Outcome:
         """Train to the end, or until a signal comes."""
         _quiet()
         run = self.run
-        if self.place.by == "us" and run.compile:
+        if self.compiled and not is_compiled(network := network_of(self.module)):
             # A compiled network does not survive the trip between processes.
-            model = getattr(self.module, "model", self.module)
-            getattr(model, "backbone", model).compile()
+            if run.compile == "auto":
+                run_uncompiled_if_need_be()
+            network.compile()
         agreement = Agreement(signals, 60 * run.save_every_min)
         record = Record(self.description, self.monitor, agreement, run.log_every, self._loggers)
         best = Best(self.work, self.monitor, self.mode, run.patience)
@@ -256,11 +260,14 @@ class _Guarded:
     def __call__(self, signals: Signals) -> _Outcome:
         """Run the job."""
         try:
-            return self.job(signals)
+            with failures_told(self.job.description):
+                return self.job(signals)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            run = self.job.run
+            if told := _told(error, self.job.description):
+                raise told from error
             if not out_of_memory(error):
                 raise
-            run = self.job.run
             raise UserError(
                 "The memory of the device is not enough",
                 where=self.job.description,
@@ -268,6 +275,26 @@ class _Guarded:
                 fix=f"try batch_size {max(1, run.batch_size // 2)} with accumulate {run.accumulate * 2} "
                 "(the same effective batch)",
             ) from error
+
+
+def network_of(module: Any) -> torch.nn.Module:
+    """Return what of a Lightning module is compiled: its model's backbone, or all of it where there is none."""
+    model = getattr(module, "model", module)
+    network: torch.nn.Module = getattr(model, "backbone", model)
+    return network
+
+
+def _told(error: BaseException, where: str) -> UserError | None:
+    """Return the user's error for what ``deterministic`` asked for in vain; None for other errors."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "does not have a deterministic implementation" in first:
+        return UserError(
+            "An operation of the network gives other bits each time on this device",
+            where=where,
+            found=first.split(", but you set")[0],
+            fix="set deterministic: false",
+        )
+    return None
 
 
 def out_of_memory(error: BaseException) -> bool:

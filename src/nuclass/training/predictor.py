@@ -32,6 +32,7 @@ from nuclass.training.branches import (
     state_hash,
 )
 from nuclass.training.checkpoint import load_checkpoint, same_names
+from nuclass.training.compiling import compiles, failures_told, filled, is_compiled
 from nuclass.training.config import parse_models
 from nuclass.training.inputs import context_features, data_hash
 from nuclass.training.restore import restore_gate, restore_global, restore_local
@@ -112,6 +113,7 @@ class Predictor:
         first = self.checkpoints[self.names[0]]
         self.vocabulary = Vocabulary.from_dict(first)
         self.input: dict[str, Any] = first["input"]
+        self.compiled = False
         self.smaller = bool(self.checkpoints.get(GATE, {}).get("protocol", {}).get("smaller_gate_context"))
 
     @property
@@ -170,6 +172,7 @@ class Predictor:
             # The order of sums depends on the batch and the device.
             batch=self.settings.batch_size,
             device=[self.device.type, computes_in(self.device, self.settings.precision)],
+            **({"compiled": True} if self.compile(len(frame)) else {}),
         )
 
     def predict(self, frame: pd.DataFrame, study: Study) -> dict[str, Prediction]:
@@ -181,6 +184,15 @@ class Predictor:
         batches = list(self.stream(frame, study))
         kept = {name: torch.from_numpy(np.concatenate([batch[name] for batch in batches])) for name in batches[0]}
         return self.predictions(kept)
+
+    def compile(self, cells: int) -> bool:
+        """Compile the backbones, once, where the settings say so for a pass over so many cells; say if they are."""
+        backbones = [model.backbone for model in (self.local, self.wide) if model is not None]
+        wanted = any(compiles(self.settings.compile, self.device, net, cells) for net in backbones)
+        for net in backbones:
+            if wanted and not is_compiled(net):
+                net.compile()
+        return any(map(is_compiled, backbones))
 
     def predictions(self, kept: Mapping[str, Tensor]) -> dict[str, Prediction]:
         """Return the predictions that the columns of :meth:`stream`, all batches joined, make."""
@@ -214,11 +226,14 @@ class Predictor:
         size = self.settings.batch_size
         if start % size:
             raise ValueError(f"A pass goes on at a whole batch of {size}, not at cell {start}")
+        self.compiled = self.compile(len(frame))
         with Progress(len(frame), "predicting", "cells", done=start) as progress:
             # Worker processes read ahead by themselves.
             batches = self._batches(frame, study, start)
             for ids, batch in batches if self.settings.workers else ahead(batches):
-                yield self._columns(self._rows(batch), ids, study)
+                with failures_told("prediction"):
+                    rows = self._rows(batch)
+                yield self._columns(rows, ids, study)
                 progress.advance(len(ids))
 
     def _batches(self, frame: pd.DataFrame, study: Study, start: int) -> Iterator[tuple[NDArray[Any], Batch]]:
@@ -259,6 +274,10 @@ class Predictor:
     def _rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what is kept of a batch, float32 on the device."""
         rows: dict[str, Tensor] = {}
+        cells = len(batch["image"])
+        if self.compiled and cells < self.settings.batch_size:
+            taken = filled(cells, self.settings.batch_size)
+            batch = {name: values[taken] for name, values in batch.items()}
         image, organ = (batch[key].to(self.device, non_blocking=True) for key in ("image", "organ"))
         pixels = to_unit(image)
         if self.local is not None:
@@ -273,7 +292,7 @@ class Predictor:
             if self.gate is not None:
                 smaller = batch["gate_context"].to(self.device) if self.smaller else None
                 rows |= self._mixed(rows, local_b.float(), context, smaller)
-        return rows
+        return {name: values[:cells] for name, values in rows.items()}
 
     def _classify_b(self, local_b: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and logits of the global model for its own backbone's features and context features."""

@@ -33,6 +33,7 @@ from nuclass.training.checkpoint import (
     same_names,
     weights_of,
 )
+from nuclass.training.compiling import compiles
 from nuclass.training.config import Local, Models, Trainer, parse_models, to_plain
 from nuclass.training.inputs import cells_by_slide, context_features, data_hash, stain_by_slide
 from nuclass.training.interruption import leaving
@@ -87,7 +88,7 @@ def train_local(
     warn_of_settings(section, run, data)
     torch.manual_seed(seed)
     model = new_local(section, len(data.known.organs), len(data.known.classes))
-    speed_up(model, run)
+    speed_up(model, run, len(data.train))
     weights = class_weights(data.train_set.label, data.known, section.loss.beta)
     digest = data_hash(study, data.train, data.val)
     module = LocalModule(model, section, weights, seed, protocol)
@@ -150,7 +151,7 @@ def train_global(
     torch.manual_seed(seed)
     model = new_global(section, local["config"]["backbone"], context_dim, len(data.known.classes))
     model.backbone.load_state_dict(teacher.backbone.state_dict())
-    speed_up(model, run)
+    speed_up(model, run, len(data.train))
     guard = not protocol.unguarded_class_weights
     weights = class_weights(data.train_set.label, data.known, section.loss.beta, guard=guard)
     module = GlobalModule(model, section, weights, seed, protocol, teacher)
@@ -283,14 +284,16 @@ def common_payload(study: Study, data: LocalData, protocol: Protocol, stage: str
     }
 
 
-def speed_up(model: Any, run: Trainer) -> None:
+def speed_up(model: Any, run: Trainer, cells: int) -> None:
     """Apply the settings that change speed and memory alone: gradient checkpointing and compilation.
 
-    The backbone is compiled in place: names of weights stay as they are.
+    The backbone is compiled in place: names of weights stay as they are. ``cells`` are those of an epoch.
     """
     if run.gradient_checkpointing:
         model.backbone.checkpoint_gradients()
-    if run.compile:
+    on_gpu = run.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if compiles(run.compile, device, model.backbone, cells * run.max_epochs):
         model.backbone.compile()
 
 
