@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,3 +313,21 @@ class TestSampling:
                 expected.set_epoch(epoch)
                 assert [rows for e, _, rows in seen if e == epoch] == list(expected)
             assert isinstance(make_loader(dataset, 32), BatchLoader) == (memory == 1.0)
+
+
+BROKEN_OFF = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fit_example import CutWindows, windows
+from nuclass.data.loaders import make_loader
+batches = iter(make_loader(CutWindows(windows(4000, 1)), 8, num_workers=2))
+next(batches)
+sys.modules["kept"] = batches
+sys.exit(3)
+"""
+
+
+def test_a_program_ends_though_a_pass_with_workers_was_broken_off():
+    """As a traceback keeps it: its workers ignore the request by which Python ends them, and would be waited for."""
+    command = [sys.executable, "-c", BROKEN_OFF, str(Path(__file__).parent)]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 3

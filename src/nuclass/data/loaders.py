@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,7 +215,9 @@ class _WorkerLoader(DataLoader[Any]):
     """A loader of :class:`_Told`: an error of a worker is raised here, where its batch was to come."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        _PASSES[batches] = os.getpid()
+        for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -268,6 +273,18 @@ def _begin(_: int) -> None:
     worker = get_worker_info()
     assert worker is not None
     worker.dataset.windows.open_anew()  # type: ignore[attr-defined]
+
+
+# Passes by worker processes, and the process that each belongs to.
+_PASSES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _end_passes() -> None:
+    """End the workers of passes that were broken off: they ignore the request by which Python would end them."""
+    for batches, process in list(_PASSES.items()):
+        if process == os.getpid():
+            batches._shutdown_workers()
 
 
 def _smallest(n: int) -> type[np.int32] | type[np.int64]:
