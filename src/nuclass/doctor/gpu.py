@@ -19,8 +19,8 @@ from nuclass.doctor.networks import Use, memory_of, uses_of
 from nuclass.doctor.slurm import on_a_gpu_node
 
 PROBE_S = 60.0
-# The reckoning may be a third too high.
-SURELY = 2 / 3
+# The reckoning is up to a fifth too high.
+SURELY = 0.8
 # A process of its own: a broken driver can end or hang the process that asks it.
 _PROBE = """
 import json, sys, warnings

@@ -9,11 +9,16 @@ from typing import Any
 
 from nuclass.models.backbones.registry import REGISTRY, BackboneSpec
 
-# Bytes a parameter while it is trained with AdamW in mixed precision: weight, gradient and two moments of 4 each, and
-# the copy of 2 that autocast keeps.
-TRAINED_BYTES = 18
+# Bytes a parameter that is trained with AdamW in mixed precision when activations are at their most: weight and two
+# moments of 4 each, and the copy of 2 that autocast keeps.
+TRAINED_BYTES = 14
+# At the optimizer's step, when activations are gone and gradients of 4 are there.
+STEP_BYTES = 18
 # While it is only used: weight, and the copy of autocast.
 FROZEN_BYTES = 6
+# Bytes of activations a token and unit of width: of a block, and of its input where checkpointing keeps that alone.
+# Measured on an H100 (docs/performance.md): autocast keeps sums and norms in 32 bits.
+BLOCK_BYTES, INPUT_BYTES = 46, 4.4
 # CUDA, its libraries and what the allocator cannot use, in bytes.
 FLOOR = 1_500_000_000
 
@@ -123,10 +128,11 @@ def _trained(part: str, backbone: Mapping[str, Any], trainer: Mapping[str, Any])
 def memory_of(use: Use) -> int | None:
     """Return the memory of a GPU in bytes that a use of a registered network wants, about; None for others.
 
-    Weights: 18 bytes a parameter that is learnt, 6 that is not. Activations of a transformer of width h and s tokens
-    for b images: 34 s b h bytes a block in 16 bits (Korthikanti et al. 2022, without the attention's own, never whole
-    in memory); kept for all blocks, or with checkpointing for one, and 2 s b h for each other. Blocks are
-    reckoned as parameters / 12 h^2. Twice the activations in 32 bits.
+    Weights: 14 bytes a parameter that is learnt, 18 at the optimizer's step, 6 that is not. Activations of a
+    transformer of width h and s tokens for b images: 46 s b h bytes a block in mixed precision, fitted to the memory of
+    an H100 (34 where all is in 16 bits: Korthikanti et al. 2022, without the attention's own, never whole in memory);
+    kept for all blocks, or with checkpointing for one, and 4.4 s b h for each other. Blocks are reckoned as
+    parameters / 12 h^2. Half as much again for the activations in 32 bits.
     """
     spec = use.spec
     if spec is None or not spec.hub_id:
@@ -140,11 +146,8 @@ def memory_of(use: Use) -> int | None:
     side = int(use.backbone.get("input_px", spec.input_px))
     tokens = (side // patch) ** 2 + 1 + int(arguments.get("reg_tokens", arguments.get("num_register_tokens", 0)))
     blocks = max(1, round(spec.parameters / (12 * width**2)))
-    unit = tokens * use.batch * width * (2 if use.full else 1)
+    unit = tokens * use.batch * width * (1.5 if use.full else 1)
     if not use.trained:
-        activations = 34 * unit
-    elif use.checkpointing:
-        activations = (34 + 2 * blocks) * unit
-    else:
-        activations = 34 * blocks * unit
-    return FLOOR + spec.parameters * (TRAINED_BYTES if use.trained else FROZEN_BYTES) + activations
+        return round(FLOOR + FROZEN_BYTES * spec.parameters + BLOCK_BYTES * unit)
+    a_unit = BLOCK_BYTES + INPUT_BYTES * blocks if use.checkpointing else BLOCK_BYTES * blocks
+    return round(FLOOR + max(TRAINED_BYTES * spec.parameters + a_unit * unit, STEP_BYTES * spec.parameters))

@@ -15,6 +15,7 @@ GRADES = {
     "measured": "measured on slides of several sizes",
     "demo": "measured on the demo's small slides alone; how it grows is assumed",
     "learned": "learned from finished jobs of a study",
+    "steps": "RECKONED from steps measured on an H100; no whole job was",
     "reckoned": "RECKONED, never measured",
     "assumed": "assumed",
 }
