@@ -14,7 +14,7 @@ import torch
 
 from fit_example import PLAIN, TinyModule, run
 from nuclass.core.errors import UserError
-from nuclass.training import compiling
+from nuclass.training import compiling, train
 from nuclass.training.compiling import LARGE, MANY, compiles, failures_told, filled, is_compiled
 from nuclass.training.context import embed_context
 from nuclass.training.predict import predict_slide
@@ -175,3 +175,18 @@ def test_a_pass_by_compiled_networks_is_another_one(
         assert predictor.local is not None
         assert is_compiled(predictor.local.backbone) is wanted
     assert len(identities) == 2
+
+
+@pytest.mark.parametrize(("environ", "expected"), [({}, "cuda:0"), ({"LOCAL_RANK": "3"}, "cuda:3")])
+def test_each_process_of_a_run_tries_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], expected: str
+) -> None:
+    started = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "4", "RANK": "3"} if environ else {}
+    for name, value in {**started, **environ}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    tried: list[str] = []
+    monkeypatch.setattr(train, "compiles", lambda _, device, *__: tried.append(str(device)))
+    train.speed_up(TinyModule().model, dataclasses.replace(PLAIN, accelerator="auto"), 10)
+    assert tried == [expected]

@@ -41,7 +41,8 @@ examples:
 
 The whole study, from bundles to the report, is one Snakemake command: snakemake --cores 2
 
-exit status: 0 done, 1 an error that is told in words (or a FAIL of a check), 2 a command that is misspelt, 130 Ctrl-C
+exit status: 0 done, 1 an error that is told in words (or a FAIL of a check), 2 a command that is misspelt, 130 Ctrl-C,
+143 SIGTERM and so on: 128 and the number of the signal that ended it
 """
 
 

@@ -40,11 +40,11 @@ def compiles(wanted: Compile, device: torch.device, network: nn.Module, cells: i
         large = sum(parameter.numel() for parameter in network.parameters()) >= LARGE
         if device.type != "cuda" or not large or cells < MANY:
             return False
-        if reason := why_not(device.type):
+        if reason := why_not(str(device)):
             _log.warning("networks are not compiled, which makes them a third slower or more: %s", reason)
             return False
         run_uncompiled_if_need_be()
-    elif wanted and (reason := why_not(device.type)):
+    elif wanted and (reason := why_not(str(device))):
         raise UserError(
             "Networks cannot be compiled here",
             where="compile: true",
@@ -80,7 +80,7 @@ def failures_told(where: str) -> Iterator[None]:
 
 @lru_cache
 def why_not(device: str) -> str:
-    """Return why ``torch.compile`` does not work on a kind of device, in a line; empty where it works."""
+    """Return why ``torch.compile`` does not work on a device, in a line; empty where it works."""
     try:
         torch.compile(_little)(torch.ones(16, device=device))
     except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:

@@ -388,6 +388,8 @@ def tell_unknown(frame: pd.DataFrame, vocabulary: Vocabulary) -> None:
     known = [name for name in vocabulary.organs if name != UNKNOWN]
     others = frame["organ"].astype(object)[~frame["organ"].isin(known)].value_counts()
     if UNKNOWN in vocabulary.organs:
+        if n := int(others.pop(UNKNOWN)) if UNKNOWN in others else 0:
+            _log.warning("%d cells are of no stated organ; the models take it as unknown", n)
         for organ, n in others.items():
             _log.warning(
                 "%d cells are of the organ '%s', which the models did not see (%s); they take it as unknown",

@@ -18,6 +18,7 @@ from torch import Tensor
 from nuclass.core.errors import UserError
 from nuclass.core.files import read_json, remove_state, write_json
 from nuclass.core.log import get_logger
+from nuclass.core.progress import readable_bytes
 from nuclass.training.state import why_another
 
 _log = get_logger(__name__)
@@ -174,7 +175,7 @@ class RowStore:
         need = self.total * sum(map(_row_bytes, self._columns.values()))
         free = shutil.disk_usage(self.folder).free
         if need > free:
-            raise self._full(f"{need / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+            raise self._full(f"{readable_bytes(need)} are needed, {readable_bytes(free)} are free")
 
     def _full(self, found: str) -> UserError:
         return UserError(

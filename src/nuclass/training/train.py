@@ -15,6 +15,7 @@ from nuclass.core.log import get_logger
 from nuclass.core.names import GLOBAL, LOCAL
 from nuclass.core.progress import Progress
 from nuclass.core.protocol import Protocol, switches_of
+from nuclass.core.ranks import started_ranks
 from nuclass.data.augment import to_unit
 from nuclass.data.modules import GlobalData, Loading, LocalData
 from nuclass.data.study import Study
@@ -292,7 +293,9 @@ def speed_up(model: Any, run: Trainer, cells: int) -> None:
     if run.gradient_checkpointing:
         model.backbone.checkpoint_gradients()
     on_gpu = run.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    # A trial on another process's GPU would take memory of it.
+    own = started_ranks().local_rank % torch.cuda.device_count() if on_gpu else 0
+    device = torch.device("cuda", own) if on_gpu else torch.device("cpu")
     if compiles(run.compile, device, model.backbone, cells * run.max_epochs):
         model.backbone.compile()
 
