@@ -83,7 +83,8 @@ def why_not(device: str) -> str:
     """Return why ``torch.compile`` does not work on a device, in a line; empty where it works."""
     try:
         torch.compile(_little)(torch.ones(16, device=device))
-    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:
+    except (RuntimeError, ImportError, OSError, KeyError, subprocess.SubprocessError) as error:
+        # A KeyError is a user without a name, as in containers.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__
     return ""
