@@ -276,6 +276,26 @@ def test_short_floats(tmp_path: Path) -> None:
     assert found.remedy == "set precision: 16-mixed in the models' file, or take a GPU from 2020 on"
 
 
+def test_what_compiling_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "include").mkdir()
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path / "include")})
+    case = on(tmp_path, environ={"PATH": str(tmp_path / "bin"), "CC": "mycc"})
+    told = only(gpu.CHECKS, "compilation", case)
+    assert told.verdict == "warn"
+    assert told.found.startswith(f"not here: a C compiler (gcc or clang) and {tmp_path / 'include' / 'Python.h'};")
+    program(tmp_path, "mycc", "")
+    (tmp_path / "include" / "Python.h").touch()
+    told = only(gpu.CHECKS, "compilation", case)
+    assert (told.verdict, told.found) == ("pass", "mycc and Python's headers are here")
+    assert only(gpu.CHECKS, "compilation", on(tmp_path, paper=False)).verdict == "skip"
+    models = make_case(tmp_path, paper=True).study.models
+    off = {part: {"trainer": {**models[part]["trainer"], "compile": False}} for part in ("local", "global")}
+    off["context"] = {"compile": False}
+    (tmp_path / "bin" / "mycc").unlink()
+    found = only(gpu.CHECKS, "compilation", on(tmp_path, models=off, environ={"PATH": str(tmp_path / "bin")}))
+    assert (found.verdict, found.found) == ("pass", "not asked for: compile is false")
+
+
 def uses(folder: Path) -> dict[str, Any]:
     return {use.part: use for use in uses_of(make_case(folder, paper=True).study.models)}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from nuclass.core.errors import UserError
@@ -242,7 +244,7 @@ def _against(case: Case, there: list[Card], known: list[tuple[Use, int]]) -> Fin
     use, wanted = max(known, key=lambda pair: pair[1])
     told = (
         f"about {readable_bytes(wanted)} for {use.part} ({use.name}, {use.batch} images at once), reckoned from its "
-        "parameters, tokens and batch: a third more or less is possible"
+        "parameters, tokens and batch, and fitted to an H100: up to a fifth less is possible"
     )
     if not there:
         return skipped(f"{told}; no GPU here to compare with")
@@ -299,10 +301,33 @@ def short_floats(case: Case) -> Finding:
     )
 
 
+def compilation(case: Case) -> Finding:
+    """What compiling the networks wants besides PyTorch: a C compiler and the headers of Python."""
+    needy = _needy(case)
+    if not needy:
+        return skipped("the study's networks need no GPU" if case.sound else "the study cannot be read")
+    models = case.study.models
+    places = {"context": models["context"], **{part: models[part]["trainer"] for part in ("local", "global")}}
+    asked = [name for name, section in places.items() if section.get("compile", "auto") is not False]
+    if not asked:
+        return passed("not asked for: compile is false")
+    compilers = [case.environ.get("CC", ""), "gcc", "clang"]
+    found = next((name for name in compilers if name and find(name, case.environ)), "")
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    lacking = [*([] if found else ["a C compiler (gcc or clang)"]), *([] if headers.is_file() else [str(headers)])]
+    if not lacking:
+        return passed(f"{found} and Python's headers are here")
+    return warned(
+        f"not here: {' and '.join(lacking)}; without them features take twice the time, trainings a third more",
+        "module load gcc   on many clusters; a Python of conda has its headers, Debian's: apt-get install python3-dev",
+    )
+
+
 CHECKS = [
     Check("gpu", "driver", driver, 30.0),
     Check("gpu", "torch and CUDA", torch_build, PROBE_S + 20),
     Check("gpu", "number of GPUs", number, PROBE_S + 20),
     Check("gpu", "GPU memory", memory, 30.0),
     Check("gpu", "bfloat16", short_floats, PROBE_S + 20),
+    Check("gpu", "compilation", compilation, 5.0),
 ]
